@@ -30,7 +30,7 @@ settings.load_profile("ci" if "CI" in os.environ else "local")
 
 @pytest.fixture(autouse=True)
 def _restore_log_level() -> Iterator[None]:
-    """Restore the log level after each test. Reloads of an app in the test's process change it."""
+    """Restore the log level after each test. Tests that reload an app change the level."""
     logger = logging.getLogger("skyfast")
     level = logger.level
     yield

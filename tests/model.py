@@ -5,12 +5,12 @@ defines the contents of a page, so each change of the model needs a worked examp
 ``test_rules.py``. Flows are decoded JSON objects of messages. Times are in seconds.
 
 A `Spec` has the options of a configuration. docs/architecture.md describes most rules. This
-docstring lists the other rules, with these terms:
+docstring lists the other rules. They use these terms:
 
-* A *row* is a connection or an overflow connection in one view.
+* Each connection and each overflow connection of a view is a *row*.
 * A flow is *unknown* if the table does not store it.
 * *Deltas* are the increases that a report adds to the counters of rows.
-* A report is *late* if neither its ``Last`` nor any counter is higher than the stored value.
+* A report is *late* if neither its ``Last`` nor any of its counters exceeds the stored value.
 * The *objects* of a flow are JSON objects such as ``Network`` or ``TCPMetric``.
 * A table has *overflow rows* if the option ``overflow`` is "other".
 
@@ -20,19 +20,18 @@ Reports
 * Values that are not exported are not validated. Such values do not affect whether a report is late
   or whether a flow restarts. If a counter is the sum of both directions, only the sum is compared
   with the previous report.
-* If a report lacks the object of a counter, the counter does not change. If the flow restarts in
-  this report, the table forgets the flow's total of this counter. The next report that has the
-  object then adds the whole total of the counter.
-* A label value is validated as the page shows it. The fields from which a label value is computed
-  are not validated, with one exception: the keys of lookups are validated, because the table stores
-  them.
+* If a report lacks the object of a counter, the counter does not change. If the flow also
+  restarts in this report, the table forgets the flow's total of the counter. The next report that
+  has the object then adds the whole total.
+* If a label value is computed from fields, only the computed value is validated, not the fields.
+  There is one exception: the table stores the keys of lookups, so it validates them.
 * Drop and keep rules are not applied to a flow without a required object. Such a flow is counted
   as skipped. A flow that a rule drops is counted under the name of the rule, but not as skipped.
 * The *lifecycle times* are ``Start``, ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``.
 * These fields are optional: the lifecycle times, ``FinishType``, all fields of gauges and
   histograms, and the fields of counters outside ``Metric``. An optional field that is out of range
-  is omitted, and counted once per report. If the report is skipped, its omitted fields are only
-  counted if the reason is ``late``, ``ended`` or ``table_full``.
+  is omitted, and counted once per report. The omitted fields of a skipped report are
+  counted only for the reasons ``late``, ``ended`` and ``table_full``.
 * Lifecycle times are read in three cases: they affect the deltas of an unknown flow, a view counts
   new flows, or a view has the histogram of a first value.
 * A report without a valid ``FinishType`` does not count as a first report, because the report may
@@ -46,18 +45,18 @@ Views
 * If all labels of a view are labels of the first view, the view is *linked* to the first view.
   Flows that share a row of the first view also share a row of the linked view. The first of these
   flows determines the row of the linked view.
-* If a view other than the first is full when a flow becomes live, the flow belongs to the view's
-  overflow row. If the table has no overflow rows, the flow has no row in this view. The flow gets
-  no other row while it is live, even if the view has space again. In a linked view, the decision is
-  made once for all flows that share a row of the first view.
+* A view other than the first can be full when a flow becomes live. The flow then belongs to the
+  view's overflow row. If the table has no overflow rows, the flow has no row in this view. This
+  does not change while the flow is live, even if the view has space again. All flows that share a
+  row of the first view have the same row, or no row, in a linked view.
 * Overflow rows do not count towards the limits, but are included in the number of rows. Overflow
-  rows never expire, and have no gauges. If another row already has the labels of an overflow row,
-  that row becomes the overflow row.
+  rows never expire, and have no gauges. If a row with the label values of the
+  overflow row already exists, it becomes the overflow row.
 * If the table has overflow rows, a report that the first view rejects still changes the flow's rows
-  in the other views: it adds its deltas, sets gauges and extends deadlines. The number of flows of
-  these rows does not include the flow.
+  in the other views: it adds its deltas, sets gauges and extends deadlines. These rows do
+  not count the flow.
 * An unknown flow that creates a row adds its total to this row if only one conversation can have
-  the labels of the row. This rule no longer applies when the table has an overflow row.
+  the labels of the row. This rule no longer applies once any view has created an overflow row.
 
 Names
 -----
@@ -73,9 +72,9 @@ Names
   which starts at zero. The second flow still belongs to "a", which stays at 300 bytes. Before the
   next slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Now "b" has 1 byte, and
   "a" has 302 bytes. After the second slice, "a" has no flows and is removed.
-* The limits do not apply to flows that move. The new row expires no earlier than if it had received
-  the flow's latest report. The new row has a series for each counter that the flow ever had. Series
-  that did not exist before start at zero.
+* The limits do not apply to flows that move. The deadline of the new row is extended as if
+  the row had received the flow's latest report. The new row gets a series for each counter that
+  the flow ever had. If the row lacked such a series, the series starts at zero.
 
 Dormant flows
 -------------
@@ -100,8 +99,8 @@ New flows
 
 * A flow is *new* if its report counts as a first report, or if the flow began so late that it
   cannot have been counted before. Each row of a new flow, even an overflow row, counts the flow.
-* Creating a row can be the only reason why a flow adds its total. Such a flow is not new: it can
-  create a row in one view and not in another, but all views must count the same new flows.
+* A flow is not new if it adds its total only because it creates a row. It may create a row in one
+  view and not in another, but all views must count the same new flows.
 * Live and dormant flows are never new, even if they restart.
 * If a row of the first view is restored from the totals of a dormant flow, the row counts one new
   flow. The removed row also counted exactly one new flow: if the number had been different, the
@@ -134,23 +133,23 @@ Histograms
 
 * Histograms count each flow at most once. The first view cannot have histograms.
 * The histogram of a *first value* observes the first value above 0 of a flow. The first value of a
-  live or dormant flow can be in any report that is not late. An unknown flow is only observed if
-  the flow is new. If an unknown flow that is not new reports a value above 0, the flow is never
-  observed, because its first value may have been observed before.
+  live or dormant flow can be in any report that is not late. An unknown flow is observed only if
+  it is new. An unknown flow that is not new may have been observed before. If it reports a value
+  above 0, it is therefore never observed again.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
-  rows that have its labels. Missing rows are created. Fields of these histograms are only read in
+  rows that have its labels. Missing rows are created. Fields of these histograms are read only in
   closing reports.
 * If ``deduplicate`` is "first", a closing report that is skipped as ``ended`` is not observed,
   because it may be a duplicate. If ``deduplicate`` is "none", the report is observed, and its flow
   is stored as an ended flow. If the table has no space for the flow, the flow is not stored. The
-  report, and each repetition of the report, is then only observed if the table has overflow rows.
-* The late closing report of a dormant flow is not observed if its labels are invalid, or if another
-  capture point has taken over its conversation.
+  report and its repetitions are then observed only if the table has overflow rows.
+* The late closing report of a dormant flow is not observed if the report has an invalid label, or
+  if another capture point has taken over the conversation of the flow.
 * A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
   another field. An age is not observed if it is negative, or if one of the two fields is 0 or
   invalid.
-* A report that is skipped as ``table_full`` is only observed if the table has overflow rows. A
+* A report that is skipped as ``table_full`` is observed only if the table has overflow rows. A
   report that is skipped for any other reason except ``late`` and ``ended`` is not observed. A view
   that rejects a report does not observe the report. An observed report extends the deadline of its
   row.
@@ -162,8 +161,8 @@ Bounds
   packets are the counters of the row, summed over both directions.
 * In all other respects, a hidden row is like a shown row: it counts towards the limits, has flows
   and expires, and its counters can be saved. For example, with ``min_bytes`` 1000, a row with 400
-  bytes from the initiator and 599 bytes from the target is hidden. With one more byte from the
-  target, the page shows all series of the row, with 400 and 600 bytes.
+  bytes from the initiator and 599 bytes from the target is hidden. After one more byte from the
+  target, the page shows all series of the row. The series of bytes are then 400 and 600.
 * Overflow rows are never hidden. Bytes and packets are counted even if no family shows them. The
   bounds can change at any time.
 """
@@ -191,7 +190,7 @@ VIEW_TIMEOUT_S = 3600.0
 FLOW_MEMORY_S = 1290.0
 FLOW_UPDATE_S = 60.0
 MAX_REPORT_DELAY_S = 15.0
-"""The maximum delay of a report, in addition to the time until the agent's next update."""
+"""The maximum time between the update in which an agent reports a flow and the report's arrival."""
 LIFECYCLE_TIMES = (("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
 CLOSING = 1
 FINISHES = {CLOSING: "timeout", 2: "fin", 3: "rst"}
@@ -202,7 +201,7 @@ OTHER = "other"
 
 
 class Rewrite(Protocol):
-    """Maps the value at a label's path, or the flow if the path is empty, to a label value."""
+    """Maps the value at a label's path to a label value. An empty path stands for the flow."""
 
     def __getitem__(self, value: Any, /) -> str | int: ...
 
@@ -211,8 +210,9 @@ class Names(dict[str, tuple[str, ...] | None]):
     """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
     A key is ambiguous if its value is None. The names of an ambiguous key depend on the context,
-    which is the flow's other address and its capture point. ``contexts`` has these names by key,
-    other address and capture point. In all other contexts, the names are empty.
+    which is the flow's other address and its capture point. ``contexts`` has the names of ambiguous
+    keys, by key, other address and capture point. In a context without an entry, the names are
+    empty.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class Family:
 
     ``observes`` defines what a histogram observes. "first" means the first value above 0 of a flow.
     "total" and "age" mean the total or the age in the closing report of a flow. ``buckets`` are the
-    bounds as on the page, without "+Inf".
+    upper bounds of the buckets, written as on the page, without "+Inf".
     """
 
     name: str
@@ -323,7 +323,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class View:
-    """Series with the same labels. Without the label `DIRECTION`, values sum both directions.
+    """Series with the same labels. Without the label `DIRECTION`, a value is the sum of both.
 
     Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
     after their last report. ``timeout_s`` must be so long that no row expires before its flows.
@@ -504,7 +504,7 @@ KNOWN_LABELS = {
 
 @dataclass(frozen=True)
 class Total:
-    """A counter: a field of flows with a running total, or the sum of such fields."""
+    """A counter: the running total in a field of flows, or the sum of several such totals."""
 
     paths: tuple[Path, ...]
 
@@ -595,7 +595,7 @@ class Row:
     is_overflow: bool = False
     start_ms: int | None = None
     linked_rows: dict[int, Row | None] = field(default_factory=dict)
-    """Only in the first view: the rows of the same flows in linked views, by number of the view."""
+    """The rows in linked views, by number of the view; only a row of the first view has them."""
 
     def add(self, deltas: Deltas) -> None:
         self.totals = added(self.totals, deltas)
@@ -778,7 +778,7 @@ class Model:
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
     def raise_horizon(self, now: float) -> None:
-        """Raise the horizon to ``now``: no flow that begins later has been counted before."""
+        """Raise the horizon to ``now``: flows that begin after ``now`` have never been counted."""
         self.horizon_s = max(self.horizon_s or now, now)
 
     # Reports
@@ -1109,7 +1109,7 @@ class Model:
         first = self._rows[0].get(view_values[0])
         is_new = first is None
         if first and not first.flows:
-            first = None  # the linked rows of an overflow row without flows are out of date
+            first = None  # an overflow row without flows: its linked rows are out of date
         for n in self._linked_views() if first else ():
             adds_whole_total[n] = False
             has_no_row[n] = first.linked_rows.get(n) is None
@@ -1252,7 +1252,7 @@ class Model:
         return None
 
     def _stay_dormant(self, known: Flow, flow: JSON, now: float) -> None:
-        """Keep a flow dormant after counting its report. Start a claim if deduplicating."""
+        """Keep a flow dormant after counting its report. With deduplication, start a claim."""
         if not self._deduplicates:
             self._append_dormant(known, now)
             return
@@ -1330,7 +1330,10 @@ class Model:
             self._dormant.append(saved)
 
     def _make_dormant(self, flow: Flow, now: float) -> None:
-        """Make a flow dormant, and remove it from its rows. Remove a connection without flows."""
+        """Make a flow dormant, and remove it from its rows.
+
+        If no flows are left in the connection, remove the connection.
+        """
         first = flow.rows[0]
         assert first is not None
         for row in flow.rows:
@@ -1692,7 +1695,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """Return the number and the bytes of hidden rows of each view; None without bounds."""
+        """Return how many rows each view hides, and their bytes of traffic; None without bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._unexpired(n, now) if not reaches(row, bounds)]
@@ -1701,9 +1704,10 @@ class Model:
         return result
 
     def forecast(self, now: float, n: int, bounds: Iterable[Bounds]) -> list[tuple[int, int, int]]:
-        """Return how many rows, series and bytes view ``n`` would show with other bounds.
+        """Return what view ``n`` would show with other bounds.
 
-        The result has one item for each pair of bounds in ``bounds``.
+        For each pair of bounds in ``bounds``, the result has the numbers of rows, of series and of
+        bytes of traffic.
         """
         result = []
         for bound in bounds:
@@ -1813,7 +1817,7 @@ class Model:
         return values
 
     def lines(self, family: Family, row: Row) -> Iterator[str]:
-        """Yield the lines of a row in a family, in order: no lines if the view lacks the family."""
+        """Yield the lines of a row in a family, in order; nothing if the view lacks the family."""
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):
@@ -1864,7 +1868,7 @@ def histogram_lines(
 
 
 def family_values(family: Family, view: View) -> list[Total | Gauge | Distribution | None]:
-    """Return the values that a row has in a family: one for each direction, or their sum.
+    """Return the values of a family: one for each direction, or one for the sum of both.
 
     None stands for the number of flows.
     """
@@ -2207,7 +2211,7 @@ INTERFACE_COUNTERS = {
     ("rx_errors", "receive_errors"): "RxErrors",
     ("tx_errors", "transmit_errors"): "TxErrors",
     ("rx_missed_errors", "receive_missed_errors"): "RxMissedErrors",
-    ("tx_missed_errors", ""): "",  # Skydive has no such counter.
+    ("tx_missed_errors", ""): "",  # Skydive does not have this counter.
     ("collisions", "collisions"): "Collisions",
 }
 INTERFACE_FAMILIES = tuple(
@@ -2248,8 +2252,8 @@ def interface_page(
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     """Return labels whose values come from a response of the topology API, by name of the label.
 
-    ``nodes`` are the interfaces in the response. Each must have a different ``TID``. The name of an
-    address is the host of its interface.
+    ``nodes`` are the interfaces in the response. Their ``TID`` must differ. The name of an
+    address is the host of the interface that has the address.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:

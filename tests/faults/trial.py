@@ -71,7 +71,7 @@ COUNTED = (
 """The names of all metrics that count errors."""
 
 Reason = tuple[str, str]
-"""A counter in `COUNTED`, and the value of its label ``reason`` or an empty string."""
+"""A metric in `COUNTED` and a value of its label ``reason``; "" if the metric lacks the label."""
 
 SERIES = re.compile(
     r'skydive_network_connection_total_bytes\{initiator_ip="([\d.]+)",.*'

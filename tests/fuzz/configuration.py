@@ -114,7 +114,7 @@ class Configuration(Target):
 
 
 def check_error(error: ConfigError, *, hides: str | None) -> None:
-    """Check that an error is a short line of text that does not contain the secret ``hides``."""
+    """Check that an error is a short line of text without the secret in ``hides``."""
     text = str(error)
     assert text, "the error has no message"
     assert text.isprintable(), repr(text)

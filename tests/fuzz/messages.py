@@ -96,8 +96,8 @@ class Messages(Target):
     def run(self, case: bytes) -> None:
         """Check the counters and the page after every message.
 
-        No message may raise an exception. Each message is counted once. Each flow that Python's
-        JSON module reads is counted once, except in messages with equal keys in an object. Each
+        No message may raise an exception. Each message is counted once. If no object of a
+        message has equal keys, each flow that Python's JSON module reads is counted once. Each
         received flow is either skipped or in the table. An independent parser accepts the page, and
         each series is unique. After all messages of the case, a good message is accepted.
         """

@@ -75,7 +75,7 @@ def any_value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def list_entries(tree: Any) -> list[tuple[Any, Any]]:
-    """Return pairs of a container and a key or index, for all values in a tree."""
+    """Return each value's place in a tree: the dict or list, and the key or index."""
     entries = []
     nodes = [tree]
     while nodes:

@@ -1,4 +1,4 @@
-"""Finding the capture points of each capture in a sample of the flows."""
+"""A sample of the flows shows the capture points of each capture."""
 
 import json
 from typing import Any

@@ -112,7 +112,7 @@ def test_captures_stay_and_gauges_change_while_the_clock_is_stopped():
 
 @pytest.mark.parametrize("points", [2, 7, 100])
 def test_gauges_are_stable_with_several_capture_points(points):
-    """Each gauge is the maximum of all points, which report at different times."""
+    """A gauge shows the maximum over all points, although the points report at different times."""
     captures = make_captures()
     for turn in range(8):
         for point in range(points):
@@ -290,7 +290,7 @@ def test_page_is_consistent_while_captures_change():
 
 
 def test_recorded_reports_of_an_agent_give_the_expected_values():
-    """``PacketsReceived`` is the sum of ten readings of a total. skyfast divides it by ten."""
+    """``PacketsReceived`` is the sum of ten readings of a total, so skyfast divides it by ten."""
     captures = make_captures()
     for line in (RECORDINGS / "one-analyzer.jsonl").read_bytes().splitlines():
         message = msgspec.json.decode(line)

@@ -64,7 +64,7 @@ def test_implausible_time_is_counted(
         (SLACK_S - MAX_BEHIND_S, 2, False),
     ],
 )
-def test_times_of_closing_reports_may_be_older(
+def test_older_times_are_plausible_in_closing_reports(
     seconds: float, finish: int, *, is_behind: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink = Sink()

@@ -1,4 +1,4 @@
-"""Names of addresses: names from the topology, combined with own names (key ``names``)."""
+"""Names of addresses: those from the topology, and *own names* from the key ``names``."""
 
 import pytest
 

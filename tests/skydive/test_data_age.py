@@ -29,7 +29,7 @@ def observed(*flows: Any) -> tuple[HistogramStats, HistogramStats]:
 
 
 def counts(histogram: HistogramStats) -> dict[float, int]:
-    """Map the upper bound of each bucket that is not empty to its count."""
+    """Return the counts of the buckets that are not empty, by upper bound."""
     bounds = (*histogram.bounds, float("inf"))
     return {bound: n for bound, n in zip(bounds, histogram.counts, strict=True) if n}
 

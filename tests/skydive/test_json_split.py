@@ -145,7 +145,7 @@ def test_elements_of_any_list_match_those_of_the_json_module(values, ascii_only,
 
 
 def outcome(read):
-    """Return the result of ``read``, or None if it raises because the text is not a list."""
+    """Return the result of ``read``, or None if the text is not a list."""
     try:
         values = read()
     except (ValueError, RecursionError):
@@ -157,7 +157,7 @@ def outcome(read):
 @given(st.text(alphabet=st.sampled_from('[]{},:"\\ 1nul'), max_size=20).map(str.encode), SIZES)
 @example(b"[1,]", [1])
 @example(b'[{"a":1},[],"],"]', [2])
-def test_any_text_is_split_or_rejected_like_in_the_json_module(text, sizes):
+def test_splitter_and_json_module_agree_on_any_text(text, sizes):
     assert outcome(lambda: [json.loads(element) for element in split(text, sizes)]) == outcome(
         lambda: json.loads(text)
     )

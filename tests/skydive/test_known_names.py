@@ -80,11 +80,11 @@ def test_names_can_be_searched(names: KnownNames) -> None:
     assert list(names.addresses_like(lambda _: True)) == ["10.0.0.1"]
     assert set(names.nodes_like(lambda name: "eth0" in name)) == {"pod", "container", "netns"}
     assert list(names.nodes_like(lambda name: "bond" in name)) == ["only"]
-    # The topology has another name for this interface. Only the topology's name can be found.
+    # If the index has a name for an interface, the exported name is not searched.
     assert list(names.nodes_like(lambda name: "elsewhere" in name)) == []
 
 
-def test_only_interfaces_have_names_if_no_label_needs_names() -> None:
+def test_addresses_have_no_names_if_no_label_needs_names() -> None:
     names = KnownNames(index=None, interfaces=SimpleNamespace(names=INTERFACES))
     assert names.of_address("10.0.0.1") == ""
     assert list(names.addresses_like(lambda _: True)) == []

@@ -92,7 +92,7 @@ def test_names_are_available_at_once(index):
     assert index.ambiguous == 0
 
 
-def test_only_changed_names_are_reported(index):
+def test_update_returns_only_keys_whose_names_changed(index):
     update(index, nodes={"t1": "eth0", "t2": "eth1"}, addresses={"10.0.0.1": "a"})
     assert update(index, nodes={"t1": "eth0", "t2": "wan0"}, addresses={"10.0.0.1": "b"}) == (
         {"t2"},
@@ -177,20 +177,20 @@ def test_unchanged_names_of_an_ambiguous_address_stay_the_same_object(index):
         {"addresses": {"10.0.0.1": "b"}},
     ],
 )
-def test_an_address_whose_names_change_in_a_context_is_reported(index, change):
+def test_update_returns_an_ambiguous_address_whose_resolved_names_changed(index, change):
     update(index, **AMBIGUOUS)
     assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") == names_of("a")
     assert update(index, **{**AMBIGUOUS, **change})[1] == {"10.0.0.1"}
     assert index.addresses.resolve("10.0.0.1", "10.0.0.2", "t1") != names_of("a")
 
 
-def test_an_address_that_was_never_looked_up_is_not_reported(index):
+def test_update_does_not_return_an_ambiguous_address_that_was_never_looked_up(index):
     update(index, **AMBIGUOUS)
     changed = {"10.0.0.1": (candidate("c", host="h1"), candidate("b", host="h2"))}
     assert update(index, **{**AMBIGUOUS, "addresses": changed}) == (set(), set())
 
 
-def test_an_address_looked_up_during_a_comparison_is_reported(index):
+def test_apply_returns_an_address_that_was_looked_up_during_the_comparison(index):
     update(index, **AMBIGUOUS)
     changed = {"10.0.0.1": (candidate("c", host="h1"), candidate("b", host="h2"))}
     changes = index.compare(resolution(**{**AMBIGUOUS, "addresses": changed}), 0.0)
@@ -208,8 +208,8 @@ def test_the_cache_of_contexts_is_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # One name was missing because the cache was full. The address is therefore reported as changed,
-    # and its names are looked up again.
+    # The cache was too full for the names of one context. `update` therefore returns the address,
+    # so that the names are looked up again.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):
@@ -418,7 +418,7 @@ def shown(index, flow):
 
 @settings(deadline=None)
 @given(STEPS, st.sampled_from([1, 4, 1000]))
-def test_every_flow_has_the_names_of_the_latest_resolution_or_is_reported(steps, max_resolved):
+def test_flows_have_the_latest_names_or_their_addresses_are_returned(steps, max_resolved):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(name_index, "MAX_RESOLVED", max_resolved)
         patch.setattr(name_index, "PRUNE_INTERVAL_S", 0.0)

@@ -338,7 +338,7 @@ def test_a_container_in_the_namespace_of_a_host_gives_no_name(topology):
     assert topology.node_names(interface) == {"name": "eth0", "host": "h1", "type": "device"}
 
 
-def test_neither_namespace_of_a_container_with_two_owners_is_named_after_a_container(topology):
+def test_a_container_with_two_owners_prevents_container_names_in_both_namespaces(topology):
     host = topology.host()
     first, second = topology.netns(host, "a"), topology.netns(host, "b")
     topology.interface(first, "10.0.0.1/24")
@@ -1213,8 +1213,8 @@ def test_edges_to_missing_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # Edges from an interface to a node that it owns, and from a service to a node that it selects,
-    # are not counted, because skyfast reads only some of these nodes.
+    # skyfast reads only some of the nodes that interfaces own or services select. Therefore it does
+    # not count a missing node at the end of such an edge.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

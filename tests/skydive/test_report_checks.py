@@ -1,4 +1,4 @@
-"""Detection of lost reports in a sample of the messages, without false positives.
+"""Lost reports are detected in a sample of the messages. There are no false positives.
 
 A report has a *gap* if its totals have increased by more than its ``LastUpdateMetric`` shows.
 """
@@ -240,7 +240,7 @@ def test_rate_of_checked_messages_is_limited() -> None:
             sink.checker.tick()
         if sink.checker.should_check():
             chosen.append(sink.now)
-    # After the first period, the probability matches the rate of 1,000 messages per second.
+    # After the first period, the probability of a check is adjusted to 1,000 messages per second.
     later = [now for now in chosen if now >= 100.0 + RATE_PERIOD_S]
     assert len(later) == pytest.approx(50 * SAMPLES_PER_S, rel=0.1)
     # The limit also applies to the first second.

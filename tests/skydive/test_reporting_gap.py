@@ -1,4 +1,4 @@
-"""When skyfast holds (stops) the clock of the table.
+"""Tests that skyfast *holds* (stops) the clock of the table only while reports may be missing.
 
 The tests use virtual time: `skyfast.skydive.reporting_gap` has no clock and no socket.
 """
@@ -37,7 +37,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Let only ``delivering`` deliver for ``seconds``. Return how long the clock was held."""
+        """Let ``seconds`` pass, in which only ``delivering`` deliver. Return the held time."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()
@@ -290,5 +290,5 @@ def test_decisions_match_the_reference_model(
             assert held == reference.update(now_s, delivering, subscribed, update_s)
             assert bool(gap.causes) == reference.missing[-1]
             run_s = max(run_s, held_s)
-    # The limit is checked once per step of the test, and a step lasts up to 75 s.
+    # A step of the test lasts up to 75 s, so the clock can be held up to 75 s beyond the limit.
     assert run_s <= INCIDENT_UPDATES * update_s + 75

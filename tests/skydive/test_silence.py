@@ -99,7 +99,7 @@ class Cluster:
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:
-        """Advance by one second. Return the reason for each silent subscription, by its index."""
+        """Advance by one second. Return the reasons why subscriptions are silent, by index."""
         self.now += 1
         statistics = [0] * len(self.subscriptions)
         flows = [False] * len(self.subscriptions)
@@ -127,7 +127,7 @@ class Cluster:
         return silent
 
     def run(self, seconds: int) -> dict[int, tuple[int, str]]:
-        """Advance. Return the first silent second and the reason for each silent subscription."""
+        """Advance. For each silent subscription, return the first silent second and the reason."""
         silent: dict[int, tuple[int, str]] = {}
         for second in range(1, seconds + 1):
             for number, reason in self.tick().items():

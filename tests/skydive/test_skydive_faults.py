@@ -46,7 +46,7 @@ MANY, FEW = 1_000, 5
 
 SILENCE_MS = 45_000
 POWER_LOSS_MS = 150_000
-"""Time until agents notice that a host has lost power."""
+"""Time until agents notice that the host of an analyzer has lost power."""
 
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
 MAIN_FAMILIES = (*FAMILIES, *compatible("new_flows"))
@@ -421,7 +421,7 @@ def test_expired_flow_is_deduplicated_when_it_closes(monkeypatch):
 # Silence
 
 CAPTURES = 40
-"""With so many capture points, 15 s without statistics hardly occur by chance."""
+"""A number of capture points. With so many, 15 s without statistics hardly occur by chance."""
 
 CALM_S = 480
 PHASES_S = (0, 1, 5, 20, 40, 44, 50, 55, 58, 59)
@@ -429,7 +429,7 @@ INTERRUPTIONS = ("leaves", "vanishes", "restarts", "is down")
 
 
 class MonitoredTable:
-    """A table with skyfast's silence detection, fed by conversations that never pause."""
+    """A table with skyfast's silence detection. Its conversations never pause."""
 
     def __init__(self, seed, analyzers):
         self.cluster = cluster = Cluster(random=Random(seed))
@@ -495,7 +495,7 @@ def test_no_connection_expires_while_subscriptions_are_interrupted(seed, analyze
     monitored = MonitoredTable(seed, analyzers)
     start = len(monitored.connections)
     for how, number, phase_s in interruptions:
-        monitored.run(phase_s)  # ``phase_s`` is the time since an update tick
+        monitored.run(phase_s)  # the time from an update tick to the interruption
         monitored.interrupt(how, pick(monitored.cluster.analyzers, number))
         monitored.run(CALM_S - phase_s)
     assert {count for _, count in monitored.connections[start:]} == {CAPTURES}

@@ -259,7 +259,7 @@ def test_application_timeout_needs_a_tick_without_packets(table, sender):
     assert "FinishType" not in report, "the packet is 55 s old, but new since the previous tick"
 
 
-def test_application_timeout_must_be_exceeded(sender):
+def test_flow_closes_only_after_more_than_the_application_timeout(sender):
     table = FlowTable(sender, options=FlowOptions(application_timeout_ms=(("DNS", 10_000),)))
     send(table, 10, DNS)
     table.update_at(ms(10))
@@ -358,7 +358,7 @@ def test_stopped_agent_closes_all_flows(table, sender):
     assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
     assert [update_values(report) for report in reports] == [
         (100, 0, 3, 60),  # the idle flow repeats its last update
-        (7, 0, 60, 70),  # the busy flow has later packets, up to its Last
+        (7, 0, 60, 70),  # the busy flow has a packet since its last update
         (100, 0, 71, 71),  # the new flow has no earlier report
     ]
 
@@ -440,7 +440,7 @@ def test_ticks_start_with_the_capture():
 
 
 @pytest.mark.parametrize("expire_first", [False, True, None])
-def test_order_of_simultaneous_ticks_is_random_unless_set(expire_first):
+def test_order_of_simultaneous_ticks_is_random_unless_expire_first_is_set(expire_first):
     orders = set()
     for seed in range(20):
         cluster, agent, table, _ = make_cluster(

@@ -311,8 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # With some faults, the fake analyzer accepts the first attempt, but skyfast gives it
-            # up. Wait for the second attempt.
+            # With some faults, the fake analyzer accepts the first attempt, but skyfast abandons
+            # this attempt. Wait for the second attempt.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -375,7 +375,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         (lambda remote: _do(remote.writer.close), "closed"),
         (lambda remote: remote.close(1000), "closed"),
         (lambda remote: remote.close(1001, "going away"), "closed"),
-        # The analyzer sends this close code. If skyfast sends the code, the reason is different.
+        # The reason is "closed", because the analyzer sends this code, and not skyfast.
         (lambda remote: remote.close(1009), "closed"),
         (lambda remote: remote.close(1011), "closed"),
         (lambda remote: _cut(remote), "closed"),
@@ -577,7 +577,7 @@ class MessageCounter:
         stats.messages[kind] += 1
         if kind == ("stats", "stats"):
             self.activity.reports += 1
-            self.activity.changes += 1  # every report shows packets
+            self.activity.changes += 1  # all statistics show that packets arrive
 
     def on_change(self) -> None:
         self.changes += 1
@@ -1203,7 +1203,7 @@ async def test_subscriptions_follow_the_addresses_of_a_name() -> None:
 
             resolver.answer = [first.address, second.address]
             await first.subscriber()
-            assert running.row(first).reconnects["closed"] == 0  # the counters are new
+            assert running.row(first).reconnects["closed"] == 0  # new counters
 
 
 async def test_failed_resolution_keeps_subscriptions_and_is_counted(

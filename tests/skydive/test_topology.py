@@ -38,7 +38,7 @@ from tests.support.tasks import cancelled_afterwards, until
 
 RECORDED = (RECORDINGS / "topology.json").read_bytes()
 
-# The counters of the Go connector, in its order.
+# The counters of the Go connector, in the connector's order.
 NAMES = (
     "rx_bytes",
     "tx_bytes",
@@ -57,7 +57,7 @@ LABELS = ["interface_name", "host", "interface_type", "ipv4", "ipv6", "node_tid"
 
 
 class Fixture:
-    """Interfaces, and their page as an independent parser reads it."""
+    """`Interfaces`, with methods that update them and parse their page."""
 
     def __init__(self, *, interval_s=20.0, connection_timeout_s=60.0, naming="compatible"):
         self.stats = TopologyStats()
@@ -147,7 +147,7 @@ def test_every_counter_comes_from_its_own_field(topology):
     assert shown == expected | {"tx_missed_errors": 0}
 
 
-def test_families_are_declared_and_kept_together(topology):
+def test_samples_of_a_family_follow_its_help_and_type_lines(topology):
     topology.update(node(), node("eth1", tid="t2"))
     lines = topology.interfaces.page(0.0).decode().split("\n")
     assert lines.pop() == ""

@@ -157,7 +157,7 @@ def test_query_matches_the_right_edges():
         assert [name for name in relations if query.matches(edge(name))] == expected
 
 
-def test_changes_are_newer_elements_of_the_same_query():
+def test_query_for_changes_matches_only_newer_elements():
     query = queries.changes(queries.EDGES, 1000)
     assert not query.matches(edge("ownership", updated_at=1000))
     assert query.matches(edge("ownership", updated_at=1001))

@@ -101,7 +101,7 @@ class Transport(asyncio.Transport):
 
 
 class Wire:
-    """A connection that has sent its handshake request, and the server at its other end."""
+    """A client connection after its handshake request. `Wire` acts as the server."""
 
     def __init__(self, kind: type[ClientConnection], max_message_bytes: int) -> None:
         protocol = ClientProtocol(parse_uri("ws://analyzer/"), max_size=max_message_bytes)

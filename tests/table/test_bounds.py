@@ -123,7 +123,7 @@ def test_bounds_can_change(make):
     assert (values(table, BYTES), values(table, "all_bytes_total")) == ([100, 200], [300])
 
 
-def test_connection_that_was_shown_is_shown_when_it_returns(make):
+def test_shown_connection_is_still_shown_when_it_returns(make):
     table = make(bounded(MIN_BYTES, flow_memory_s=300))
     table.report(make_flow("a1", (900, 0, 1, 0), last=1), 0)
     table.report(make_flow("b2", (100, 0, 1, 0), last=1), 0)

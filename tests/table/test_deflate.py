@@ -39,7 +39,7 @@ from tests.support.table_adapter import ODD_TEXTS, Core, many_flows, read_all
 checked = _table if hasattr(_table, "check") else core_builds.load(core_builds.built("checked"))
 
 in_all_formats = pytest.mark.parametrize("openmetrics", [0, 1, 2])
-"""0 is the text format. 1 and 2 are OpenMetrics 1.0 and 2.0, which have start times."""
+"""The formats of a page: 0 is the text format, 1 is OpenMetrics 1.0, and 2 is OpenMetrics 2.0."""
 
 usual_steps = pytest.mark.skipif(
     core_builds.IS_SLOW, reason="other builds may have smaller slices and chunks"
@@ -74,7 +74,7 @@ TTL = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"
 
 
 def varied_flows(count, *, first=0):
-    """Return flows. Some of their label values repeat, and others are unique."""
+    """Return ``count`` flows. Some label values are in many flows, and others are unique."""
     return [
         make_flow(
             f"{n + 1:x}",
@@ -218,7 +218,7 @@ def test_page_with_only_some_parts_and_families_can_be_compressed(parts, openmet
 
 @in_all_formats
 def test_page_can_be_compressed_if_some_rows_lack_the_first_direction(openmetrics):
-    """The core marks a line of the second direction as a copy only if the first line exists."""
+    """The core marks a line as a copy only if the row has a line of the first direction."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]
         labels.insert(position, DIRECTION)

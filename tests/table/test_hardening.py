@@ -1,7 +1,7 @@
 """Hardening of the compiled core by compiler and linker flags, which ``setup.py`` sets.
 
-The tests check the effects of the flags in the shared object. They parse the shared object by the
-ELF specification and its Linux extensions (``elf.h``).
+The tests check the effects of the flags in the shared object. The tests parse this file
+according to the ELF specification and its Linux extensions (``elf.h``).
 """
 
 import platform

@@ -69,7 +69,7 @@ CLOSING = {"finish": 1, "update_last": 70_000, "update_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a table class: the model, or the core with one of its two ways to read fields."""
+    """Return a table class: the model, the core, or the core that reads fields as attributes."""
     return request.param
 
 
@@ -407,7 +407,7 @@ def test_flow_with_only_a_closing_report_is_observed(make):
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
 
-def test_ended_flow_is_not_stored_without_histograms_of_closing_reports(make):
+def test_ended_flow_is_not_stored_if_no_histogram_observes_closing_reports(make):
     table = make(spec_of(RTT))
     assert table.report(make_flow(**CLOSING), 0) == "ended"
     assert table.dormant_flows == 0

@@ -311,7 +311,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return a later report of each flow. The report in between was lost."""
+    """Return later reports of the flows. The previous report of each flow was lost."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows
@@ -511,9 +511,9 @@ def test_scan_omits_strings_that_reuse_the_numbers_of_removed_strings():
 
 
 def series(core):
-    """Return the series of a page without their values.
+    """Return the series of a page without their values, for comparison with another table.
 
-    The values can differ, because a report may have been applied twice.
+    After a failure, a report may be applied twice, so the tables can have different values.
     """
     return {
         line.rpartition(" ")[0]
@@ -604,7 +604,7 @@ def test_destroyed_tables_release_all_references():
     assert (sys.getrefcount(NAMES), sys.getrefcount(name)) == before
 
 
-# The number of new flows and the start time, which are saved for removed connections
+# The packed number of new flows and start time in the saved counters of a connection
 
 
 @pytest.mark.parametrize("start_ms", [0, 1, 1_700_000_000_000, 2**42 - 1])
@@ -617,5 +617,5 @@ def test_saved_counters_contain_the_number_of_new_flows_and_the_start_time(new_f
     ("new_flows", "start_ms"),
     [(2**21, 1), (2**62, 1), (2**63 - 1, 1), (0, -1), (0, 2**42), (5, 2**63 - 1)],
 )
-def test_start_time_is_not_saved_if_either_number_is_out_of_range(new_flows, start_ms):
+def test_start_time_is_not_saved_if_one_of_the_packed_numbers_is_out_of_range(new_flows, start_ms):
     assert checked.pack_and_unpack(new_flows, start_ms) == (new_flows, 0)

@@ -43,7 +43,7 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a table class: the model, or the core with one of its two ways to read fields."""
+    """Return a table class: the model, the core, or the core that reads fields as attributes."""
     return request.param
 
 
@@ -65,7 +65,7 @@ def spec_of(*labels, families=(FORWARD,), **options):
 
 
 def update(core, flow):
-    """Apply a flow that has all fields. The table then does not require a second decoding."""
+    """Apply a flow that is decoded with all fields, so that no second decoding is necessary."""
     flows = msgspec.convert([flow], list[core.types.FullReport])
     assert core.table.update(flows, 0) == 1
     core.check()

@@ -157,7 +157,7 @@ def test_decimals_shift_the_decimal_point(number, decimals, text):
     assert decimal(number, decimals) == text
 
 
-def test_standard_names_are_those_of_openmetrics():
+def test_standard_names_of_metrics_follow_openmetrics():
     names = [family.name for family in standard(STANDARD, *METRICS)]
     assert names[:4] == [
         "skydive_connection_bytes_total",

@@ -43,7 +43,7 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a table class: the model, or the core with one of its two ways to read fields."""
+    """Return a table class: the model, the core, or the core that reads fields as attributes."""
     return request.param
 
 
@@ -1645,7 +1645,7 @@ def test_overflow_row_never_expires(make):
     assert (table.created_total, table.expired_total) == (2, 1)
 
 
-def test_accepted_flow_that_overflowed_before_adds_its_last_update(make):
+def test_accepted_flow_adds_only_its_last_update_if_it_overflowed_earlier(make):
     table = make(OVERFLOW)
     table.report(make_flow("a1", **LATER), 0)
     assert samples(table, BYTES)["10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"] == "100"
@@ -1722,8 +1722,8 @@ def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # If the closing report has created an overflow row, this row may already contain a part of the
-    # total. Flow c3 then adds only its last update.
+    # An overflow row may already contain earlier traffic of any unknown flow. After the closing
+    # report has created an overflow row, flow c3 therefore adds only its last update.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -1794,7 +1794,7 @@ def test_negative_rtt_has_no_series(make):
     assert table.values_skipped["Metric.RTT"] == 1
 
 
-def test_omitted_values_of_an_out_of_range_report_are_not_counted(make):
+def test_omitted_values_of_a_report_skipped_as_out_of_range_are_not_counted(make):
     table = make()
     flow = make_flow("a1", (-1, 0, 0, 0))
     flow["Metric"]["RTT"] = -5
@@ -2127,10 +2127,10 @@ def test_first_reports_are_counted_as_new_flows(make):
     table.report(make_flow("b2", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
     # Later reports of a known flow never count as new flows.
-    table.report(make_flow("a1", last=1_500), 1)  # is late
-    table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)  # has more bytes
-    table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)  # restarts the flow
-    table.report(make_flow("a1", (2, 2, 2, 2), last=1_800, finish=1), 4)  # closes the flow
+    table.report(make_flow("a1", last=1_500), 1)  # a late report
+    table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)  # more bytes
+    table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)  # lower totals: the flow restarts
+    table.report(make_flow("a1", (2, 2, 2, 2), last=1_800, finish=1), 4)  # the closing report
     assert [new_flows(table, prefix, 4) for prefix in ("main", "node", "port")] == [2, 2, 2]
 
 
@@ -2285,7 +2285,7 @@ def test_new_flows_of_a_full_table_are_counted_in_the_overflow_row(make):
     assert samples(table, "b_new_flows_total") == {"10.0.0.1": "1", "other": "1"}
 
 
-def test_dormant_flow_in_the_overflow_row_is_not_new(make):
+def test_dormant_flow_added_to_the_overflow_row_is_not_new(make):
     views = (view("a", (IP_A,), "bytes", "new_flows"),)
     table = make(Spec(overflow="other", max_connections=1, views=views, flow_memory_s=300))
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
@@ -2372,7 +2372,7 @@ BEGAN = 1_000_000.0
 
 
 def an_update(uuid, total, *, age_s, last_update, finish=0, last_s=None, **fields):
-    """Return a report of a flow whose last update ends ``age_s`` after the start of the flow."""
+    """Return a report of a flow. Its last update ends ``age_s`` seconds after the flow's start."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(
@@ -2726,7 +2726,7 @@ def test_flow_that_claims_its_conversation_is_not_evicted(make):
 
 @pytest.mark.parametrize("finish", [0, 1])
 @pytest.mark.parametrize("memory_s", [0, 300])
-def test_dormant_flow_in_the_overflow_row_claims_its_conversation(make, finish, memory_s):
+def test_dormant_flow_added_to_the_overflow_row_claims_its_conversation(make, finish, memory_s):
     table = make(
         Spec(
             deduplicate="first",
@@ -2778,7 +2778,7 @@ def test_closing_report_with_new_addresses_claims_the_new_conversation(make):
     assert table.report(other, 110) is None
 
 
-def test_renamed_dormant_flow_starts_with_its_deltas(make):
+def test_renamed_flow_that_becomes_live_adds_only_its_deltas(make):
     names = Names({"node-1": ("old",)})
     name = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(view("a", (name,), "bytes", "flows"),)))
@@ -2864,7 +2864,7 @@ def test_connections_that_differ_only_in_a_port_keep_separate_counters(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1, ports=(1, 443)), 0)
     table.report(make_flow("b2", (7, 0, 0, 0), last=1, ports=(1, 80)), 0)
     table.expire(TIMEOUT_S)
-    for number in range(2):  # in the order of removal, then in reverse
+    for number in range(2):  # flows return in the order of removal, then in reverse order
         now = 80 + 80 * number
         flows = [
             make_flow("a1", (101 + number, 0, 0, 0), last=now, ports=(1, 443)),

@@ -45,7 +45,7 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a table class: the model, or the core with one of its two ways to read fields."""
+    """Return a table class: the model, the core, or the core that reads fields as attributes."""
     return request.param
 
 
@@ -329,7 +329,7 @@ def test_connection_with_new_names_starts_at_the_current_time(make):
     assert starts(table, "node_bytes_total", 5) == {"node-1": START_MS}
 
 
-def test_connection_that_returns_with_its_old_names_starts_again(make):
+def test_connection_that_returns_with_its_old_names_gets_a_new_start_time(make):
     names = Names({"node-1": ("eth0",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))
@@ -341,7 +341,7 @@ def test_connection_that_returns_with_its_old_names_starts_again(make):
     assert starts(table, BYTES, 9) == {"eth0": CLOCK_MS + 9_000}
 
 
-def test_flow_that_moves_to_a_connection_with_saved_counters_gets_their_start_time(make):
+def test_moved_flow_restores_saved_counters_with_their_start_time(make):
     names = Names({"node-1": ("eth0",), "node-2": ("eth1",)})
     label = looked_up("name", ("NodeTID",), names)
     table = make(Spec(views=(View((label, DIRECTION), FAMILIES),)))
@@ -387,8 +387,8 @@ def test_new_names_have_no_start_time_if_the_wall_clock_is_unknown(make):
 def test_both_versions_of_openmetrics_show_the_same_start_times():
     """Start times are exact.
 
-    Without the argument ``created``, a page in OpenMetrics 1.0 has the same samples as in the text
-    format.
+    Without the argument ``created``, a page in OpenMetrics 1.0 has the same samples as the page in
+    the text format.
     """
     view = View(
         labelled("node_tid"),

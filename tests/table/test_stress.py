@@ -1,4 +1,4 @@
-"""Runs all operations that threads may call concurrently, for `STRESS_S` seconds.
+"""Runs several threads for `STRESS_S` seconds, with all operations that may run concurrently.
 
 As in skyfast, one thread updates the table, expires and relabels flows, and changes limits.
 Other threads read pages and scan the table. `make tsan` runs this test with ThreadSanitizer.

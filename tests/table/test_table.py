@@ -61,7 +61,7 @@ def resident_bytes():
 
 
 def run_apart(program, *, timeout_s):
-    """Run Python code in a new process. It must end in time, without errors and warnings."""
+    """Run Python code in a new process, which must end in time, without errors and warnings."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -386,7 +386,7 @@ def test_rejected_flows_free_their_strings():
 
 
 def cheap_flows(types, count, *, first=0, total=1, last=1_000):
-    """Generate the JSON of flows of ``count`` connections quickly. Return the decoded flows."""
+    """Return decoded flows of ``count`` connections, which are generated quickly as JSON text."""
     head = '{"UUID":"%x","Network":{"A":"10.%d.%d.%d","B":"10.0.0.1"},"Transport":{"A":%d,"B":443},'
     tail = '"Metric":{"ABBytes":%d,"BABytes":%d,"ABPackets":%d,"BAPackets":%d,"RTT":5},"Last":%d}'
     flows = [
@@ -618,7 +618,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view for each shape: its number of labels, and its families."""
+    """Return a spec with one view per shape. A shape is a pair: number of labels, and families."""
     return Spec(
         views=[
             View(
@@ -684,7 +684,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite as a dict. It raises the item of a key if the item is an exception."""
+    """A dict that serves as a rewrite. A value that is an exception is raised."""
 
     def __missing__(self, key):
         return key
@@ -756,7 +756,7 @@ def test_exceptions_of_a_rewrite_propagate():
 
 
 class AnyNames(Answers):
-    """Names that can be invalid, or exceptions to raise. The name of an unknown key is the key."""
+    """Names with arbitrary values: invalid names, or exceptions. An unknown key is its own name."""
 
     def __missing__(self, key):
         return (key,)
@@ -820,7 +820,7 @@ def test_invalid_new_names_change_nothing():
     assert core.connections == core.flows == 0
 
 
-def test_memory_is_reused_while_names_change_and_rows_overflow():
+def test_memory_is_reused_while_names_change_and_flows_overflow():
     names = Names()
     label = looked_up("name", ("NodeTID",), names)
     spec = Spec(
@@ -956,7 +956,7 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
     assert (core.flows, core.dormant_flows) == (1, 0)
 
 
-def test_new_timeout_applies_from_the_next_report():
+def test_changed_timeout_applies_from_the_next_report():
     core = Core(timeout_s=75)
     unchanged, renewed, new = many_flows(3)
     core.message([unchanged, renewed], 0)
@@ -965,7 +965,7 @@ def test_new_timeout_applies_from_the_next_report():
     core.expire(5.9)
     assert core.flows == 3
     core.expire(6)
-    assert core.flows == 2  # earlier deadlines do not change
+    assert core.flows == 2  # deadlines from before the change stay
     core.set_limits(max_connections=10, max_flows=10, timeout_s=5_000)
     core.report(unchanged | {"Last": 9_000}, 10)
     core.expire(74.9)
@@ -978,7 +978,7 @@ def test_new_timeout_applies_from_the_next_report():
     assert core.flows == core.connections == 0
 
 
-def test_new_view_timeout_applies_from_the_next_report():
+def test_changed_timeout_of_a_view_applies_from_the_next_report():
     total = Family("total", "counter", ("Metric", "ABBytes"))
     core = Core(Spec(views=(View(), View((), (total,), timeout_s=100))))
     core.report(make_flow("1"), 0)
@@ -1093,7 +1093,7 @@ def test_label_values_of_views_are_counted():
     }
 
 
-def test_large_number_of_connections_that_remain_without_a_label_is_estimated():
+def test_number_of_connections_without_a_label_is_estimated_in_a_large_table():
     """The standard error of the estimate is below 0.8 %, so an error of 5 % cannot be chance."""
     core = Core(max_connections=200_000, max_flows=200_000)
     for first in range(0, 120_000, 1_000):
@@ -1129,7 +1129,7 @@ def test_distinct_values_are_unescaped():
 
 
 def test_distinct_values_are_the_values_on_the_page():
-    """The values come from all views, but not from rows that the page omits, such as new rows."""
+    """The values come from all views, but not from rows created after the page's start."""
     node = next(label for label in LABELS if label.name == "node_tid")
     spec = Spec(views=(View(LABELS), View((node,), (ONE_WAY,), timeout_s=3600)))
     core = Core(spec)
