@@ -19,7 +19,7 @@ Reports
 
 * Values that are not exported are not validated. Such values do not affect whether a report is late
   or whether a flow restarts. If a counter is the sum of both directions, only the sum is compared
-  with the previous report.
+  with the sum in the previous report.
 * If a report lacks the object of a counter, the counter does not change. If the flow also
   restarts in this report, the table forgets the flow's total of the counter. The next report that
   has the object then adds the whole total.
@@ -32,8 +32,8 @@ Reports
   histograms, and the fields of counters outside ``Metric``. An optional field that is out of range
   is omitted, and counted once per report. The omitted fields of a skipped report are
   counted only for the reasons ``late``, ``ended`` and ``table_full``.
-* Lifecycle times are read in three cases: they affect the deltas of an unknown flow, a view counts
-  new flows, or a view has the histogram of a first value.
+* Lifecycle times are read in three cases: if they affect the deltas of an unknown flow, if a view
+  counts new flows, or if a view has the histogram of a first value.
 * A report without a valid ``FinishType`` does not count as a first report, because the report may
   be a closing report that repeats the flow's last update.
 * If a value is the sum of two fields, only the first invalid field is counted. If both fields are
@@ -134,8 +134,8 @@ Histograms
 * Histograms count each flow at most once. The first view cannot have histograms.
 * The histogram of a *first value* observes the first value above 0 of a flow. The first value of a
   live or dormant flow can be in any report that is not late. An unknown flow is observed only if
-  it is new. An unknown flow that is not new may have been observed before. If it reports a value
-  above 0, it is therefore never observed again.
+  it is new. If it is not new, its first value may have been observed before. After such a flow has
+  reported a value above 0, it is never observed.
 * The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
   observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
   rows that have its labels. Missing rows are created. Fields of these histograms are read only in
@@ -162,7 +162,8 @@ Bounds
 * In all other respects, a hidden row is like a shown row: it counts towards the limits, has flows
   and expires, and its counters can be saved. For example, with ``min_bytes`` 1000, a row with 400
   bytes from the initiator and 599 bytes from the target is hidden. After one more byte from the
-  target, the page shows all series of the row. The series of bytes are then 400 and 600.
+  target, the page shows all series of the row. Its two series of bytes then have the values
+  400 and 600.
 * Overflow rows are never hidden. Bytes and packets are counted even if no family shows them. The
   bounds can change at any time.
 """
@@ -190,7 +191,7 @@ VIEW_TIMEOUT_S = 3600.0
 FLOW_MEMORY_S = 1290.0
 FLOW_UPDATE_S = 60.0
 MAX_REPORT_DELAY_S = 15.0
-"""The maximum time between the update in which an agent reports a flow and the report's arrival."""
+"""The maximum time from an agent's update to the arrival of the reports in this update."""
 LIFECYCLE_TIMES = (("Start",), ("LastUpdateMetric", "Start"), ("LastUpdateMetric", "Last"))
 CLOSING = 1
 FINISHES = {CLOSING: "timeout", 2: "fin", 3: "rst"}
@@ -323,13 +324,14 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class View:
-    """Series with the same labels. Without the label `DIRECTION`, a value is the sum of both.
+    """Series with the same labels.
 
-    Rows of the first view expire with their last flow. Rows of other views expire ``timeout_s``
-    after their last report. ``timeout_s`` must be so long that no row expires before its flows.
+    Without the label `DIRECTION`, counters and histograms add both directions. Rows of the first
+    view expire with their last flow. Rows of other views expire ``timeout_s`` after their last
+    report. ``timeout_s`` must be so long that no row expires before its flows.
 
     A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 disables a bound.
-    ``amounts`` are the keys of `AMOUNTS` that are counted even if no family shows them. A view
+    ``amounts`` are keys of `AMOUNTS`. Their counters exist even if no family shows them. A view
     with bounds must count "bytes". A view with ``min_packets`` must also count "packets".
     """
 
@@ -1695,7 +1697,10 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """Return how many rows each view hides, and their bytes of traffic; None without bounds."""
+        """Return the number of hidden rows of each view, and the sum of their bytes.
+
+        For a view without bounds, the result is None.
+        """
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._unexpired(n, now) if not reaches(row, bounds)]
@@ -1720,9 +1725,10 @@ class Model:
     def page(
         self, now: float, *, part: int = 0, parts: int = 1, names: Iterable[str] | None = None
     ) -> dict[str, set[str]]:
-        """Return the sample lines of a page, by family: all families, or only those in ``names``.
+        """Return the sample lines of a page, by family.
 
-        If ``parts`` is above 1, the page only has the rows for which `part_of` returns ``part``.
+        By default, the page has all families; otherwise those in ``names``. If ``parts`` is above
+        1, the page only has the rows for which `part_of` returns ``part``.
         """
         shown = [row for row in self.shown(now) if part_of(row, parts) == part]
         return {
@@ -2252,8 +2258,8 @@ def interface_page(
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     """Return labels whose values come from a response of the topology API, by name of the label.
 
-    ``nodes`` are the interfaces in the response. Their ``TID`` must differ. The name of an
-    address is the host of the interface that has the address.
+    ``nodes`` are the interfaces in the response. No two of them may have the same ``TID``. The name
+    of an address is the host of the interface that has the address.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:

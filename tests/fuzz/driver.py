@@ -2,7 +2,7 @@
 
 A target generates cases with a random generator, and runs the cases. A case is a byte string. The
 cases in the files ``corpus/NAME`` run first. A case is a finding if it raises an exception, hangs,
-or ends the process. These cases are stored in files.
+or ends the process. The cases of findings are stored.
 """
 
 import faulthandler

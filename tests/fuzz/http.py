@@ -215,7 +215,7 @@ def _exchange(port: int, data: bytes) -> bytes:
 def check_responses(data: bytes) -> None:
     """Check that ``data`` consists of responses. The last response may be truncated.
 
-    Each response can end with or without a body, because the check does not know which responses
+    Each response may or may not have a body, because the check does not know which responses
     belong to the method ``HEAD``.
     """
     positions = [0]

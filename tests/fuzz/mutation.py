@@ -75,7 +75,7 @@ def any_value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def list_entries(tree: Any) -> list[tuple[Any, Any]]:
-    """Return each value's place in a tree: the dict or list, and the key or index."""
+    """Return the place of each value in a tree: its dict or list, and its key or index."""
     entries = []
     nodes = [tree]
     while nodes:

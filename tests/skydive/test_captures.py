@@ -112,7 +112,7 @@ def test_captures_stay_and_gauges_change_while_the_clock_is_stopped():
 
 @pytest.mark.parametrize("points", [2, 7, 100])
 def test_gauges_are_stable_with_several_capture_points(points):
-    """A gauge shows the maximum over all points, although the points report at different times."""
+    """A gauge shows the maximum of all capture points, which report at different times."""
     captures = make_captures()
     for turn in range(8):
         for point in range(points):

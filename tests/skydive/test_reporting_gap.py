@@ -37,7 +37,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Let ``seconds`` pass, in which only ``delivering`` deliver. Return the held time."""
+        """Advance while only ``delivering`` deliver. Return how long the clock was held."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()

@@ -1203,7 +1203,8 @@ async def test_subscriptions_follow_the_addresses_of_a_name() -> None:
 
             resolver.answer = [first.address, second.address]
             await first.subscriber()
-            assert running.row(first).reconnects["closed"] == 0  # new counters
+            # The new subscription has new counters.
+            assert running.row(first).reconnects["closed"] == 0
 
 
 async def test_failed_resolution_keeps_subscriptions_and_is_counted(

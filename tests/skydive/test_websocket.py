@@ -1,6 +1,6 @@
 """Receiving WebSocket messages without copying them.
 
-Given the same bytes, a connection of the websockets library must have the same results. Tests with
+Given the same bytes, skyfast and the websockets library must have the same results. Tests with
 real sockets run with both event loops, with and without TLS.
 """
 

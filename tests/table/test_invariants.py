@@ -311,7 +311,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return later reports of the flows. The previous report of each flow was lost."""
+    """Return later reports of the flows. One report of each flow was lost in between."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows

@@ -182,7 +182,7 @@ def test_number_of_parts_is_not_truncated(parts):
 
 
 def test_part_omits_rows_created_after_its_start():
-    """The test creates many more rows than a part has when its reading starts."""
+    """The test creates many more rows after the parts have started than before."""
     core = Core()
     core.message(many_flows(10), 0)
     pages = [core.table.page(0, part=part, parts=2) for part in range(2)]

@@ -1722,8 +1722,8 @@ def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # An overflow row may already contain earlier traffic of any unknown flow. After the closing
-    # report has created an overflow row, flow c3 therefore adds only its last update.
+    # An overflow row may already contain earlier traffic of an unknown flow. Therefore flow c3 adds
+    # only its last update if the closing report has created an overflow row.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -2478,7 +2478,7 @@ def test_horizon_does_not_apply_with_deduplication(make):
 
 
 REMEMBERED_S = 200.0
-"""By this time, the table has forgotten ended flows, but not the other dormant flows."""
+"""A time at which the table has forgotten ended flows, but not the other dormant flows."""
 
 
 @pytest.mark.parametrize("finish", [2, 3])
@@ -2487,7 +2487,7 @@ def test_report_with_finish_type_fin_or_rst_does_not_end_the_flow(make, finish):
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
     # A report with this finish type is not a closing report. Therefore the report does not count as
-    # a repetition of the last update, even if ``Last`` is before the end of that update.
+    # a repetition of the last update, although ``Last`` is before ``LastUpdateMetric.Last``.
     update = LATER | {"update_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)

@@ -684,7 +684,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A dict that serves as a rewrite. A value that is an exception is raised."""
+    """A dict that serves as a rewrite. It raises values that are exceptions."""
 
     def __missing__(self, key):
         return key
@@ -756,7 +756,7 @@ def test_exceptions_of_a_rewrite_propagate():
 
 
 class AnyNames(Answers):
-    """Names with arbitrary values: invalid names, or exceptions. An unknown key is its own name."""
+    """Names that can be invalid, or exceptions to raise. The name of an unknown key is the key."""
 
     def __missing__(self, key):
         return (key,)
@@ -965,7 +965,7 @@ def test_changed_timeout_applies_from_the_next_report():
     core.expire(5.9)
     assert core.flows == 3
     core.expire(6)
-    assert core.flows == 2  # deadlines from before the change stay
+    assert core.flows == 2  # existing deadlines do not change
     core.set_limits(max_connections=10, max_flows=10, timeout_s=5_000)
     core.report(unchanged | {"Last": 9_000}, 10)
     core.expire(74.9)
