@@ -827,7 +827,7 @@ class Model:
         return reason
 
     def _skip_reason_before_rules(self, flow: JSON) -> str | None:
-        """Return the reason to skip a flow even before rules are applied, or None."""
+        """Return the reason to skip a flow before rules are applied, or None."""
         paths = [("UUID",), *CONVERSATION] if self._deduplicates else [("UUID",)]
         for label in self._labels:
             paths += [label.path, *label.reads]
@@ -1283,7 +1283,7 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _store_ended(self, known: Flow, now: float) -> None:
-        """Store a flow without rows as dormant and ended, as more of its reports may arrive."""
+        """Store a flow without rows as dormant and ended, because more reports may arrive."""
         known.is_dormant = known.is_ended = True
         self._append_dormant(known, now)
 
@@ -1727,7 +1727,7 @@ class Model:
     ) -> dict[str, set[str]]:
         """Return the sample lines of a page, by family.
 
-        By default, the page has all families; otherwise those in ``names``. If ``parts`` is above
+        If ``names`` is not None, the page has only these families. If ``parts`` is above
         1, the page only has the rows for which `part_of` returns ``part``.
         """
         shown = [row for row in self.shown(now) if part_of(row, parts) == part]

@@ -303,7 +303,7 @@ async def test_page_truncated_by_sigterm_does_not_look_complete(directory: Path)
 
 
 def read_rest(client: socket.socket, received: bytes) -> bool:
-    """Read the rest of a response. Return whether the client would accept it as complete."""
+    """Read the rest of a response. Return whether the response looks complete."""
     try:
         while data := client.recv(1 << 20):
             received += data

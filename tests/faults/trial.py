@@ -143,7 +143,7 @@ def messages(flows: Iterable[str]) -> list[bytes]:
 class Footprint:
     """The resources of a process: descriptors by type, threads, tasks by coroutine, and memory.
 
-    Threads of the event loop's pool are not counted, because up to six of these threads stay alive.
+    Threads of the event loop's pool are not counted, because their number varies from zero to six.
     """
 
     descriptors: Counter[str]

@@ -252,7 +252,7 @@ class ReferenceModel:
     ) -> float:
         """Return the time that counts towards the limit, in seconds.
 
-        The limit starts again after each calm period of ``update_s`` seconds.
+        The time starts again from zero after each calm period of ``update_s`` seconds.
         """
         total_s = calm_s = 0.0
         for i, (is_calm, is_spent) in enumerate(zip(calm, spent, strict=True)):

@@ -130,7 +130,7 @@ def test_a_response_replaces_the_previous_response(store):
     assert store.replace(NAMESPACES, read(NAMESPACES, other, b"7", store=store))
 
 
-def test_an_empty_response_is_a_change_only_once(store):
+def test_a_second_empty_response_is_not_a_change(store):
     assert store.replace(NAMESPACES, read(NAMESPACES))
     assert not store.replace(NAMESPACES, read(NAMESPACES))
 

@@ -455,7 +455,7 @@ def test_size_with_an_invalid_field_is_not_observed(make):
         table.report(make_flow(f"a{number}", (number, 1, 1, 1), finish=1), 0)
     assert observed(table, "size") == ([0, 0, 0], "0")
     assert table.values_skipped["Metric.ABBytes"] == 2
-    # The field is only read in closing reports.
+    # The field is read only in closing reports.
     table.report(make_flow("b2", (-1, 1, 1, 1)), 0)
     assert table.values_skipped["Metric.ABBytes"] == 2
     # The sum of both directions is out of range.
