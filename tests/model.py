@@ -150,9 +150,9 @@ Histograms
   another field. An age is not observed if it is negative, or if one of the two fields is 0 or
   invalid.
 * A report that is skipped as ``table_full`` is observed only if the table has overflow rows. A
-  report that is skipped for any other reason except ``late`` and ``ended`` is not observed. A view
-  that rejects a report does not observe the report. An observed report extends the deadline of its
-  row.
+  report that is skipped for a reason other than ``late``, ``ended`` and ``table_full`` is not
+  observed. A view that rejects a report does not observe the report. An observed report extends the
+  deadline of its row.
 
 Bounds
 ------
@@ -529,7 +529,7 @@ class Total:
         return tuple(("LastUpdateMetric", path[1]) for path in self.paths)
 
     def last_update(self, flow: JSON) -> int:
-        """Return the deltas of the last update; 0 if they are unknown."""
+        """Return the increase of the counter in the last update; 0 if it is unknown."""
         if first_invalid(flow, self.last_update_paths):
             return 0
         return sum(value_at(flow, path, 0) for path in self.last_update_paths)
@@ -866,7 +866,7 @@ class Model:
         )
 
     def _field(self, name: str, flow: JSON) -> Any:
-        """Return the value that a rule's condition is compared with; None if the flow lacks it."""
+        """Return the value that a rule's condition is compared with; None without its object."""
         if name == "tag":
             return self.tag(flow)
         path = path_of(name)
@@ -2003,7 +2003,8 @@ def matches(condition: Any, value: Any) -> bool:
 
     A condition is a value, a list of values, ``{"regex": …}``, or ``{"not": …}``. A string with
     ``/`` is a network, and matches the addresses in the network. A string such as ``"1-5"`` is a
-    range of integers. ``value`` is None if the field is missing. None only matches ``not``.
+    range of integers. ``value`` is None if the object of the field is missing. None matches only
+    ``not``.
     """
     if isinstance(condition, Mapping):
         if "not" in condition:

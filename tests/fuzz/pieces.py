@@ -19,7 +19,7 @@ from tests.support.deflated import LAST_BLOCK, inflate, strictly_inflated
 from tests.support.pieces import Slices, random_slices
 
 MAX_STRICT_BYTES = 3_000
-"""The strict decoder is slow. It only decodes cases whose text has fewer bytes than this."""
+"""The strict decoder is slow, so it decodes only cases whose text has fewer bytes."""
 
 MAX_SLICE = 500
 """The maximum size of a slice in the build `checked` of the core, in bytes."""

@@ -220,7 +220,7 @@ def spied(**settings: Any) -> tuple[Sink, list[str]]:
 
 
 def take_known(sink: Sink, messages: int) -> None:
-    """Make a flow known to the table of ``sink``, by ``messages`` messages with its reports."""
+    """Send ``messages`` reports of one flow to ``sink``. Its table then knows the flow."""
     for number in range(messages):
         sink.receive(message(flow("known", Last=3000 + number)))
 

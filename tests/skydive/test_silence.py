@@ -99,7 +99,7 @@ class Cluster:
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:
-        """Advance by one second. Return why subscriptions are silent, by index."""
+        """Advance by one second. Return the reasons for silence, by index of the subscription."""
         self.now += 1
         statistics = [0] * len(self.subscriptions)
         flows = [False] * len(self.subscriptions)

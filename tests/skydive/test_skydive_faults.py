@@ -203,7 +203,7 @@ class FaultMachine(RuleBasedStateMachine):
     # Traffic
 
     def converse(self, conversation, every_s, flags, replies):
-        """Exchange packets at random intervals from now on. All capture points see them."""
+        """Exchange packets at random intervals from now on. All capture points see the packets."""
 
         def exchange(flags):
             is_reply = self.cluster.random.random() < 0.2

@@ -602,7 +602,7 @@ def test_messages_have_the_format_of_skydive():
 
 
 def receivers(cluster, until):
-    """Return who receives messages until ``until`` s: pairs of subscriber and namespace."""
+    """Return the subscribers that receive messages until ``until`` s, with their namespaces."""
     return {
         (delivery.subscriber.host_id, delivery.message["Namespace"])
         for delivery in cluster.run(until * 1000)

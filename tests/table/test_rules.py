@@ -2017,7 +2017,7 @@ def test_closing_report_with_new_packets_creates_the_connection(make):
     assert table.report(closing, A_WHILE_S) is None
     assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
     assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 0)
-    # The flow has ended. After becoming dormant, it is remembered only for one more timeout.
+    # The flow has ended. After it becomes dormant, the table keeps it only for one timeout.
     table.expire(A_WHILE_S + TIMEOUT_S)
     assert table.dormant_flows == 1
     table.expire(A_WHILE_S + 2 * TIMEOUT_S)

@@ -1221,7 +1221,7 @@ def test_threads_can_count_label_values_while_the_table_changes():
 # Top connections
 
 
-def test_filter_can_match_a_column_after_a_mismatch_in_another_column():
+def test_filter_matches_if_any_column_matches():
     core = Core()
     for n in range(20):
         ends = {"a": "10.0.0.1", "b": "10.0.0.2"} if n % 2 else {"a": "10.0.0.2", "b": "10.0.0.1"}
