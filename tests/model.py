@@ -404,7 +404,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Fold:
+class PortGrouping:
     """Maps ports to "other". Ports up to ``above`` and the ports in ``keep`` are unchanged."""
 
     above: int = -1

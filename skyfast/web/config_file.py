@@ -163,8 +163,8 @@ def read(path: str, *, files: Files | None = None) -> WebConfig:
     """
     if path == "-":
         raise ConfigError(
-            "--web.config.file: standard input is not supported, because skyfast reads the file again"
-            " when it changes"
+            "--web.config.file: standard input is not supported, because skyfast reads the file"
+            " again when it changes"
         )
     config = _Reader(path, {} if files is None else files).read()
     for warning in config.warnings:

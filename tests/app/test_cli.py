@@ -258,7 +258,7 @@ ERRORS = {
     "a missing recording": (["--replay", "/nowhere"], "", "/nowhere"),
     "a missing file": (["/nowhere.yml"], "", "/nowhere.yml"),
     "a directory": (["/"], "", "/"),
-    "a misspelt key": (["-"], "pipeline: {stroe: {}}", "pipeline.stroe"),
+    "a misspelled key": (["-"], "pipeline: {stroe: {}}", "pipeline.stroe"),
     "a negative number": (
         ["-"],
         "pipeline: {store: {prom_sky_con: {port: -1}}}",
@@ -476,7 +476,7 @@ SUSPICIOUS = {
         {},
         "line 1: pipeline.action is ignored: not supported by skyfast",
     ),
-    "a misspelt variable of the store": (
+    "a misspelled variable of the store": (
         "",
         {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PROT": "9101"},
         "_CON_PROT is ignored; did you mean SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT?",
@@ -486,7 +486,7 @@ SUSPICIOUS = {
         {"SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_MONITORING_PORT": "9200"},
         "_MONITORING_PORT is ignored: use names_file instead, see docs/migrating.md",
     ),
-    "a misspelt variable": (
+    "a misspelled variable": (
         "",
         {"SKYDIVE_WEB_MAX_SCRAPE": "1"},
         "SKYDIVE_WEB_MAX_SCRAPE is ignored; did you mean SKYDIVE_WEB_MAX_SCRAPES?",
@@ -496,7 +496,7 @@ SUSPICIOUS = {
         {"SKYDIVE_PROM_SKY_CON_PORT": "1"},
         "is ignored; did you mean SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT?",
     ),
-    "a variable of a misspelt section": (
+    "a variable of a misspelled section": (
         "",
         {"SKYDIVE_LOGING_LEVEL": "debug"},
         "SKYDIVE_LOGING_LEVEL is ignored; did you mean SKYDIVE_LOGGING_LEVEL?",

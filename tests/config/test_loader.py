@@ -703,9 +703,9 @@ def test_keys_of_other_exporters_cause_warnings() -> None:
     assert {note.level for note in result.notes} == {logging.WARNING}
 
 
-def test_misspelt_keys_cause_warnings() -> None:
-    result = good("misspelt")
-    file = f"{DATA}/good/misspelt.yml"
+def test_misspelled_keys_cause_warnings() -> None:
+    result = good("misspelled")
+    file = f"{DATA}/good/misspelled.yml"
     assert [note.text for note in result.notes] == [
         f"{file}: line 2: analyser is ignored; did you mean analyzer?",
         f"{file}: line 3: pipelines is ignored; did you mean pipeline?",

@@ -18,9 +18,9 @@ from tests.model import (
     PROTOCOL_OR_ICMP,
     RTT,
     Family,
-    Fold,
     Label,
     Mask,
+    PortGrouping,
     Spec,
     View,
     tag_label,
@@ -142,9 +142,12 @@ _MASKED = (
     Label("target_ip", ("Network", "B"), rewrite=Mask(ipv4=16)),
 )
 _FOLDED = (
-    Label("initiator_port", ("Transport", "A"), number=True, rewrite=Fold(above=1023)),
+    Label("initiator_port", ("Transport", "A"), number=True, rewrite=PortGrouping(above=1023)),
     Label(
-        "target_port", ("Transport", "B"), number=True, rewrite=Fold(keep=frozenset({53, 80, 4789}))
+        "target_port",
+        ("Transport", "B"),
+        number=True,
+        rewrite=PortGrouping(keep=frozenset({53, 80, 4789})),
     ),
 )
 _OWN = (

@@ -20,12 +20,12 @@ from tests.model import (
     PROTOCOL_OR_OTHER,
     Connection,
     Family,
-    Fold,
     Label,
     Lookup,
     Mask,
     Model,
     Names,
+    PortGrouping,
     Spec,
     View,
     counts_amount,
@@ -54,7 +54,7 @@ CAPTURE = Label("capture", ("CaptureID",))
 ICMP_TYPE = Label("icmp_type", ("ICMP", "Type"))
 VLAN = Label("vlan", ("Link", "ID"), number=True)
 NETWORK_A = Label("network_a", ("Network", "A"), rewrite=Mask(ipv4=24))
-SERVICE = Label("service", ("Transport", "B"), number=True, rewrite=Fold(above=443))
+SERVICE = Label("service", ("Transport", "B"), number=True, rewrite=PortGrouping(above=443))
 TAG = tag_label(("10.0.0.0/31",))
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
 NODE_NAMES, OWNERS = Names(count=2), Names(count=3)

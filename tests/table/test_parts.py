@@ -15,9 +15,9 @@ from tests.model import (
     PACKETS,
     RTT,
     TIMEOUT_S,
-    Fold,
     Label,
     Model,
+    PortGrouping,
     Spec,
     View,
     make_flow,
@@ -88,7 +88,7 @@ def test_assignment_of_rows_to_parts_never_changes(make):
 
 
 def test_each_row_with_numbers_or_unusual_strings_is_in_one_part(make):
-    ports = Label("port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
+    ports = Label("port", ("Transport", "A"), number=True, rewrite=PortGrouping(above=1023))
     labels = (*LABELS, ports, Label("vlan", ("Link", "ID"), number=True))
     table = make(one_view(labels=labels))
     numbers = (0, 7, 1023, 1024, 2**31 - 1, 2**31, 2**62)

@@ -24,11 +24,11 @@ from tests.model import (
     RTT,
     TIMEOUT_S,
     Family,
-    Fold,
     Label,
     Mask,
     Model,
     Names,
+    PortGrouping,
     Spec,
     View,
     looked_up,
@@ -1061,15 +1061,15 @@ def test_addresses_are_masked(make, mask, address, shown):
 @pytest.mark.parametrize(
     ("fold", "port", "shown"),
     [
-        (Fold(above=1023), 1023, "1023"),
-        (Fold(above=1023), 1024, "other"),
-        (Fold(above=1023), 0, "0"),
-        (Fold(above=1023), -1, "other"),
-        (Fold(above=1023), 10**22, "other"),
-        (Fold(keep=frozenset({53, 8080})), 53, "53"),
-        (Fold(keep=frozenset({53, 8080})), 54, "other"),
-        (Fold(above=100, keep=frozenset({8080})), 8080, "8080"),
-        (Fold(above=100, keep=frozenset({8080})), 53, "53"),
+        (PortGrouping(above=1023), 1023, "1023"),
+        (PortGrouping(above=1023), 1024, "other"),
+        (PortGrouping(above=1023), 0, "0"),
+        (PortGrouping(above=1023), -1, "other"),
+        (PortGrouping(above=1023), 10**22, "other"),
+        (PortGrouping(keep=frozenset({53, 8080})), 53, "53"),
+        (PortGrouping(keep=frozenset({53, 8080})), 54, "other"),
+        (PortGrouping(above=100, keep=frozenset({8080})), 8080, "8080"),
+        (PortGrouping(above=100, keep=frozenset({8080})), 53, "53"),
     ],
 )
 def test_ports_are_unchanged_or_replaced_by_other(make, fold, port, shown):
@@ -1080,8 +1080,10 @@ def test_ports_are_unchanged_or_replaced_by_other(make, fold, port, shown):
 
 
 def test_ports_replaced_by_other_merge_connections_and_do_not_identify_them(make):
-    fold = Label("initiator_port", ("Transport", "A"), number=True, rewrite=Fold(above=1023))
-    table = make(Spec(views=(view("a", (IP_A, IP_B, fold, PORT_B), "bytes"),)))
+    port = Label(
+        "initiator_port", ("Transport", "A"), number=True, rewrite=PortGrouping(above=1023)
+    )
+    table = make(Spec(views=(view("a", (IP_A, IP_B, port, PORT_B), "bytes"),)))
     table.report(make_flow("a1", **LATER), 0)
     assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,other,443": "11"}
     table.report(make_flow("b2", (1, 2, 0, 0), ports=(40_001, 443)), 0)
@@ -1730,7 +1732,7 @@ def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
 
 
 def test_connection_labelled_other_is_the_overflow_row(make):
-    fold = Label("target_port", ("Transport", "B"), number=True, rewrite=Fold(above=1023))
+    fold = Label("target_port", ("Transport", "B"), number=True, rewrite=PortGrouping(above=1023))
     table = make(
         Spec(overflow="other", max_connections=2, views=(view("a", (fold,), "bytes", "flows"),))
     )

@@ -127,7 +127,7 @@ INVALID_FILES = {
         f"tls_server_config: {{{TLS}, client_auth_type: RequestClientCert}}",
         "'RequestClientCert' accepts any certificate, so it does not authenticate clients",
     ),
-    "client_auth_type misspelt": (
+    "client_auth_type misspelled": (
         f"tls_server_config: {{{TLS}, client_auth_type: NoClientCerts}}",
         "did you mean NoClientCert?",
     ),
