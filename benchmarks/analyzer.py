@@ -19,7 +19,8 @@ from typing import BinaryIO
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, LAST_ROUND, Flows, of_round
 
 WAIT_S = 60.0
-"""Time limit for the connector. A benchmark fails if the connector exceeds it."""
+"""Time limit for the connector to subscribe, and to read all reports of a round. If the connector
+takes longer, the benchmark fails."""
 
 STATS_INTERVAL_S = 10.0
 """Interval of stats messages. A subscription without messages would count as silent."""

@@ -14,11 +14,12 @@ from benchmarks.harness import SCALE, Remote, Report, Target, ratio_at_most
 from benchmarks.programs import Program
 
 FLOWS = SCALE // 2
-"""Number of flows in a burst, which is like the reports of many agents at the same moment."""
+"""Number of flows in a burst. A burst is like the reports of many agents at the same moment."""
 
 BURSTS = 7
 FEW_BURSTS = 4
-"""Number of bursts with small messages. It is smaller, because their results vary less."""
+"""Number of bursts with small messages. It is smaller than `BURSTS`, because the results vary less
+than with large messages."""
 
 PAUSE_S = 1.0
 """skyfast is idle for this time before each burst."""
@@ -39,7 +40,7 @@ KNOWN, NEW = ratio_at_most(1.6), ratio_at_most(2.2)
 
 
 class Bursts:
-    """skyfast, analyzers that each send a part of the flows, and a decoder of the messages."""
+    """A skyfast process, its analyzers, and a decoder. Each analyzer sends a part of the flows."""
 
     def __init__(
         self,
@@ -61,9 +62,11 @@ class Bursts:
             analyzer.call(Analyzer.load, share.start, share.stop)
 
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
-        """Send bursts. For each burst, return the ns per flow of skyfast and of decoding alone.
+        """Send bursts. Return two lists of times in ns per flow, with one time per burst.
 
-        The time of decoding is the mean of two measurements, directly before and after the burst.
+        The first list has the times of skyfast, and the second list has the times of decoding
+        alone. Each time of decoding is the mean of two measurements, directly before and after the
+        burst.
         """
         ns, alone = [], [self.decoder.call(Decoder.run)]
         for round_ in rounds:

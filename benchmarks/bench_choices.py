@@ -29,9 +29,10 @@ CHOICES = {
         "no view",
     ),
 }
-"""Maps the name of each configuration to a pair: the YAML, and the name of another configuration.
+"""Maps the name of each configuration to its YAML and to the name of its peer.
 
-The benchmark compares the results of the two configurations."""
+The benchmark compares the results of each configuration with the results of its peer. The default
+configuration has no peer."""
 
 MESSAGES = 25
 """Number of messages that the table of each configuration processes per turn."""
@@ -57,7 +58,11 @@ class Choices:
         tidy()
 
     def take(self, round_: int) -> tuple[Samples, Samples]:
-        """Process a round. Return ns per flow of decoding and of the table, by configuration."""
+        """Process a round.
+
+        Returns two dicts that map each configuration to its times in ns per flow. The first dict
+        has the times of decoding, and the second dict has the times of the table.
+        """
         count = self._flows.count
         is_first = round_ == FIRST_ROUND
         numbers = range(count) if is_first else self._flows.sample(count, count)

@@ -31,8 +31,9 @@ class Churn(Parts):
     def run(self, minutes: float) -> tuple[float, float, int, int]:
         """Process new flows for ``minutes`` of virtual time.
 
-        Returns the ns of a new flow's report, the ns of a flow's expiry, the bytes of the table,
-        and the number of dormant flows: flows that have expired, but are not forgotten.
+        Returns the ns per report of a new flow, the ns per expiry of a flow, the bytes of the
+        table, and the number of dormant flows. Dormant flows have expired, but are not forgotten
+        yet.
         """
         taken = update_ns = expire_ns = 0
         for _ in range(int(60 * minutes / STEP_S)):
@@ -55,7 +56,7 @@ class Churn(Parts):
 
 
 class Crowd(Parts):
-    """A table whose flows become dormant, return, and are forgotten, all at the same time."""
+    """A table whose flows all become dormant at once, return at once, and are forgotten at once."""
 
     def __init__(self, count: int) -> None:
         super().__init__(memory_s=MEMORY_S)
@@ -76,7 +77,10 @@ class Crowd(Parts):
         return update_ns / count
 
     def expire(self, seconds: float) -> tuple[float, float]:
-        """Advance the time. Return the ns per flow, and the duration of the longest slice in ms."""
+        """Advance the time, and process all rows that are due.
+
+        Returns the ns per flow, and the ms of the longest slice of `SLICE_ROWS` rows.
+        """
         self.now_s += seconds
         took_ns = longest_ns = 0
         more = True

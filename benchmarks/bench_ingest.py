@@ -18,7 +18,8 @@ SHARDS = 3
 """Number of shards. Only one shard is measured."""
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows, to save time. Its cost per flow stays the same."""
+"""The naive connector gets fewer flows, to save time. Its cost per flow does not depend on the
+number of flows."""
 
 
 def run(report: Report) -> None:

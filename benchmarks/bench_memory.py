@@ -1,4 +1,4 @@
-"""How much memory does a connection take, and how much does a scrape take?"""
+"""How much memory do a connection and a scrape take?"""
 
 from benchmarks import programs
 from benchmarks.analyzer import Analyzer
@@ -7,7 +7,8 @@ from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 from benchmarks.programs import Program
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows, to save time. Its bytes per connection stay the same."""
+"""The naive connector gets fewer flows, to save time. Its memory per connection does not depend on
+the number of connections."""
 
 PAGES = 3
 
@@ -60,7 +61,7 @@ def _skyfast(report: Report, analyzer: Remote[Analyzer], flows: int) -> float:
 
 
 def _fill(program: Program, analyzer: Remote[Analyzer], flows: int) -> tuple[float, int]:
-    """Return the bytes that each connection adds, and the bytes before the first connection."""
+    """Return the memory per connection, and the memory without connections, in bytes."""
     analyzer.call(Analyzer.load, 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)

@@ -41,7 +41,7 @@ _HEAD = (
 
 
 class TopologyAnalyzer(Analyzer):
-    """An analyzer that knows the topology of the flows' addresses and interfaces."""
+    """An analyzer whose topology contains the addresses and interfaces of the flows."""
 
     def __init__(self, flows: int) -> None:
         super().__init__(flows)

@@ -1,4 +1,4 @@
-"""How long do reading own names and looking them up take, and how much memory do they take?"""
+"""How long does it take to read own names and to look one up, and how much memory do they take?"""
 
 import random
 import tempfile

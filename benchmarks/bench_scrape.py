@@ -31,7 +31,8 @@ PARTS = 4
 """Number of parts into which a page is divided."""
 
 CLIENT_FLOWS = SCALE // 10
-"""prometheus_client renders fewer series, to save time. Its cost per series stays the same."""
+"""prometheus_client renders fewer series, to save time. Its cost per series does not depend on the
+number of series."""
 
 
 class Content:
@@ -49,7 +50,10 @@ class Content:
         return sum(line.startswith(b"skydive_network_connection") for line in lines)
 
     def compress(self) -> tuple[float, float]:
-        """Compress the page in chunks like skyfast's. Return the elapsed and the CPU seconds."""
+        """Compress the page in chunks of the same size as in skyfast.
+
+        Returns the elapsed time and the CPU time, in seconds.
+        """
         began_s, began_cpu_s = time.perf_counter(), time.thread_time()
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
         for offset in range(0, len(self._page), CHUNK_BYTES):
@@ -237,7 +241,7 @@ def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
 
 
 def _compress(report: Report, core: Remote[Core], connections: int, version: int) -> None:
-    """Compare the table's compression with isal's, in one process.
+    """Compare compression by the table with compression by isal, in one process.
 
     ``version`` is the major version of OpenMetrics, or 0 for the text format 0.0.4. Only pages in
     OpenMetrics have start timestamps.

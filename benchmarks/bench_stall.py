@@ -1,4 +1,4 @@
-"""How long does the event loop delay other work during scrapes and when many connections expire?"""
+"""How late do tasks of the event loop run, during scrapes and when many connections expire?"""
 
 import json
 import time
@@ -19,13 +19,14 @@ PONG_TIMEOUT_S = 5.0
 
 CYCLES = 3
 TIMEOUT_S = 620.0
-"""Longer than ``connection_timeout`` and ``connection_grace`` together."""
+"""A time longer than ``connection_timeout`` and ``connection_grace`` together."""
 MEMORY_S = 1_400.0
-"""Longer than ``flow_memory``."""
+"""A time longer than ``flow_memory``."""
 
 POLL_S = 0.05
 NICE = 10
-"""Nice value of the generator and the scraper. In a cluster, these run on other machines."""
+"""Nice value of the analyzer and the scraper. In a cluster, they run on other machines than
+skyfast."""
 
 
 class Scraper:
@@ -65,8 +66,8 @@ def _cycles(
 ) -> tuple[list[float], list[float]]:
     """Fill and expire the table repeatedly.
 
-    Returns two lists of the memory of the process in MiB, with one number per cycle. The first list
-    was measured with the full table, and the second list with the empty table.
+    Returns the memory of the process in MiB: a list with the values when the table is full, and a
+    list with the values when the table is empty. Each list has one value per cycle.
     """
     delays: list[float] = []
     filled, emptied, took_s = [], [], []

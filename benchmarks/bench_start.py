@@ -1,4 +1,4 @@
-"""How much time passes until the first page, and how much of this time do imports take?
+"""How long does it take until the first page, and how much of this time do imports take?
 
 The bytecode of all modules is cached, as it is after an installation with pip.
 """

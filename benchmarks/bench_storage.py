@@ -20,7 +20,8 @@ SIZES = (SCALE // 5, SCALE)
 """Numbers of connections. Each connection has five series."""
 
 TURNOVERS = 4
-"""How often the benchmark replaces all connections of the smaller table with new ones."""
+"""Number of times that the benchmark replaces all connections with new ones. It does so only with
+the first of the `SIZES`."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10
@@ -28,7 +29,7 @@ FLOW_UPDATE_S = 60
 """Interval between two reports of a live flow, in seconds."""
 
 TIMEOUT_S = 620.0
-"""Longer than ``connection_timeout`` and ``connection_grace`` together."""
+"""A time longer than ``connection_timeout`` and ``connection_grace`` together."""
 
 POLL_S = 0.2
 WAIT_S = 120.0
@@ -61,7 +62,7 @@ _VICTORIA_METRICS = (
     "-storageDataPath={directory}/data",
     "-httpListenAddr=127.0.0.1:{port}",
     "-promscrape.maxScrapeSize=1GB",  # a page of 500,000 series exceeds the default
-    "-search.latencyOffset=0s",  # the benchmark queries the figures immediately
+    "-search.latencyOffset=0s",  # the benchmark queries the latest samples
 )
 VICTORIA_METRICS = Kind("VictoriaMetrics", _VICTORIA_METRICS)
 UNSTREAMED = Kind(
@@ -156,7 +157,10 @@ def _scraped(program: Program, server: Program, count: int) -> None:
 
 
 def _samples(server: Program, name: str) -> list[float]:
-    """Return all values of a series that the server stores about its scrapes, such as ``up``."""
+    """Return all values of a series about scrapes, such as ``up``.
+
+    The server creates these series.
+    """
     query = urllib.parse.urlencode({"query": f"{name}{{job='skyfast'}}[1h]"})
     response: Any = json.loads(programs.get(server.port, f"/api/v1/query?{query}").body)
     (series,) = response["data"]["result"]

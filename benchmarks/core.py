@@ -28,7 +28,7 @@ MESSAGES = 100
 """Number of messages in a batch. A batch has about 8 MB."""
 
 DEFAULT = "{}"
-"""The YAML below ``prom_sky_con``, in benchmarks that do not compare configurations."""
+"""The YAML below the key ``prom_sky_con`` in benchmarks that do not compare configurations."""
 
 
 def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
@@ -43,7 +43,7 @@ _, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
-    """Return a decoder for messages with flows of this type, like the decoders of skyfast."""
+    """Return a decoder, like those of skyfast, for messages whose flows have this type."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
 
@@ -181,15 +181,15 @@ class Parts:
         return size, series
 
     def bound(self, min_bytes: int) -> None:
-        """Set ``min_bytes`` of the connections; the other views have no bounds."""
+        """Set ``min_bytes`` of the first view. The other views have no bounds."""
         others = [(0, 0)] * len(self.table.view_connections)
         self.table.set_limits(**self._limits, bounds=[(min_bytes, 0), *others])
 
     def render(self, parts: int = 1, openmetrics: int = 0, created: bool = False) -> float:
         """Render a page in this number of parts, and discard it. Return the seconds for all parts.
 
-        `Table.page` describes ``openmetrics`` and ``created``. Nothing happens between two reads,
-        so that only rendering uses the CPU cache.
+        `Table.page` describes ``openmetrics`` and ``created``. Nothing else runs between two reads
+        of a page, so only rendering uses the CPU cache.
         """
         began_ns = time.thread_time_ns()
         for part in range(parts):
@@ -199,7 +199,9 @@ class Parts:
         return (time.thread_time_ns() - began_ns) / 1e9
 
     def deflate(self, openmetrics: int = 0) -> tuple[float, int]:
-        """Render and compress a page with a checksum. Return the seconds and the compressed bytes.
+        """Render and compress a page, and compute its checksum.
+
+        Returns the seconds and the number of compressed bytes.
 
         Pages in OpenMetrics have start timestamps.
         """
@@ -215,9 +217,10 @@ class Parts:
         return (time.thread_time_ns() - began_ns) / 1e9, size
 
     def compress(self, openmetrics: int = 0) -> tuple[float, int]:
-        """Compress the page of `deflate` with isal, in chunks of the same size as skyfast's.
+        """Compress the page of `deflate` with isal, in chunks of the same size as in skyfast.
 
-        Returns the seconds of the compression without rendering, and the compressed bytes.
+        Returns the seconds for compression, excluding rendering, and the number of compressed
+        bytes.
         """
         page = self.table.page(self.now_s, openmetrics, created=True)
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
@@ -240,7 +243,7 @@ class Core(Parts):
     def fill(self, stop: int) -> tuple[float, float]:
         """Process first reports until the table has ``stop`` connections.
 
-        Returns the ns per flow of decoding and of the table.
+        Returns two times in ns per flow: the time for decoding, and the time for the table.
         """
         new = range(self.table.connections, stop)
         figures = self._in_batches(self.take_new, self._flows.messages(new, FIRST_ROUND))

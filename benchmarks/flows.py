@@ -48,12 +48,16 @@ def _recorded() -> dict[str, Any]:
 
 
 def _template() -> bytes:
-    """Return a flow as Go writes it, with placeholders for the values of `_flow` in order."""
+    """Return a flow as Go writes it, with placeholders for the values from `Flows._flow`.
+
+    The placeholders and the values have the same order.
+    """
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # Rounds are 0.1 s apart and start ten seconds in the past. If times were minutes in the past or
-    # in the future, skyfast would check the clock skew of each flow, which costs more.
+    # Rounds are 0.1 s apart, and the first round is 9 to 19 s in the past. If this time were
+    # minutes away from the present, skyfast would check the clock skew of each flow, and would need
+    # more CPU time.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
@@ -106,7 +110,10 @@ class Flows:
         return of_round(self.templates(numbers), round_)
 
     def sample(self, count: int, among: int) -> list[int]:
-        """Return ``count`` distinct numbers below ``among`` in random order."""
+        """Return ``count`` distinct numbers in random order.
+
+        All numbers are less than ``among``.
+        """
         return random.Random(2).sample(range(among), min(count, among))
 
     def _flow(self, number: int) -> bytes:

@@ -1,7 +1,8 @@
 """Shared parts of the benchmarks: the scale, the machine, child processes and results.
 
 A figure is the median of its samples, and is printed with their minimum and maximum. A ratio
-compares two figures of the same run. If possible, the samples of the two are taken alternately.
+compares two figures of the same run. If possible, the samples of both figures are taken
+alternately.
 """
 
 import json

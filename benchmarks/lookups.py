@@ -13,14 +13,15 @@ LABELS = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
     "team",
 )
-"""The labels with names of an initiator or target. The value of ``team`` comes from a pod label."""
+"""The labels that show a name of an initiator or target. The value of ``team`` comes from a pod
+label."""
 
 PODS = 5_000
 """Number of pods. The flows have four times as many addresses, so each pod has four addresses."""
 
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
 ADDRESS_FIELDS = {"initiator": (A, B), "target": (B, A)}
-"""Maps each end to the paths of both addresses of a flow. The end's own address is first."""
+"""Maps each end of a flow to the paths of both addresses. The address of this end is first."""
 
 MESSAGES = 25
 """Number of messages that a table processes per turn."""
@@ -64,10 +65,10 @@ def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
 
 
 def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
-    """Add labels with names to the first view of a plan, and return the plan.
+    """Return a copy of the plan whose first view also has labels that show names.
 
-    If ``ends`` is 1, the labels have the names of initiators. If it is 2, there are also labels
-    with the names of targets.
+    If ``ends`` is 1, the labels show names of initiators. If ``ends`` is 2, there are also labels
+    that show names of targets.
     """
     view = plan.views[0]
     columns = [*view.columns]
@@ -84,9 +85,10 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 class Lookups:
     """Four tables that take turns to process the same flows.
 
-    The first table has no names, and the second table has the names of initiators. The other tables
-    have the names of initiators and targets: unique names, or ambiguous names. In each turn, a
-    different table is first, so that the order favors no table.
+    The first table looks up no names. The second table looks up the names of initiators. The third
+    and the fourth table look up the names of initiators and targets. In the fourth table, all
+    addresses are ambiguous. In each turn, a different table is first, so that the order favors no
+    table.
     """
 
     def __init__(self, count: int) -> None:

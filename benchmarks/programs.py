@@ -22,7 +22,7 @@ from benchmarks.harness import Remote
 START_TIMEOUT_S = 20.0
 SETTLE_INTERVAL_S = 0.05
 SETTLED_S = 0.002
-"""A program that uses less CPU time than this in an interval is idle."""
+"""A program is idle if it uses less CPU time than this in `SETTLE_INTERVAL_S`."""
 
 PAGE_TIMEOUT_S = 60.0
 READ_BYTES = 1 << 20
@@ -276,7 +276,7 @@ def heartbeat(
 
 
 def receiver(analyzer: Remote[Analyzer]) -> Program:
-    """Return a program with only skyfast's subscription: it discards the received messages."""
+    """Return a program that has only skyfast's subscription and discards the received messages."""
     return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer)
 
 
@@ -298,7 +298,7 @@ def storage(argv: Sequence[str], target: int, interval_s: int) -> Program:
 
 
 GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
-"""The binary of the Go connector. If empty, the Go connector is not measured."""
+"""The path of the Go connector. If the path is empty, the Go connector is not measured."""
 
 
 def go(analyzer: Remote[Analyzer]) -> Program:

@@ -83,7 +83,7 @@ class Topology:
         return self._compressed(query)
 
     def move_pods(self, count: int) -> None:
-        """Give the first ``count`` pods another controller, as the rollout of a release does."""
+        """Give the first ``count`` pods another controller, as a rollout does."""
         self._generation += 1
         self._now_ms = int(1000 * time.time())
         for pod in self.pods[:count]:
@@ -106,7 +106,10 @@ class Topology:
     # -- nodes and edges ------------------------------------------------------------------------
 
     def _node(self, kind: str, host: str, **fields: str) -> Element:
-        """Add a copy of a recorded node with a new ID and with ``fields`` in place of ``@KEY@``."""
+        """Add a copy of a recorded node with a new ID.
+
+        The values in ``fields`` replace the placeholders ``@KEY@``.
+        """
         fields["ID"] = str(uuid.UUID(int=self._chance.getrandbits(128)))
         text = re.sub("@([A-Za-z_]+)@", lambda match: fields[match[1]], self._samples[kind])
         node: Element = json.loads(text)
@@ -223,7 +226,10 @@ class Topology:
 
 
 def _samples() -> dict[str, str]:
-    """Return the JSON of recorded nodes, with ``@KEY@`` for values that differ between copies."""
+    """Return the JSON of recorded nodes.
+
+    Values that differ between copies are placeholders ``@KEY@``.
+    """
     recorded = json.loads(RECORDING.read_text())
     graph = recorded[0] if isinstance(recorded, list) else recorded
     return dict(_templates(graph["Nodes"]))

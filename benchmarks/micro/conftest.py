@@ -32,7 +32,7 @@ class PerFlow:
         to: str = "",
         at_most: float | None = None,
     ) -> None:
-        """Measure ``function`` with the next ``arguments`` in each of the ``rounds``.
+        """Call ``function`` with the next ``arguments`` in each round, and measure the calls.
 
         If ``mean`` is true, the report shows the mean instead of the median. Unlike the median, the
         mean includes work that only a few rounds do. ``to`` is the ID of the benchmark to compare

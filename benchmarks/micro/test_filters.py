@@ -45,7 +45,7 @@ FIVE = (
         _condition(("Application",), values=frozenset({"DNS"})),
     ),
 )
-"""Each rule drops few flows, so that every later rule also tests nearly all flows."""
+"""Five rules that each drop few flows, so that every rule tests nearly all flows."""
 
 FILTERS = {
     "no filter": Filter(excluded_tags=frozenset(), drop=(), keep=()),

@@ -50,7 +50,7 @@ def filled(request: pytest.FixtureRequest) -> Filled:
 
 
 def _random_order(size: int) -> str:
-    """Return the ID of the benchmark to which all others with this table size are compared."""
+    """Return the ID of the benchmark with which all others of this table size are compared."""
     return f"known flows in random order: {size:,} connections"
 
 

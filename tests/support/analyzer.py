@@ -125,7 +125,7 @@ class Subscriber:
     closing: bool = False
     frozen: bool = False
     was_dropped: bool = False
-    """Whether the analyzer dropped the subscriber for reading or answering pings too slowly."""
+    """Whether the analyzer dropped the subscriber because of slow reading or late pongs."""
     ponged_s: float = field(default_factory=time.monotonic)
 
     @property

@@ -26,7 +26,7 @@ LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15
 LENGTHS = tuple(
     (3 + ((4 + i % 4) << (i // 4 - 1)) if i >= 8 else 3 + i, max(0, i // 4 - 1)) for i in range(28)
 )
-"""The shortest length and the number of extra bits for all length symbols except the last."""
+"""For each length symbol except the last: the shortest length, and the number of extra bits."""
 
 DISTANCES = tuple(
     (1 + ((2 + i % 2) << (i // 2 - 1)) if i >= 4 else 1 + i, max(0, i // 2 - 1)) for i in range(30)
@@ -167,9 +167,10 @@ def _inflate_block(bits: _Bits, out: bytearray) -> None:
 
 
 def _code(lengths: list[int]) -> dict[tuple[int, int], int]:
-    """Return a Huffman code. A dict maps the length and value of each bit pattern to its symbol.
+    """Return a Huffman code as a dict.
 
-    ``lengths`` has the length of each symbol's bit pattern. The code must be complete.
+    The dict maps each bit pattern, given by its length and its value, to a symbol. ``lengths`` has
+    the length of the bit pattern of each symbol. The code must be complete.
     """
     code = {}
     value = 0

@@ -2,8 +2,8 @@
 
 Conversations start and end in every step, and their ports are reused. Agents restart. Nodes, names,
 applications and captures appear, change and disappear. Most strings occur only once. The generator
-provides an analyzer's messages, topology responses and the expected totals. Equal seeds give equal
-traffic.
+provides the messages and topology responses of an analyzer, and the expected totals. Equal seeds
+give equal traffic.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ class LoadGenerator:
         self._now_ms += 1000 * seconds
 
     def restart_agent(self) -> None:
-        """Restart an agent: its flows are reset, and most get new UUIDs."""
+        """Restart an agent: its flows start again from zero, and most flows get new UUIDs."""
         self._chance.choice(self._nodes).restarts += 1
 
     def change_topology(self) -> None:
@@ -193,9 +193,9 @@ class LoadGenerator:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # A flow that has been reported only once gets a new UUID. With the old UUID, its next
-            # report would repeat its totals, and the flow would seem to be idle. All other flows
-            # get a new UUID at every second restart.
+            # A flow that has been reported only once gets a new UUID. With the old UUID, the next
+            # report would repeat the totals of the first report, and the flow would seem to be
+            # idle. All other flows get a new UUID at every second restart.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0

@@ -35,7 +35,10 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return the sizes of malloc's memory and of the part in use, or {} if there is no glibc."""
+    """Return two sizes: the memory held by malloc, and the memory in use.
+
+    Without glibc, return {}.
+    """
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -96,7 +99,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, object]]:
         yield "()", thing.__self__
     elif isinstance(thing, types.FunctionType):
         yield from inspect.getclosurevars(thing).nonlocals.items()
-        if "__name__" not in thing.__globals__:  # code that was generated for a configuration
+        if "__name__" not in thing.__globals__:  # the function was generated for a configuration
             named = list(thing.__globals__.items())
             yield from ((f":{name}", value) for name, value in named if name != "__builtins__")
     elif isinstance(thing, functools.partial):

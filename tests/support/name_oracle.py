@@ -1,8 +1,9 @@
 """A slow, plain resolver of names, written from the documented rules.
 
-Tests compare `skyfast.skydive.name_resolver` with this oracle. The two share no code. The oracle
-works on decoded JSON and searches lists instead of building indexes. Each method implements one
-rule, and its docstring states the rule or the result. An uncertain name is an empty string.
+Tests compare `skyfast.skydive.name_resolver` with this oracle. The resolver and the oracle share no
+code. The oracle works on decoded JSON and searches lists instead of building indexes. Each method
+implements one rule, and its docstring states the rule or the result. An uncertain name is an empty
+string.
 
 An *ownership* edge leads from an owner to its child, for example from a network namespace to an
 interface. A *Kubernetes container* is a node of the Kubernetes probe. A *container* is a node that
@@ -236,10 +237,10 @@ class NameOracle:
 
     @cached
     def namespace(self, node: Json) -> Json:
-        """The namespace of an interface or container: its owner, if the type is netns or host.
+        """The namespace of an interface or container: the owner, if the owner is a netns or a host.
 
-        The namespace is unknown if there are several owners, if the owner or one of its ancestors
-        has several owners, or if the ancestors form a cycle.
+        The namespace is unknown if the node or one of its ancestors has several owners. It is also
+        unknown if the ancestors form a cycle.
         """
         owners = self.parents(node, "ownership", "any")
         if len(owners) != 1 or self.kind(owners[0]) not in ("netns", "host"):
@@ -400,7 +401,10 @@ class NameOracle:
         ]
 
     def labelled_pairs(self, container: Json) -> list[Pair | None]:
-        """The pod in the labels that kubelet or containerd gave a container, or an empty list."""
+        """A list with the pod from the labels of a container.
+
+        Kubelet or containerd sets these labels. The list is empty if there are no such labels.
+        """
         namespaces = (
             self.nested_label(container, "pod", "namespace"),
             self.flat_label(container, "pod.namespace"),
@@ -474,9 +478,9 @@ class NameOracle:
         )
 
     def latest(self, pods: list[Json]) -> Json:
-        """The running pod that was created last. If no pod is running, the pod created last.
+        """The newest running pod. If no pod is running, the newest pod.
 
-        None if the pods are in several clusters, or if two pods have the latest creation time.
+        None if the pods are in several clusters, or if there are several newest pods.
         """
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
@@ -527,10 +531,11 @@ class NameOracle:
 
     @cached
     def agent(self, pod: Json) -> str:
-        """The host of a pod, as its agent names the host. Empty if the host is unknown.
+        """The host of a pod, under the name that the agent on this host uses.
 
-        The Kubernetes probe links a host with every Kubernetes node that has the host's name. If
-        several clusters have such a node, it is unknown which of these nodes is the host.
+        Empty if the host is unknown. The Kubernetes probe links a host with every Kubernetes node
+        that has the host's name. If several clusters have such a node, it is unknown which of these
+        nodes is the host.
         """
         host = only(self.linked_hosts(pod))
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
@@ -538,8 +543,8 @@ class NameOracle:
     def assumed_host(self, pod: Json) -> str:
         """The host of a pod: the result of `agent`, or else the name of the pod's Kubernetes node.
 
-        The name of the Kubernetes node is not used if an edge contradicts it: an edge from this
-        node to any host, or from the host of the same name to any Kubernetes node.
+        The name of the Kubernetes node is not used in two cases: this node has an edge to a host,
+        or the host with the same name has an edge to a Kubernetes node.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -657,7 +662,7 @@ class NameOracle:
         """The addresses of a pod. A pod that has ended or uses the host's network has none.
 
         A pod with an address of its host is assumed to use the host's network. If the pod's host is
-        unknown, the pod is compared with all hosts.
+        unknown, an address of any host is enough for this assumption.
         """
         if not self.is_running(pod):
             return []
@@ -890,8 +895,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface with this address count as one owner if the interface can only belong
-        to this pod, and the pod can only be at this interface.
+        A pod and an interface with this address count as one owner if the interface can belong to
+        no other pod, and the pod can be at no other interface.
         """
         locations = self.locations(address)
         shown = [self.pod(namespace) for namespace, _, machine in locations if machine is None]

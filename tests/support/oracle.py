@@ -48,7 +48,7 @@ def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Coun
     """Return the counters of a view's connections, by label values.
 
     Each counter is named by a field of ``Metric``, or is `NEW_FLOWS`. The view must have the label
-    `DIRECTION`, which the label values do not include.
+    `DIRECTION`. The returned label values do not include the direction.
     """
     counters: dict[Values, Counters] = {}
     position = list(view.labels).index(DIRECTION)
@@ -128,8 +128,8 @@ class ShownConnection:
     """A connection: its counters on the latest page that showed it, and the deltas since that page.
 
     The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
-    ``touched_s`` at the latest. The two times differ after a closing report that repeats the last
-    update: such a report can increase the counters, but does not renew the connection.
+    ``touched_s`` at the latest. A closing report that repeats the last update can increase the
+    counters, but does not renew the connection: it changes only ``touched_s``.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -142,11 +142,11 @@ class ShownConnection:
 class Oracle:
     """Checks the pages of a table before and after each message.
 
-    ``horizon_s`` is the time of the latest report of all flows that the table may have forgotten.
-    ``least_horizon_s`` is the time of the latest report of all flows that the table must have
-    forgotten. At first, both times are the time of the first subscription. If ``is_exact`` is
-    false, the table can reject and evict flows, so only upper bounds are checked. All views must
-    count new flows.
+    ``horizon_s`` is the time of the latest report among the flows that the table may have
+    forgotten. ``least_horizon_s`` is the time of the latest report among the flows that the table
+    must have forgotten. At first, both times are the time of the first subscription. If
+    ``is_exact`` is false, the table can reject and evict flows, so only upper bounds are checked.
+    All views must count new flows.
     """
 
     spec: Spec
@@ -170,7 +170,7 @@ class Oracle:
     # Reports
 
     def message(self, reports: Sequence[JSON], now: float) -> list[Increase]:
-        """Apply the flows of a message, and return the increase by each report."""
+        """Apply the flows of a message, and return the increase that each report causes."""
         known = {uuid for uuid, state in self.flows.items() if self._is_remembered(state, now)}
         forgotten = [
             math.ceil(state.renewed_s)
@@ -205,7 +205,7 @@ class Oracle:
             high[NEW_FLOWS] = int(can_count)
             deltas = Range(low, high)
             if is_repeat(report) and not counts:
-                # This report repeats an update, and the first report of this update may still be in
+                # This closing report repeats an update whose original report may still be in
                 # transit. Therefore, the table does not store the flow.
                 return Increase(report, values, deltas, totals, is_known)
             self.flows[report["UUID"]] = state = FlowState(values, totals, now)
@@ -235,7 +235,7 @@ class Oracle:
         return now < state.renewed_s + max(self.flow_memory_s, ENDED_S)
 
     def _was_never_counted(self, report: JSON, now: float, horizon_s: float) -> bool:
-        """Return whether a flow began after ``horizon_s``, the latest report of forgotten flows.
+        """Return whether a flow began after ``horizon_s`` (see `Oracle`).
 
         Closed flows do not count as forgotten, because they are never reported again.
         """
@@ -348,6 +348,7 @@ class Oracle:
             low = increase.deltas.low & increase.totals if counts else Counter()
             restarted += Range(low, increase.totals)
         if not self.is_complete:
-            # The counters can include earlier closing reports.
+            # The counters can include closing reports that arrived while the connection was not
+            # visible.
             restarted = Range(restarted.low, expected.high)
         assert counters in restarted, f"{values}: {counters} is not {restarted}"

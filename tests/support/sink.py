@@ -16,7 +16,7 @@ from tests.support.configs import make_config
 
 
 class IngestSetup:
-    """An ingest of one configuration. Tests set the time ``now``, in seconds.
+    """An ingest with one configuration. Tests set the time ``now``, in seconds.
 
     ``chance`` replaces a random number from 0 to 1. The ingest checks a message for missing reports
     if ``chance`` is lower than the probability of a check.
@@ -75,7 +75,7 @@ class IngestSetup:
 
 
 class Sink(IngestSetup):
-    """An ingest of the default configuration with the given settings."""
+    """An ingest with the default configuration, except for the given settings."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(make_config(**settings), max_connections=1000, max_flows=4000)

@@ -102,7 +102,10 @@ class Conversation:
         return path if self.layer == transport else f"{path}/{self.layer}"
 
     def layers(self, *, is_reply: bool) -> JSON:
-        """Return the layer fields of a flow. If ``is_reply``, its first packet is a reply."""
+        """Return the layer fields of a flow.
+
+        If ``is_reply`` is true, the first packet is a reply.
+        """
         (a, a_port), (b, b_port) = reversed(self.endpoints) if is_reply else self.endpoints
         layers: JSON = {"Link": {"Protocol": "ETHERNET", "A": _mac(a), "B": _mac(b), "ID": 0}}
         if self.protocol != "ARP":
@@ -327,8 +330,8 @@ class FlowTable:
         ``LastUpdateMetric`` stays unchanged. All other flows without packets are not reported, and
         their ``LastUpdateMetric`` becomes zero.
 
-        A flow with a ``FinishType`` whose last packet is 15 s old is removed from the table, even
-        if this tick has reported the flow.
+        A flow is removed from the table if it has a ``FinishType`` and its last packet is at least
+        15 s old. It is removed even if this tick has reported it.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -368,9 +371,9 @@ class FlowTable:
     def _expire(self, before_ms: int | None) -> None:
         """Close flows (``expire``). Flows that started with FIN or RST end without a report.
 
-        ``LastUpdateMetric`` contains the packets since the latest update tick, and its ``Last``
-        equals the flow's ``Last``. If there are no such packets, ``LastUpdateMetric`` stays
-        unchanged.
+        If there are packets since the latest update tick, ``LastUpdateMetric`` contains these
+        packets, and ``LastUpdateMetric.Last`` equals the ``Last`` of the flow. Otherwise,
+        ``LastUpdateMetric`` stays unchanged.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -570,8 +573,8 @@ class Analyzer:
     If a subscriber reads too slowly, its message queue fills up, which blocks the flow server (see
     `stall`). Flows then wait in a channel of ``max_buffered_flows``. If this channel is also full,
     the reader of UDP datagrams ends and never starts again (``FlowServerUDPConn.Serve``). With
-    ``flow.protocol: websocket``, only the rest of the message is lost
-    (``FlowServerWebSocketConn.OnMessage``).
+    ``flow.protocol: websocket``, only those flows of the message are lost that do not fit into the
+    channel (``FlowServerWebSocketConn.OnMessage``).
 
     The kernel buffers ``receive_buffer`` datagrams while the reader is blocked or stopped.
     """

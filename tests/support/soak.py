@@ -52,11 +52,11 @@ Figures = dict[str, int]
 MAX_GROWTH = 0.02
 """Maximum relative growth of a measurement from the second day to the last day."""
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
-"""The heap, including its free memory, and resident memory may always grow by this number of bytes.
+"""Resident memory and the heap (including its free memory) may always grow by this number of bytes.
 
-They do not shrink after a peak. A peak is higher if more pages and responses exist at the same time
-by chance, so the highest peak can be on a later day. The growth of memory in use is only limited by
-`MAX_GROWTH`."""
+Neither of them shrinks after a peak. The height of a peak depends on how many pages and responses
+happen to exist at the same time. Therefore, the highest peak can be on a later day. The growth of
+the memory in use is limited only by `MAX_GROWTH`."""
 ENTRIES = 64
 """A container may always grow by this number of entries, because the number of names in use varies.
 """
@@ -78,7 +78,7 @@ PEAK_STEPS = 10
 MEASURE_INTERVAL_S = 12 * HOUR_S
 """Interval between memory measurements."""
 DRAIN_S = 4_200
-"""Time after which everything has expired. Views and interfaces take longest: 3600 s."""
+"""Time after which everything has expired. Views and interfaces expire last, after 3600 s."""
 ALL_ROWS = 2**31 - 1
 
 DEFAULT = "{}"
@@ -108,7 +108,8 @@ pipeline:
         - {prefix: apps, labels: [application, node_host, capture_id], timeout: 600}
         - {prefix: nodes, labels: [node_tid, node_type], direction: sum}
 """
-"""A configuration with all features that store state. The peak at noon exceeds its limits."""
+"""A configuration with all features that store state. The peak at noon exceeds the limits of this
+configuration."""
 
 
 def _app(text: str) -> App:
@@ -373,7 +374,7 @@ REAL_STEP_S, REAL_REPORT_S = 1, 5
 TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
 """Intervals between topology changes, between reloads, and between disconnects.
 
-``CLOSE_S`` is above 30 s, because skyfast delays the reconnect if the subscription was shorter."""
+``CLOSE_S`` is above 30 s, because skyfast delays the reconnect after a shorter subscription."""
 SUBSCRIBE_S = 20
 """Maximum time from the end of a subscription until the next subscription."""
 LINE_S = 10

@@ -334,7 +334,8 @@ class Core:
         page = read_all(self.table.page(now, 2)).decode()
         starts = read_inline_starts(page)
         assert read_created(read_all(self.table.page(now, 1, created=True)).decode()) == starts
-        # Without the start times, the samples equal those of a page that never had start times.
+        # After the start times are removed, the samples must equal the samples of a page in the
+        # text format.
         assert samples_of(read_all(self.table.page(now))) == samples_of(page.encode())
         return starts
 

@@ -143,7 +143,7 @@ bounded = st.one_of(
         }
     ),
 )
-"""The fields of `View` that define bounds, for views with and without bounds."""
+"""The arguments of `View` that set its bounds. There are none for a view without bounds."""
 
 
 @st.composite
@@ -379,8 +379,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
-        # If dormant flows can be evicted, apply one flow per second: if two flows became dormant in
-        # the same second, the order of their eviction would be undefined.
+        # Apply one flow per second if dormant flows can be evicted. The order of eviction would be
+        # undefined for flows that became dormant in the same second.
         spec = self.model.spec
         is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
         for part in [[flow] for flow in message] if is_tight else [message]:
@@ -611,8 +611,8 @@ REPORTS = st.fixed_dictionaries(
 class DeduplicatingMachine(TableMachine):
     """Tests ``deduplicate: first``, with many closing reports of dormant flows.
 
-    The totals grow with each report of any flow. If ``behind`` is N, a report has the totals of N
-    reports ago.
+    All flows share one running total, which grows with each report. If ``behind`` is N, a report
+    has the total that was current N reports earlier.
     """
 
     rename = relabel = begin = update_every = None
@@ -640,8 +640,9 @@ class DeduplicatingMachine(TableMachine):
         self.apply([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
 
     def apply(self, flows):
-        # Apply one flow per second. If two flows became dormant in the same second and only one of
-        # them had ended, it would be undefined which of them is the last flow of a connection.
+        # Apply one flow per second. Otherwise, two flows of a connection could become dormant in
+        # the same second. If only one of them had ended, it would be undefined which flow was the
+        # last one.
         for flow in flows:
             super().receive(message=[flow])
             self.now += 1

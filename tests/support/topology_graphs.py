@@ -46,7 +46,7 @@ _BYTES = 1_500
 class _Builder:
     """Collects nodes and edges. Each random choice uses up one byte of ``choices``.
 
-    Hypothesis needs a tenth of the time if it draws all bytes at once.
+    Hypothesis is ten times as fast if it draws all bytes at once.
     """
 
     def __init__(self, choices: bytes) -> None:
@@ -303,10 +303,11 @@ def _k8s(b: _Builder, kind: str, cluster: str, fields: Json, owners: Json = ()) 
 
 
 def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json]) -> dict[str, Any]:
-    """Add Kubernetes nodes. Return their names by host.
+    """Add Kubernetes nodes. Return the names of the nodes by host.
 
-    A host is usually a node of one cluster. Nodes of different clusters can have the same name, and
-    so can hosts. The probe links all hosts and nodes that have the same name.
+    A host is usually a node of one cluster. Nodes of different clusters can have the same name.
+    Several hosts can also have the same name. The probe links all hosts and nodes that have the
+    same name.
     """
     names = {}
     for host in hosts:

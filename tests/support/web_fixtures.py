@@ -160,7 +160,7 @@ class FakeTable:
         return self.connections, labels, True, self._remaining(without) if without else None
 
     def _remaining(self, without):
-        """Return the number of values of the label with the most values, ignoring ``without``."""
+        """Count the values of each label except ``without``, and return the highest count."""
         return max(
             (len(values) for name, values in self.values.items() if name != without), default=0
         )
