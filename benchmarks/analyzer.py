@@ -23,7 +23,8 @@ WAIT_S = 60.0
 takes longer, the benchmark fails."""
 
 STATS_INTERVAL_S = 10.0
-"""Interval of stats messages. A subscription without messages would count as silent."""
+"""Interval of stats messages. Without these messages, skyfast would treat the subscription as
+silent."""
 
 _STATS = (
     b'{"Namespace":"stats","Type":"stats","UUID":"5c26acfa-5980-452b-a0ab-2848cb848504",'
@@ -129,7 +130,7 @@ class Analyzer:
     # -- the protocol
 
     def _respond(self, body: bytes) -> bytes:
-        """Return the whole response to an HTTP request with this body."""
+        """Return the complete response to an HTTP request whose body is ``body``."""
         return _EMPTY_RESPONSE
 
     def _write(self, data: bytes) -> None:

@@ -49,7 +49,7 @@ def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[A
 
 
 def tidy() -> None:
-    """Configure memory management like skyfast, and free the memory used for preparations."""
+    """Configure memory management as skyfast does, and free the memory used for preparations."""
     memory.tune_malloc()
     memory.freeze()
     trim()

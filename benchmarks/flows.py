@@ -55,9 +55,9 @@ def _template() -> bytes:
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # Rounds are 0.1 s apart, and the first round is 9 to 19 s in the past. If this time were
-    # minutes away from the present, skyfast would check the clock skew of each flow, and would need
-    # more CPU time.
+    # Rounds are 0.1 s apart, and the first round is 9 to 19 s in the past. If times were several
+    # minutes in the past, or more than a minute in the future, skyfast would check the clock skew
+    # of each flow. This check needs CPU time.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"

@@ -22,7 +22,7 @@ RECORDING = Path(__file__).parent.parent / "tests/data/topology-containers/graph
 HOSTS = 200
 PODS = 5_000
 INTERFACES_PER_POD = 3
-"""``lo`` and ``eth0`` in the namespace of the pod, and the other end of ``eth0`` on the host."""
+"""Each pod has ``lo`` and ``eth0`` in its namespace, and the other end of ``eth0`` on the host."""
 INTERFACES_PER_HOST = 25
 REPLICAS = 5
 GZIP_LEVEL = 1

@@ -203,7 +203,7 @@ class FakeAnalyzer:
         self.address = address
         self.ssl = ssl
         self.prefix = prefix
-        """Prefix of all paths, as behind a proxy."""
+        """Prefix of all paths. A proxy can require such a prefix."""
         self.host_id = host_id
         self.service_type = service_type
         self.username = username
@@ -216,7 +216,7 @@ class FakeAnalyzer:
         """Called with each new subscriber, in a separate task."""
         self.script: deque[int | FakeResponse | Fault] = deque()
         """The next responses to WebSocket upgrades: statuses, `FakeResponse` objects, or faults.
-        Further upgrades succeed."""
+        After these responses, all upgrades succeed."""
         self.login: FakeResponse | Fault | None = None
         """The response to ``POST /login``; None for the normal response."""
         self.topology: FakeResponse | Fault = FakeResponse(body=b"[]", compress=True)
@@ -311,7 +311,7 @@ class FakeAnalyzer:
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the analyzer sends nothing now, because of ``stops_after_disconnect``."""
+        """Whether the analyzer currently sends nothing because of ``stops_after_disconnect``."""
         return self.stops_after_disconnect and not self._stored
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
@@ -344,7 +344,7 @@ class FakeAnalyzer:
         except (ConnectionError, asyncio.IncompleteReadError, ssl_module.SSLError):
             pass
         except asyncio.CancelledError:
-            pass  # stop() cancelled this task. asyncio.streams would log the exception.
+            pass  # stop() cancelled this task. asyncio.streams would log this exception.
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)

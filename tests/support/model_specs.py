@@ -104,7 +104,7 @@ def _standard(prefix: str, family: Family) -> Family:
 
 
 def labelled(*names: str, others: Iterable[Label] = ()) -> tuple[Label, ...]:
-    """Return the labels with these names. They must be in `KNOWN_LABELS` or ``others``."""
+    """Return the labels with these names. All names must be in `KNOWN_LABELS` or ``others``."""
     known = KNOWN_LABELS | {label.name: label for label in others}
     return tuple(known[name] for name in names)
 

@@ -995,7 +995,7 @@ class NameOracle:
         """A pod as the owner of an address that no interface of the pod has.
 
         The network namespace is the namespace with the pod's containers. If there is no known agent
-        on the pod's host, the host has the name of the Kubernetes node.
+        on the pod's host, the host gets the name of the Kubernetes node.
         """
         namespaces = [netns for netns in self.all("netns") if self.pod(netns) is pod]
         namespace = namespaces[0] if len(namespaces) == 1 else None

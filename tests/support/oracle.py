@@ -341,7 +341,7 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {expected}"
         restarted = NOTHING
         for increase in increases:
-            # Some closing reports do not make their connection visible. If the connection becomes
+            # Some closing reports do not make their connection visible. When the connection becomes
             # visible later, its counters include these reports only if the table keeps the counters
             # of expired connections.
             counts = increase.makes_visible or (self.flow_memory_s > 0 and not self.is_complete)

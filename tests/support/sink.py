@@ -85,7 +85,7 @@ class Sink(IngestSetup):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Numbers of flows that the decoder and the table skipped, by reason, without zeros."""
+        """Numbers of flows that the decoder and the table skipped, by reason. Zeros are omitted."""
         table, decoder = self.table.skipped, self.stats.flows_skipped
         counts = {
             reason: table.get(reason, 0) + decoder.get(reason, 0) for reason in {*table, *decoder}
@@ -94,7 +94,7 @@ class Sink(IngestSetup):
 
     @property
     def values_skipped(self) -> dict[str, int]:
-        """Numbers of values that the decoder and the table skipped, by field, without zeros."""
+        """Numbers of values that the decoder and the table skipped, by field. Zeros are omitted."""
         counts = sums(self.stats.values_skipped, self.table.values_skipped)
         return {field: count for field, count in counts.items() if count}
 

@@ -834,7 +834,10 @@ class Subscriber:
         self.disconnect()
 
     def vanish(self) -> None:
-        """Stop without closing the connection. The analyzer closes it, because it gets no pongs."""
+        """Stop without closing the connection.
+
+        The analyzer then closes the connection, because pongs are missing.
+        """
         self.is_wanted = False
         if self.is_connected:
             self.is_connected = False
@@ -956,7 +959,10 @@ class Cluster:
         return agent
 
     def at(self, time_ms: int, event: Callable[[], None], *, order: int = 0) -> None:
-        """Schedule an event. Simultaneous events with equal ``order`` run first in, first out."""
+        """Schedule an event.
+
+        Simultaneous events with equal ``order`` run in the order of their scheduling.
+        """
         self._events += 1
         heapq.heappush(self._queue, (max(time_ms, self.now_ms), order, self._events, event))
 
@@ -1029,7 +1035,7 @@ def label_values(report: JSON, paths: Iterable[Sequence[str]]) -> tuple[str, ...
 def expected_counters(
     flows: Iterable[Known], paths: Sequence[Sequence[str]]
 ) -> dict[tuple[str, ...], Counter[str]]:
-    """Return the counters of a view: the sums of the flows' highest totals by label values.
+    """Return the counters of a view, by label values: the sums of the highest totals of the flows.
 
     The labels are the fields at ``paths``. Flows that the page does not show are excluded.
     """
