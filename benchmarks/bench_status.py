@@ -43,7 +43,8 @@ def run(report: Report) -> None:
         program.round(FIRST_ROUND)
         assert program.metric("skyfast_connections") == LARGE
         _idle(report, program)
-        # Measure the snapshot first: later, it could reuse memory that other scans have freed.
+        # Measure the snapshot first. Later, a snapshot could reuse memory that other scans have
+        # freed.
         _rates(report, program)
         for what, path, limit_ms in (
             ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),

@@ -143,9 +143,9 @@ class Report:
         """Add a figure.
 
         The ratio compares ``samples`` with ``over``, the samples of the figure ``to``. If both
-        lists have the same length, their samples were taken alternately: the ratio is the median
-        of the ratios of the pairs. Otherwise, the ratio is the median of ``samples`` divided by the
-        median of ``over``.
+        lists have the same length, their samples were taken alternately. In this case, the ratio is
+        the median of the ratios of the pairs. Otherwise, the ratio is the median of ``samples``
+        divided by the median of ``over``.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)

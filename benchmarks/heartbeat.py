@@ -10,8 +10,8 @@ Environment variables change constants of skyfast:
 
 * ``NAMES_INTERVAL_S``: the interval at which skyfast reads the complete topology;
 * ``RESULT_AGE_S``: how long skyfast caches rankings and cardinality reports;
-* ``FLOW_UPDATE_S``: the ``flow.update`` that skyfast assumes, which is also the time until the
-  first rates.
+* ``FLOW_UPDATE_S``: the ``flow.update`` that skyfast assumes. The first rates appear after this
+  time.
 """
 
 import asyncio

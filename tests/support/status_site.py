@@ -142,5 +142,5 @@ FORMATS = [
     ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
     ("state", True, "up"),
 ]
-"""A format, a value, and the text that the server and the script must both show for the value at
-the Unix time 1,000 s."""
+"""A format, a value, and a text. The server and the script must show the value as this text if the
+Unix time is 1,000 s."""
