@@ -5,10 +5,10 @@ raw packets and unknown fields are removed, so that no address remains in an une
 kept fields are anonymized as follows:
 
 * IP and MAC addresses get pseudonyms of the same type. Pseudonyms of IP addresses preserve
-  prefixes: two pseudonyms share as many leading bits as the two addresses. The construction is that
-  of Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002), but with
-  BLAKE2. The type of an address (loopback, private, link-local, multicast) and the prefix lengths
-  of networks stay visible.
+  prefixes: the pseudonyms of two addresses have as many leading bits in common as the addresses.
+  The algorithm is Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization",
+  2002) with BLAKE2 as the hash function. The type of an address (loopback, private, link-local,
+  multicast) and the prefix lengths of networks stay visible.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is
@@ -56,12 +56,12 @@ CACHED: Final = 1 << 16
 """Maximum number of cached pseudonyms of each type."""
 
 MAX_CACHED_CHARS: Final = 64
-"""Maximum length of cached strings. Addresses and IDs are shorter. Other strings can be huge."""
+"""Longer strings are not cached. Addresses and IDs are shorter."""
 
 _STATISTICS: Final = (
     *("FlowCount", "FlowDropped", "KernelFlowDropped", "PacketsDropped", "PacketsReceived"),
 )
-"""The numbers in a capture report: see ``flow.proto`` in Skydive."""
+"""The names of the numbers in a capture report, as in Skydive's ``flow.proto``."""
 
 _KINDS: Final = (
     # Address ranges, and the number of leading bits that stay unchanged in each range.
@@ -135,7 +135,7 @@ _ADDRESSES: Final = frozenset(
 )
 """The fields with IP addresses.
 
-String fields that are not in `_IDS`, `_WORDS` or `_ADDRESSES` are names, except `_KIND`."""
+Except for `_KIND`, all string fields that are not in `_IDS`, `_WORDS` or `_ADDRESSES` are names."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_/-]{0,200}")
 
@@ -284,7 +284,7 @@ class Anonymizer:
         return f"x{self._digest(b'text', data, 12).hex()}".ljust(len(data), "x") if data else ""
 
     def _word(self, text: str) -> str:
-        """Return ``text`` unchanged if it looks like a word of Skydive, otherwise a pseudonym."""
+        """Return ``text`` if it matches `_WORD`, otherwise a pseudonym."""
         return text if _WORD.fullmatch(text) else self._text(text)
 
     def _hash_of(self, text: str) -> str:
@@ -337,16 +337,16 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # Each notation of an address is a label value with its own series. Therefore an address
-        # with a zone, or in an unusual notation, gets its own pseudonym.
+        # Two notations of an address are two label values, so they need different pseudonyms.
+        # Therefore an address with a zone or in an unusual notation is handled like any other text.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # An address outside the ranges of _KINDS must not get a pseudonym inside a range,
-            # because an address of that range could get the same pseudonym.
+            # If the address is outside the ranges of _KINDS, the pseudonym must be outside, too.
+            # Otherwise it could equal the pseudonym of an address inside a range.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 
@@ -365,15 +365,15 @@ class Anonymizer:
                 return octets.hex(":")
 
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
-        """Flip some bits after the first ``kept_bits``.
+        """Keep the first ``kept_bits`` bits, and flip some of the other bits.
 
         The key and all preceding bits decide whether a bit is flipped. Therefore different inputs
         have different results, and common prefixes stay common.
         """
         result = bytearray()
         for i, octet in enumerate(octets):
-            # The bit prefixes of an octet form a binary tree. Each node of the tree has its own bit
-            # of the digest.
+            # `node` is a 1 followed by the preceding bits of this octet. It is the index of the
+            # digest bit that decides whether to flip the current bit.
             flips = int.from_bytes(self._digest(kind, octets[:i], 32))
             node, scrambled = 1, 0
             for bit in range(8):
@@ -403,7 +403,7 @@ def _reverse_bits(octet: int) -> int:
 
 
 def _fields(part: dict[str, Any], fields: dict[str, Pseudonym | None]) -> dict[str, Any]:
-    """Return the known fields of a part of a flow: strings become pseudonyms, and numbers stay."""
+    """Return the known fields of ``part``: strings as pseudonyms, and numbers unchanged."""
     kept: dict[str, Any] = {}
     for key, value in part.items():
         if key not in fields:

@@ -46,9 +46,9 @@ log = logging.getLogger("skyfast.player")
 class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
-    The replay starts when all analyzers have a subscriber, or `START_WAIT_S` after the first
-    subscription if that is earlier. Subscribers receive only messages that are sent after they have
-    connected. As with real analyzers, messages without a subscriber are lost.
+    The replay starts when all analyzers have a subscriber, but at most `START_WAIT_S` after the
+    first subscription. Subscribers receive only messages that are sent after they have connected.
+    As with real analyzers, messages without a subscriber are lost.
     """
 
     def __init__(
@@ -142,7 +142,8 @@ class ReplayServer:
             self._topology.rewind()
 
     async def _wait_for_subscribers(self) -> None:
-        """Wait for the first subscriber without a limit, and `START_WAIT_S` for the others."""
+        """Wait for the first subscriber without a time limit, then up to `START_WAIT_S` for the
+        others."""
         waiting = [
             asyncio.create_task(analyzer.subscribed.wait()) for analyzer in self._analyzers.values()
         ]
@@ -175,14 +176,15 @@ class ReplayServer:
             for name in ("CreatedAt", "UpdatedAt"):
                 recorded_ms = element.get(name)
                 if isinstance(recorded_ms, int) and recorded_ms:
-                    # The same mapping for all times preserves their order.
+                    # All times are mapped in the same way, so their order does not change.
                     present_ms = began_ms + int((recorded_ms - first_ms) // speed)
                     element[name] = max(present_ms, 1)
             if is_loop:
                 match element:
                     case {"ID": str(element_id), "Metadata": {"Metric": dict()}}:
                         add_to_counters(element, offsets.get(element_id, {}))
-                        # The added offsets change the counters, so the node counts as updated.
+                        # The offsets have changed the counters, so set the time of the update to
+                        # now.
                         element["UpdatedAt"] = now_ms
 
         # For a large topology, `selected` takes a fraction of a second, so it runs in a thread.

@@ -35,7 +35,8 @@ BUFFER_BYTES: Final = 1 << 18
 """Size of the write buffer."""
 
 FLUSH_INTERVAL_S: Final = 1.0
-"""Interval of flushes. If the process is killed, messages after the latest flush are lost."""
+"""Interval of flushes. If the process is killed, messages that were written after the latest flush
+are lost."""
 
 STOP_TIMEOUT_S: Final = 2.0
 """How long `Recorder.stop` waits for the queue to be written."""
@@ -43,13 +44,13 @@ STOP_TIMEOUT_S: Final = 2.0
 log = logging.getLogger("skyfast.recorder")
 
 MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
-"""Maps a message and its analyzer's name to the recorded pair, or to None to omit the message."""
+"""Returns what to record for a message and an analyzer's name, or None to omit the message."""
 
 TopologyFilter = Callable[[Update], Update]
 """Maps an update of the topology to the recorded update."""
 
 _Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
-"""A message with its time and analyzer, or a response or update of the topology with its time."""
+"""A queued message with its time and analyzer, or queued topology data with its time."""
 
 
 class Recorder:
@@ -183,7 +184,8 @@ class Recorder:
                     self._queue.get_nowait()
 
     def _write_all(self) -> bool:
-        """Write entries until the file is full or `stop` is called. Return True if full."""
+        """Write entries until the file is full (returns True) or `stop` is called (returns
+        False)."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:

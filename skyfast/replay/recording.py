@@ -52,8 +52,8 @@ MAX_ANALYZERS: Final = 64
 MAX_GAP_MS: Final = 300_000
 """A replay shortens periods without messages to at most this time.
 
-If a line has no recorded time, the latest flow time in the line is used. Flow times that are later
-than the median of the line by more than ``MAX_GAP_MS`` are ignored."""
+If a line has no recorded time, the latest flow time in the line is used. A flow time is ignored if
+it is more than ``MAX_GAP_MS`` later than the median of all flow times in the line."""
 
 _OF_MESSAGE: Final = frozenset({"Namespace", "Type", "Obj"})
 _OF_FLOW: Final = frozenset(
@@ -62,7 +62,7 @@ _OF_FLOW: Final = frozenset(
 """A line with a key of `_OF_MESSAGE` is a message. Any other line with a key of `_OF_FLOW` is a
 flow."""
 
-_UUID_STEP: Final = 0x9E3779B97F4A7C15  # odd, so that masks repeat only after 2^64 loops
+_UUID_STEP: Final = 0x9E3779B97F4A7C15  # an odd number, so that no two of 2^64 loops share a mask
 
 _GZIP: Final = b"\x1f\x8b"
 
@@ -302,8 +302,8 @@ class _Times:
         elif not self._has_begun:
             return self.latest_ms
         if message.at_ms is None:
-            # The analyzer sent the message after the latest time in it, and after the previous
-            # message.
+            # The analyzer sent this message after all flow times in the message, and after the
+            # previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms
@@ -318,7 +318,8 @@ def _newest_ms(data: bytes) -> int:
     times = sorted(map(int, _LAST.findall(data)))
     if not times:
         return 0
-    # Use the lower median, because a wrong time in the future would delay all following messages.
+    # A wrong time in the future would delay all following messages. The lower median is correct
+    # even if half of the times are wrong in this way.
     latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= latest_ms)
 
@@ -349,7 +350,7 @@ class _Lines:
                         raise self._error(number, str(problem)) from None
                     yield message
         except EOFError:
-            self.truncated = True  # gzip without an end: the writer was killed
+            self.truncated = True  # the gzip stream is incomplete: the writer was killed
         except (gzip.BadGzipFile, zlib.error) as error:
             raise self._error(number + 1, f"is not valid gzip: {error}") from None
         except OSError as error:
@@ -448,9 +449,9 @@ def demo() -> Playback:
 class ScheduledMessage:
     """A message to send ``due_s`` seconds after the start of the replay.
 
-    ``recording`` is the index of the recording that contains the message. The time ``origin_ms`` in
-    the recording becomes the start of the loop, which is ``begins_ms`` after the start of the
-    replay. ``mask`` changes the UUIDs; 0 keeps them.
+    ``recording`` is the index of the recording that contains the message. The loop starts
+    ``begins_ms`` after the start of the replay, and this start corresponds to the time
+    ``origin_ms`` in the recording. ``mask`` changes the UUIDs; 0 keeps them.
     """
 
     recording: int
@@ -494,7 +495,7 @@ def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
     """Yield a message once for each of the WebSocket ``namespaces`` that it belongs to.
 
     ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown namespaces are sent
-    to all subscribers, because the analyzer also sent them to the program that recorded them.
+    to all subscribers.
     """
     try:
         namespace = _envelope.decode(data).Namespace

@@ -1,7 +1,7 @@
 """The topology in recordings: its fields, its changes, and the responses to queries.
 
 Nodes and edges are recorded with the fields that skyfast reads, and recorded again only when one of
-these fields has changed. An `Update` has all changes that one response shows, or a part of these
+these fields has changed. An `Update` contains the changes found in one response, or a part of these
 changes. Applying the updates in order gives the topology at any time of the recording.
 """
 
@@ -23,7 +23,8 @@ UPDATE_BYTES: Final = 1 << 20
 """When the JSON of an update exceeds this size, the update ends and another update begins."""
 
 MAX_LABEL_DEPTH: Final = 32
-"""Maximum depth of nested labels. Skydive nests labels at the dots of their keys."""
+"""Maximum depth of nested labels. Skydive splits the key of a label at its dots, and makes a nested
+object for each component."""
 
 _COMPLETE: Final = (
     queries.INTERFACES,
@@ -97,7 +98,7 @@ EDGE: Final[Shape] = {
 
 
 def empty_like(value: object) -> object:
-    """Return an empty value of the same type, so that a value of an invalid type stays invalid."""
+    """Return an empty value of the type of ``value``, so that an invalid type stays invalid."""
     match value:
         case None | bool():
             return value
@@ -184,7 +185,8 @@ class ObservedResponse:
     def __init__(self, query: Query, done: Callable[["ObservedResponse"], object]) -> None:
         self.query = query
         self.elements: list[tuple[str, bytes, int | None]] = []
-        """ID, JSON text without ``UpdatedAt``, and ``UpdatedAt`` of each element."""
+        """For each element: the ID, the JSON text without ``UpdatedAt``, and the value of
+        ``UpdatedAt``."""
         self.left_out = 0
         """Number of elements without an ID, and of elements beyond `MAX_ELEMENTS`."""
         self._done = done
@@ -218,7 +220,7 @@ class ObservedResponse:
 
 
 def decode_element(element: bytes) -> object:
-    """Decode a node or edge, with invalid text replaced; return None if it is not JSON."""
+    """Decode a node or edge; return None for invalid JSON. Invalid text is replaced."""
     try:
         return msgspec.json.decode(element)
     except UNDECODABLE:
@@ -229,7 +231,7 @@ def decode_element(element: bytes) -> object:
 
 
 class ResponseChanges:
-    """Compares responses with the previous responses, and yields the changes. Not thread-safe."""
+    """Yields what each response changes in the topology. Not thread-safe."""
 
     def __init__(self) -> None:
         self.left_out = 0
@@ -238,7 +240,7 @@ class ResponseChanges:
         self._ids_by_query: dict[Query, set[str]] = {query: set() for query in _COMPLETE}
 
     def of(self, response: ObservedResponse) -> Iterator[Update]:
-        """Yield the updates of a response; none if nothing has changed."""
+        """Yield the changes in a response as updates; nothing if there are no changes."""
         known, query = self._known, response.query
         self.left_out += response.left_out
         changed: list[msgspec.Raw] = []
@@ -272,7 +274,7 @@ class ResponseChanges:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add the ID of an element from a partial response to the matching complete queries."""
+        """Add an element that a partial query has found to all complete queries that it matches."""
         element = msgspec.json.decode(text)
         for complete, ids in self._ids_by_query.items():
             if complete.edges == query.edges and complete.matches(element):
@@ -291,8 +293,8 @@ class ReplayedTopology:
     """The nodes and edges at one time of a recording.
 
     If the recording is replayed in a loop, `rewind` must be called at the start of each further
-    loop. Interface counters continue from loop to loop: each loop adds the difference between the
-    last and the first recorded value.
+    loop. Interface counters continue to grow: each further loop adds the growth of all previous
+    loops to the recorded values.
     """
 
     def __init__(self) -> None:
@@ -301,7 +303,7 @@ class ReplayedTopology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed nodes."""
         self._previous: dict[str, bytes] = {}
-        """The nodes of earlier loops that this loop has not added yet: the last version of each."""
+        """The last version of each node of earlier loops that has not appeared in this loop."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:

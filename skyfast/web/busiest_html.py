@@ -108,7 +108,7 @@ def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
     if top.note is not None:
         return escape(top.note)
     noun = "row" if top.view else "connection"
-    # Use the total of the scan that found the rows. The total of the report may be newer.
+    # Use the total of the ranking's scan. The status report may have a newer total.
     total = top.connections if top.groups is None else top.groups
     counted = noun if top.groups is None else "group"
     text = f"{count(len(top.entries))} of {count(total)} {counted}{'' if total == 1 else 's'}"

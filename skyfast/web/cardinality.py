@@ -27,8 +27,8 @@ VALUES_AGE_S: Final = 1.0
 """How long the result of `Cardinality.values` is cached."""
 
 LabelCounts = tuple[int, Sequence[tuple[str, int]], int]
-"""The number of values of a label, the most frequent values with their numbers of rows, and the
-number of rows that would remain without the label."""
+"""Three facts about a label: its number of values, its most frequent values with the number of rows
+of each, and the number of rows that would remain without the label."""
 
 
 class CardinalityTable(Protocol):

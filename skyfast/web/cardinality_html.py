@@ -16,7 +16,7 @@ from skyfast.web.forecast import Forecast, listed, percent
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
-connections are shown. The report contains only a random choice of the rarer values."""
+connections are shown. The report contains a random selection of the values with smaller shares."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""
@@ -28,7 +28,8 @@ _HEADS: Final = (
     ("number", "change"),
     ("text", "most frequent values, and their {rows}"),
 )
-"""The columns. ``{rows}`` is the noun for what has the labels: connections, or rows of a view."""
+"""The columns. ``{rows}`` is a noun: "connections" for the first view, and "rows" for all other
+views."""
 
 
 def as_html(report: CardinalityReport) -> str:
@@ -64,7 +65,7 @@ def _note(report: CardinalityReport | ViewCardinality, row: str) -> str:
 
 
 def _exact(report: CardinalityReport) -> str:
-    """Return the panel about removing the label of the query; "" if the query has no label."""
+    """Return the panel about ``report.without``, or "" if it is None."""
     without = report.without
     if without is None:
         return ""
@@ -182,7 +183,7 @@ def change(remaining: int, total: int) -> str:
     if percent < 0.05:
         return "0 %"
     if percent < 1 or percent > 99:
-        # Without decimals, the value would be rounded to 0 or 100.
+        # Show a decimal, so that the percentage is not rounded to 0 or 100.
         return f"−{min(percent, 99.9):.1f} %"
     return f"−{percent:.0f} %"
 

@@ -1,4 +1,4 @@
-"""Reloads the web configuration when one of its files changes."""
+"""Reloads the web configuration when its file, a certificate or a key changes."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ log = logging.getLogger("skyfast.web_config")
 
 
 class WebConfigFile:
-    """The web configuration file in use, reloaded when one of its files changes.
+    """The web configuration in use. It is reloaded when its file, a certificate or a key changes.
 
     While the process runs, TLS cannot be switched on or off, and authentication cannot be switched
     off. Without this rule, an editor that empties the file before writing would disable security.
@@ -24,7 +24,7 @@ class WebConfigFile:
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
         """Read the file at ``path``. This blocks.
 
-        ``on_change`` is called with this configuration, and with each later configuration.
+        ``on_change`` is called with this configuration, and again after each reload.
 
         Raises:
             ConfigError: The file is invalid.
@@ -47,7 +47,7 @@ class WebConfigFile:
             config = read(self._path, files=files)
             self._check_change(config)
         except ConfigError:
-            self._files = files  # try again when a file changes
+            self._files = files  # so that `refresh` tries again only after a change
             raise
         return config
 

@@ -218,7 +218,7 @@ class HttpConnection(web.RequestHandler):
         self._deadline: asyncio.TimerHandle | None = None
         self._responding = False
         self._unprocessed_bytes = 0
-        self._discarded_bytes = -1  # not discarding
+        self._discarded_bytes = -1  # -1 means that no data is discarded
         self._reset = False
         self._deadline_passed = False
         self.is_forbidden = False
@@ -266,7 +266,7 @@ class HttpConnection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._stream = cast(asyncio.Transport, transport)  # aiohttp clears its own reference early
+        self._stream = cast(asyncio.Transport, transport)  # aiohttp drops its reference too early
         self._stream.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         if self._security is None:
             self._connections.check_descriptors(transport.get_extra_info("socket").fileno())
@@ -314,7 +314,7 @@ class HttpConnection(web.RequestHandler):
             return False
         has_request = self._responding or self._unprocessed_bytes > 0
         if has_request:
-            self.close()  # after the response
+            self.close()  # closes the connection after the response
         # The event loops do not support half-closed TLS connections.
         return has_request and self._security is None
 
@@ -459,7 +459,7 @@ def _make_request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    """Create a request from what aiohttp has parsed, with three changes.
+    """Create a request from the message that aiohttp has parsed, with three changes.
 
     * Versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0. aiohttp would respond with the
       version of the request, such as HTTP/2.0.

@@ -26,8 +26,8 @@ class HtmlColumn:
 
     * ``key`` is the path of the value in a row, and ``format`` is the format of the value.
     * ``head`` is the content of the header cell, and ``attributes`` are its attributes, as HTML.
-    * ``name`` is the label in this column if the label's values can have names, else "". The table
-      shows the name beside the value if ``is_beside``, and instead of the value otherwise.
+    * ``name`` is the label in this column, or "" if the column shows no values that can have names.
+      If ``is_beside``, a name is shown beside the value. Otherwise, the name replaces the value.
     * If ``bar`` is not "", the cell has a bar in its background. ``bar`` is the path of the bar's
       length, a number from 0 to 1.
     * If ``filters``, the value is a link that filters the table by this value.
@@ -52,8 +52,8 @@ class HtmlColumn:
 class Limit:
     """A bar that shows values and their common limit.
 
-    ``keys`` and ``limit`` are the paths of these numbers in the report. ``anchor`` is the anchor of
-    the explanation on ``/help``.
+    ``keys`` are the paths of the values in the report, and ``limit`` is the path of the limit.
+    ``anchor`` is the anchor of the explanation on ``/help``.
     """
 
     anchor: str
@@ -63,7 +63,7 @@ class Limit:
 
 
 class Elements:
-    """Renders values of a report, which are given by their path in the report."""
+    """Renders values of a report. A value is specified by its path in the report."""
 
     def __init__(self, tree: Any, now_s: float, query: RankingQuery) -> None:
         self._tree = tree
@@ -78,7 +78,7 @@ class Elements:
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
     def hidden(self, key: str) -> str:
-        """Return the number of hidden connections if ``key`` is the number of all connections.
+        """Return the number of hidden connections if ``key`` is ``table.connections``.
 
         Returns "" for other keys, and if no bounds are configured.
         """
@@ -122,7 +122,7 @@ class Elements:
         return self.rows(key, columns, _at(self._tree, key))
 
     def rows(self, key: str, columns: Iterable[HtmlColumn], rows: Sequence[Any]) -> str:
-        """Return a table of ``rows``, which is hidden if there are no rows."""
+        """Return a table of ``rows``. An empty table is hidden."""
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'

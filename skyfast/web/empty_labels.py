@@ -34,8 +34,8 @@ _SETS: Final = (
     ("node_name",),
     ("node_host",),
 )
-"""The sets of labels to check. In a complete topology, all addresses and capture points have values
-of these labels.
+"""The sets of labels to check. If the topology is complete, these labels have values for all
+addresses and capture points.
 
 A set counts as empty if all its labels are empty. The label of the initiator and the label of the
 target are in the same set, because usually at least one of the two addresses is in the topology.
@@ -127,9 +127,9 @@ class EmptyLabelCheck:
     def is_due(self, ranking: Ranking, *, is_read: bool) -> bool:
         """Return whether the table of ``ranking`` can be searched.
 
-        ``is_read`` tells whether skyfast has read all names. The result is true from the second
-        call in a row with ``is_read`` and the same table. During the first of these calls, skyfast
-        may still be updating the labels of flows.
+        ``is_read`` tells whether skyfast has read all names. Afterwards, skyfast needs some time to
+        update the labels of flows. Therefore the result is true only if ``is_read`` was also true
+        in the previous call, for the same table.
         """
         was_read = self._read_for is not None and self._read_for() is ranking
         self._read_for = weakref.ref(ranking) if is_read else None

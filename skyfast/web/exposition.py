@@ -69,7 +69,7 @@ _END = b"# EOF\n"
 
 
 class TablePage(Protocol):
-    """The families of flows, read sequentially and only once."""
+    """The flow families of one page. They can be read only once, from start to end."""
 
     def read(self, size: int, /) -> bytes:
         """Return about ``size`` bytes, or b"" at the end. Releases the GIL."""
@@ -77,8 +77,8 @@ class TablePage(Protocol):
     def deflate(self, size: int, /) -> tuple[memoryview, bytes]:
         """Return about ``size`` bytes of text, and the same text as blocks of a deflate stream.
 
-        The next call overwrites the text. After the end of the page, the text is empty, and the
-        blocks complete the last byte of the stream. Releases the GIL.
+        The next call overwrites the text. At the end of the page, the text is empty, and the blocks
+        end with a full byte, so that other blocks can follow. Releases the GIL.
         """
 
     def distinct_values(self, label: str, /) -> list[str]:
@@ -117,13 +117,13 @@ Chunk = bytes | DeflatedText
 
 
 class RenderedPart(Protocol):
-    """A part of the page that is rendered as a whole."""
+    """A part of the page whose text is rendered in one call."""
 
     def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes: ...
 
 
 class Part(Flag):
-    """The parts of a page, in their order."""
+    """The parts of a page, in the order of the page."""
 
     FLOWS = auto()
     INTERFACES = auto()
@@ -134,7 +134,7 @@ class Part(Flag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpositionSource:
-    """The sources of pages, which a reload may replace.
+    """The objects that pages are rendered from. A reload may replace them.
 
     ``cardinality`` counts the table's label values. ``views`` are the prefixes of all views except
     the first view. ``table_families`` are the names of the table's families in the order of the
@@ -169,7 +169,7 @@ class Exposition:
     """
 
     def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:
-        """Initialize. ``now`` returns the time by which connections expire, in seconds."""
+        """Initialize. ``now`` returns the time of the table's clock in seconds."""
         self.source = source
         self._stats = stats
         self._now = now
@@ -239,8 +239,8 @@ def _chunks(
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
-        # Count the hidden connections of the whole table: pages with self metrics cannot be read in
-        # parts.
+        # Count the hidden connections of the whole table: only `/metrics/flows`, which has no self
+        # metrics, can be read in parts.
         hidden = dict(zip(("", *source.views), source.table.hidden(now), strict=True))
         values = source.cardinality.values()
         yield (
@@ -264,8 +264,8 @@ def _flows(
         names=query.names,
     )
     info = source.interface_info
-    # One scan of the table finds the capture points of all parts, so the first part has all info
-    # series.
+    # If the page is read in parts, the first part has the info series of all parts, because one
+    # scan finds all capture points.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
     # Find the capture points before reading the page, so that no series of the page lacks its info
@@ -288,7 +288,7 @@ def _rendered(page: TablePage) -> Iterator[bytes]:
 
 
 def _deflated(page: TablePage) -> Iterator[DeflatedText]:
-    """Yield the page. The last chunk has no text, but completes the last byte of the blocks."""
+    """Yield the page. The last chunk has no text. Its blocks end with a full byte."""
     size = FIRST_CHUNK_BYTES
     text = True
     while text:
@@ -314,7 +314,7 @@ class Stream:
         self.page_bytes = 0
         """Bytes rendered, before compression."""
         self._queue: deque[bytes] = deque()
-        self._lock = threading.Lock()  # held only briefly
+        self._lock = threading.Lock()  # threads hold the lock only briefly
         self._not_full = threading.Condition(self._lock)
         self._closed = False
         self._done = False

@@ -40,7 +40,7 @@ class ForecastTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundForecast:
-    """How much of the first view would remain if ``min_bytes`` had this value.
+    """How much of the first view would remain if ``min_bytes`` were the bound.
 
     ``connections`` counts only connections that would have series. ``bytes`` and ``series`` are
     sums over these connections. ``bytes_share`` is ``bytes`` as a fraction of the bytes of all
@@ -64,8 +64,8 @@ class Forecast:
       ``min_bytes``, in ascending order. Each forecast assumes the configured ``min_packets``.
     * ``other_series`` is the number of series of all other views.
     * ``proposed`` is the forecast for the lowest value of `PROPOSED` with which all views together
-      have at most ``max_series`` series. Its ``min_bytes`` is 0 if no bound is needed. ``proposed``
-      is None if ``max_series`` is None, or if no value of `PROPOSED` is high enough.
+      have at most ``max_series`` series. ``proposed.min_bytes`` is 0 if no bound is needed.
+      ``proposed`` is None if ``max_series`` is None, or if no value of `PROPOSED` is high enough.
     * ``text`` is the proposal as a sentence.
     """
 
@@ -152,7 +152,7 @@ def _text(
 
 
 def _sum(series: int, other_series: int) -> str:
-    """Return the sum as text: ``30 series (10 of the connections and 20 of the views)``."""
+    """Return the total as text: ``30 series (10 of the connections and 20 of the views)``."""
     text = f"{series + other_series:,} series"
     if other_series:
         text += f" ({series:,} of the connections and {other_series:,} of the views)"
@@ -221,7 +221,7 @@ class Forecaster:
     ) -> None:
         """Initialize. The first view must count bytes.
 
-        ``now`` returns the time by which connections expire, in seconds.
+        ``now`` returns the time of the table's clock in seconds.
         """
         self._table = table
         self._bounds = bounds

@@ -52,8 +52,9 @@ class Grouping:
 def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
     """Yield the connections, the groupings that the labels allow, and the views.
 
-    The groupings are those of `TITLES`, and those by user-defined labels of initiators and targets.
-    A grouping has the labels of both initiator and target if one of the views has both labels.
+    There are groupings by the labels in `TITLES`, and by user-defined labels of initiators and
+    targets. A grouping has the labels of both initiator and target if one of the views has both
+    labels.
     """
     yield Grouping(title="connection")
     for name, title in {**TITLES, **_defined(views)}.items():

@@ -21,7 +21,7 @@ MAX_DISCARDED_BYTES: Final = 64 * 1024
 """Maximum size of the data from the client that is discarded after a failed handshake."""
 
 FIRST_BYTES: Final = 32
-"""Number of bytes of a client's first message that `Handshake.first` contains."""
+"""Maximum number of bytes in `Handshake.first`."""
 
 _REQUEST = re.compile(rb"[A-Z]{3,16} [/*h]")
 
@@ -95,11 +95,11 @@ class ServerContext(ssl.SSLContext):
 class Handshake:
     """One client's handshake, from its beginning to `close`.
 
-    ``first`` has the client's first bytes, and ``alert`` is OpenSSL's last message after a failure.
+    ``first`` has the client's first bytes. After a failure, ``alert`` contains OpenSSL's alert.
     """
 
     def __init__(self, client: socket.socket) -> None:
-        """Begin the handshake of ``client``. The same task must start TLS on this socket."""
+        """Prepare the handshake of ``client``, which the calling task must start."""
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None

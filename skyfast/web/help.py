@@ -1,6 +1,6 @@
 """The explanations of the figures on the pages.
 
-The texts are package data. The figures link to them, and docs/status.md has the same texts.
+The texts are package data. The figures link to these texts, which docs/status.md also contains.
 """
 
 import functools

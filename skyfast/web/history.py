@@ -1,7 +1,7 @@
 """Stores the history that the status page shows.
 
 The history has some counters for the last ten minutes, and the numbers of connections that were
-created and expired in the last three hours.
+created, and of those that expired, in the last three hours.
 """
 
 from collections import deque
@@ -177,7 +177,7 @@ class ChurnCounts:
 
 
 class Churn:
-    """Counts the connections of one table that were created and expired in the last `CHURN_S`."""
+    """Counts how many connections of one table were created, and how many expired, in `CHURN_S`."""
 
     def __init__(self) -> None:
         self._counts: deque[tuple[float, int, int]] = deque(

@@ -73,8 +73,8 @@ def document(*, title: str, body: str, script: str = "") -> str:
 def header(current: str, details: str, *, root: str = "", updates: bool = True) -> str:
     """Return the header of a page, and the element for the message that the page is stale.
 
-    ``current`` is a path of `PAGES`, or empty. ``details`` is HTML beside the name. ``root`` is the
-    relative path of the status page. If ``updates``, a script updates the page.
+    ``current`` is a path of `PAGES`, or empty. ``details`` is HTML that follows the heading.
+    ``root`` is the relative path of the status page. If ``updates``, a script updates the page.
     """
     links = " ".join(
         f'<a href="{escape(root + path.removeprefix("./")) or "./"}"'

@@ -23,10 +23,10 @@ _NAMES: Final = {
     "node_pod": "pod",
     "node_workload": "workload",
 }
-"""The labels besides ``node_tid``, each with the element of `NODE_NAMES` that it shows.
+"""The labels other than ``node_tid``, and the item of `NODE_NAMES` that each label shows.
 
 Prometheus adds the labels of the scrape target to each series, such as ``namespace`` and ``pod`` in
-Kubernetes. If a series already has a label of the same name, Prometheus renames this label, for
+Kubernetes. If skyfast exports a label of the same name, Prometheus renames skyfast's label, for
 example to ``exported_pod``. Therefore most of the labels here have the prefix ``node_``."""
 
 LABELS: Final = (NODE_TID_LABEL, *_NAMES)

@@ -31,7 +31,7 @@ class RankedMetric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankingKey:
-    """A ranking criterion: the metric of the same name, or the rate of a metric.
+    """A ranking criterion: ``metric``, or the rate of ``metric`` if ``is_rate``.
 
     ``family`` is the index of the metric's family among the families of all views. The values of
     the family are integers: the values on the page multiplied by ``10 ** decimals``.
@@ -55,8 +55,9 @@ class RankedView:
     are the criteria by name: all metrics in their order, then the rates.
 
     The ranking shows names for the values of the labels ``addresses`` and ``nodes``. ``addresses``
-    are the labels with an address whose name no other label shows. ``nodes`` are the labels with a
-    ``NodeTID``. If the ranking shows no names, ``addresses`` and ``nodes`` are empty.
+    are the labels with the address of the initiator or target, except those whose names another
+    label shows. ``nodes`` are the labels with a ``NodeTID``. If the ranking shows no names,
+    ``addresses`` and ``nodes`` are empty.
     """
 
     index: int
@@ -84,7 +85,7 @@ def ranked_view(
     first_family: int,
     has_names: bool,
 ) -> RankedView:
-    """Return a `RankedView` of ``view``, whose families have the names ``metrics``, in order."""
+    """Return a `RankedView` of ``view``. ``metrics`` are the family names of ``view`` in order."""
     numbered = [
         (number, family, _metric(name, family))
         for number, (family, name) in enumerate(

@@ -24,8 +24,7 @@ class ScanCache(Generic[Key, Result]):
         """Start with an empty cache.
 
         ``keep_s`` is the number of seconds for which a result is kept; 0 keeps none.
-        ``max_results`` limits the number of cached results, running scans and waiting scans
-        together.
+        ``max_results`` limits the sum of cached results, running scans and waiting scans.
 
         With ``queue``, requests wait for the running scan. Requests with the key of this scan share
         the result. Scans of other keys run afterwards, one after the other. Without ``queue``, a

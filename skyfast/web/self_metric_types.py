@@ -40,7 +40,7 @@ Histograms = Callable[[Sources], Iterable[tuple[Mapping[str, str], HistogramStat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfMetric:
-    """A family, its variant for standard names, and a function that returns its samples."""
+    """A family, the same family with its standard name, and a function that returns the samples."""
 
     family: MetricFamily
     standard: MetricFamily
@@ -93,9 +93,9 @@ def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samp
 
 
 def of_names(read: Callable[[NameStats], float]) -> Samples:
-    """Return a function that reads a number about names from the topology.
+    """Return a function that reads a number from `NameStats`.
 
-    There are no samples if no labels need these names.
+    There are no samples if no labels need names from the topology.
     """
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
@@ -112,7 +112,7 @@ def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float
 
 
 def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
-    """Return a function that reads a number about own names.
+    """Return a function that reads a number from `OwnNameStats`.
 
     There are no samples if there are neither own names nor labels that show own names.
     """

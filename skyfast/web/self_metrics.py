@@ -489,10 +489,10 @@ def render(
     """Return the families ``skyfast_*`` and ``process_*`` that need no scan of the table.
 
     ``views`` are the prefixes of all views except the first view, in the table's order. The format
-    is 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires ``standard_names``. There
-    are no start times, because some counters restart when a reload replaces the table. This takes
-    well under a millisecond. The counters are read without a lock, so call this on the thread that
-    writes them.
+    is 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires ``standard_names``.
+    Counters have no start times, because some counters restart at 0 when a reload replaces the
+    table. The call takes well under a millisecond. The counters are read without a lock, so call
+    this on the thread that writes them.
     """
     try:
         usage = process_usage()

@@ -442,11 +442,12 @@ class WebServer:
         if coding == "gzip":
             headers[hdrs.CONTENT_ENCODING] = coding
         if request.method == hdrs.METH_HEAD:
-            # Write nothing: aiohttp would send the body, and the client would read the body as the
-            # next response.
+            # The response to HEAD must not contain the page: aiohttp would send the page, and the
+            # client would read it as the next response.
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
-            # The limits do not apply to this small page, so that it is available under overload.
+            # The limits of concurrent scrapes do not apply to this small page, so that it stays
+            # available under overload.
             self_page = await self._exposition.self_page(openmetrics=openmetrics)
             body = exposition.compress(self_page) if coding == "gzip" else self_page
             return web.Response(body=body, headers=headers)

@@ -79,9 +79,9 @@ class CaptureSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusSource:
-    """The objects that the status page reads, which a reload may replace.
+    """The objects that the status page reads. A reload may replace them.
 
-    ``series`` has one number per view, in order: the most series that a row of the view can have.
+    ``series`` contains the maximum number of series of a row, for each view of the table in order.
     """
 
     config: Config
@@ -115,7 +115,7 @@ class Status:
         now: Callable[[], float],
         replay: Replay | None = None,
     ) -> None:
-        """Initialize. ``now`` returns the time by which interfaces and captures expire."""
+        """Initialize. ``now`` returns the time of the table's clock in seconds."""
         self._source = source
         self._stats = stats
         self._ready = ready
@@ -237,7 +237,7 @@ class Status:
         churn = self._churn.counts(
             counts.created_total, counts.expired_total, now_s=time.monotonic()
         )
-        # Created connections are not added: each created connection is either current or expired.
+        # The created connections are already included: each of them is now current or expired.
         in_memory = counts.series_at_most + churn.expired * series
         low, high = SERIES_BYTES
         return PrometheusCost(

@@ -114,7 +114,7 @@ _IGNORED = (
 
 
 def as_html(report: StatusReport, ranking: Ranking, query: RankingQuery, top: Top | None) -> str:
-    """Return the page. ``top`` is the result of ``query``, or None after a timeout or BusyError."""
+    """Return the page. ``top`` is None if the ranking timed out or raised BusyError."""
     elements = Elements(msgspec.to_builtins(report), report.timestamp_seconds, query)
     body = _PAGE.substitute(
         header=_header(elements),
@@ -193,8 +193,8 @@ def _replay_note(report: StatusReport) -> str:
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
     """Return the page's structure as JSON. If this text changes, the script reloads the page."""
-    # Use the ranking's labels and metrics: during a reload, the report may be of another
-    # configuration.
+    # The page shows the labels and metrics of `ranking`. During a reload, `report` may belong to
+    # another configuration.
     parts = (
         report.version,
         ranking.first_view.labels,
@@ -213,7 +213,7 @@ def _has_bounds(report: StatusReport, prefix: str) -> bool:
     """Return whether a view, or the first view if ``prefix`` is empty, can hide rows."""
     if not prefix:
         return any(_bounds(report) or ())
-    # During a reload, the report may be of another configuration.
+    # During a reload, the report may not contain the view.
     views = [view for view in report.views if view.prefix == prefix]
     return any(view.min_bytes or view.min_packets for view in views)
 

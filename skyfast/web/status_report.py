@@ -235,7 +235,8 @@ class ViewStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """The latest reload of the configuration, or the start before any reload.
+    """The latest reload of the configuration. Before the first reload, the fields describe the
+    start.
 
     ``successes_total`` counts the successful reloads, without the start. ``changed`` has the keys
     that the latest successful reload changed. ``last_error`` is from the latest failed reload.

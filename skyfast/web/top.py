@@ -54,12 +54,12 @@ MAX_RESULTS: Final = 8
 """The maximum number of rankings running, queued or cached."""
 
 SNAPSHOT_IDLE_S: Final = 300.0
-"""How long snapshots are kept after the last request for rates, in addition to ``flow.update``.
+"""After the last request for rates, snapshots are kept for ``flow.update`` plus this time.
 
 This is longer than the usual intervals of programs that poll ``/api/top``."""
 
 SNAPSHOT_INTERVAL_S: Final = 60.0
-"""The minimum time between two snapshots, or ``flow.update`` if that is longer."""
+"""The minimum time between two snapshots. If ``flow.update`` is longer, it is used instead."""
 
 Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
@@ -258,9 +258,9 @@ class Ranking:
         all labels in ``group`` and the criterion ``by`` is chosen. If no view has both, the first
         view that has all labels in ``group`` is chosen.
 
-        If the chosen view does not have the criterion ``by``, the query is invalid. With
-        ``any_by``, the query is valid if another view has this criterion. The chosen view is then
-        ranked by its default criterion.
+        If the chosen view does not have the criterion ``by``, the query is normally invalid. But if
+        ``any_by`` is true and another view has this criterion, the query uses the default criterion
+        of the chosen view instead.
 
         Raises RankingQueryError if the query is invalid.
         """
@@ -311,7 +311,7 @@ class Ranking:
         return await self._results.get(query, lambda: self._scan(query))
 
     def close(self) -> None:
-        """Release the snapshots, and keep none after rankings that are still in progress."""
+        """Release the snapshots. A ranking in progress releases its snapshot when it ends."""
         self._is_closed = True
         self._release()
 
@@ -410,12 +410,12 @@ class Ranking:
         if not search["containing"]:
             return True
         if key.is_complete:
-            return False  # every row has a rank, so a matching row would have been found
+            return False  # the ranking has searched all rows
         _, (connections, *_), *_ = self._table.top_groups(key.family, 0, view.labels[:1], **search)
         return connections > 0
 
     def _values_like(self, text: str, view: RankedView) -> list[tuple[str, bytes]]:
-        """Return the label values whose names contain ``text``: the argument ``also`` of a scan."""
+        """Return ``also`` for `TopTable.top`: the label values whose names contain ``text``."""
         if self.names is None or not text:
             return []
         folded = text.casefold()
