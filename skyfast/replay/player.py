@@ -247,7 +247,7 @@ class _Analyzer:
         return socket
 
     async def _topology_response(self, request: web.Request) -> web.Response:
-        """Respond to any query that skyfast can send, with the recorded nodes or edges."""
+        """Respond to a topology query. All queries that skyfast can send are supported."""
         try:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -286,7 +286,7 @@ def _unique(name: str, taken: Set[str]) -> str:
 
 
 def _pace(playback: Playback) -> str:
-    """Return the speed and the loop of a playback for the log, or "" if neither is set."""
+    """Return the speed and the loop time of a playback for the log; "" if both have defaults."""
     speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
     loop = f", repeated every {playback.loop_s:g} s" if playback.loop_s else ""
     return speed + loop

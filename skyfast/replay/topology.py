@@ -274,7 +274,7 @@ class ResponseChanges:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add an element that a partial query has found to all complete queries that it matches."""
+        """Add an element's ID to the known IDs of each complete query that matches the element."""
         element = msgspec.json.decode(text)
         for complete, ids in self._ids_by_query.items():
             if complete.edges == query.edges and complete.matches(element):

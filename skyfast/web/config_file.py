@@ -542,7 +542,7 @@ def _refuse_password() -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        reason = error.reason or ""  # str() would contain a line number of Python's source
+        reason = error.reason or ""  # str(error) also contains a line number of Python
     else:
         reason = str(getattr(error, "strerror", None) or error)
     return f" ({reason})" if reason else ""

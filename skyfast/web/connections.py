@@ -63,8 +63,8 @@ BODY_TIMEOUT_S = 1.0
 MAX_REQUEST_BYTES = 64 * 1024
 """Maximum size of unprocessed data from a client: head, body and pipelined requests.
 
-This security limit is checked before each read, and a read returns up to 256 KiB. A request whose
-head exceeds the limit gets status 431."""
+The limit is checked before each read, so a read can exceed the limit by up to 256 KiB. A request
+whose head exceeds the limit gets status 431."""
 
 MAX_LINE_BYTES = 4096
 """Maximum length of a request line. A request with a longer line gets status 414."""

@@ -26,7 +26,7 @@ class HtmlColumn:
 
     * ``key`` is the path of the value in a row, and ``format`` is the format of the value.
     * ``head`` is the content of the header cell, and ``attributes`` are its attributes, as HTML.
-    * ``name`` is the label in this column, or "" if the column shows no values that can have names.
+    * ``name`` is the label in this column, or "" if the page shows no names for the label's values.
       If ``is_beside``, a name is shown beside the value. Otherwise, the name replaces the value.
     * If ``bar`` is not "", the cell has a bar in its background. ``bar`` is the path of the bar's
       length, a number from 0 to 1.

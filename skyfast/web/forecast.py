@@ -40,7 +40,7 @@ class ForecastTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundForecast:
-    """How much of the first view would remain if ``min_bytes`` were the bound.
+    """How much of the first view would remain with this ``min_bytes``.
 
     ``connections`` counts only connections that would have series. ``bytes`` and ``series`` are
     sums over these connections. ``bytes_share`` is ``bytes`` as a fraction of the bytes of all

@@ -99,7 +99,7 @@ class Handshake:
     """
 
     def __init__(self, client: socket.socket) -> None:
-        """Prepare the handshake of ``client``, which the calling task must start."""
+        """Prepare a handshake. The calling task must then start TLS on ``client``."""
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None

@@ -1,7 +1,7 @@
 """Stores the history that the status page shows.
 
-The history has some counters for the last ten minutes, and the numbers of connections that were
-created, and of those that expired, in the last three hours.
+The history has some counters for the last ten minutes. It also has the numbers of connections that
+were created and of those that expired in the last three hours.
 """
 
 from collections import deque

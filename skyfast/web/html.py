@@ -1,7 +1,7 @@
 """The common parts of the HTML pages: frame, header, style and security headers.
 
-The style and the scripts are package data. Pages load nothing from other hosts, and contain no
-other scripts. `POLICY` makes browsers enforce these rules.
+The style and the scripts are package data. Pages contain only these scripts, and load nothing from
+other hosts. `POLICY` makes browsers enforce these rules.
 """
 
 from base64 import b64encode

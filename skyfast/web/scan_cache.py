@@ -44,10 +44,10 @@ class ScanCache(Generic[Key, Result]):
     async def get(self, key: Key, scan: Callable[[], Awaitable[Result]]) -> Result:
         """Return the result for ``key``, from the cache or from a new ``scan``.
 
-        A scan continues when the request that started the scan is cancelled. If the scan raises an
-        exception, all waiting requests raise the exception, and nothing is cached. After a success,
-        no reference to ``scan`` is kept, because ``scan`` refers to a table. The memory of this
-        table must be freed when another table replaces it.
+        A scan continues even if the request that started the scan is cancelled. If the scan raises
+        an exception, all waiting requests raise the exception, and nothing is cached. After a
+        success, no reference to ``scan`` is kept, because ``scan`` refers to a table. The memory of
+        this table must be freed when another table replaces it.
 
         Raises:
             BusyError: A scan is running and ``queue`` is false, or ``max_results`` is exceeded.

@@ -326,7 +326,7 @@ class WebServer:
         return text_response("skyfast is ready.")
 
     async def _reload_config(self, _: web.BaseRequest) -> web.Response:
-        """Reload the configuration, with the same responses as Prometheus."""
+        """Reload the configuration. The responses are the same as those of Prometheus."""
         if self._reload is None:
             return text_response(
                 "Lifecycle API is not enabled. To enable it, set web.enable_reload to true.",

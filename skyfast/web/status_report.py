@@ -236,7 +236,7 @@ class ViewStatus:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
     """The latest reload of the configuration. Before the first reload, the fields describe the
-    start.
+    start of skyfast.
 
     ``successes_total`` counts the successful reloads, without the start. ``changed`` has the keys
     that the latest successful reload changed. ``last_error`` is from the latest failed reload.
