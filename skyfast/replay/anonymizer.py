@@ -323,7 +323,7 @@ class Anonymizer:
         return "".join(_LETTERS[number >> 5 * i & 31] for i in range(_WORD_LETTERS))
 
     def _network(self, text: str) -> str:
-        """Return the pseudonym of an address, which is the same in flows. Keep a prefix length."""
+        """Return the pseudonym of an address, the same as in flows. A prefix length is kept."""
         text, slash, length = text.partition("/")
         text, percent, zone = text.partition("%")
         octets = addresses.read(text)

@@ -74,7 +74,8 @@ class ReplayServer:
         """Listen, and return the endpoint of each analyzer.
 
         The alias of an endpoint is the recorded name of the analyzer, or the name of the file if no
-        name was recorded. If several analyzers have the same name, all but the first get a number.
+        name was recorded. If several analyzers have the same name, a number is appended to every
+        name except the first.
 
         Topology updates that precede the first message are applied before the replay starts.
 
@@ -286,7 +287,7 @@ def _unique(name: str, taken: Set[str]) -> str:
 
 
 def _pace(playback: Playback) -> str:
-    """Return the speed and the loop time of a playback for the log; "" if both have defaults."""
+    """Return the settings of a playback for the log; "" for a single replay at recorded speed."""
     speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
     loop = f", repeated every {playback.loop_s:g} s" if playback.loop_s else ""
     return speed + loop

@@ -1,7 +1,7 @@
 """Stores the history that the status page shows.
 
-The history has some counters for the last ten minutes. It also has the numbers of connections that
-were created and of those that expired in the last three hours.
+The history has some counters for the last ten minutes. It also shows how many connections were
+created and how many expired in the last three hours.
 """
 
 from collections import deque
@@ -77,7 +77,7 @@ class History:
         self._samples.append(_sample(stats, connections, now_s))
 
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
-        """Return the ten minutes before ``now_s``, and the current state.
+        """Return the history of the ten minutes before ``now_s``, and the current state.
 
         The last rate is the total of `rates`, which is also shown elsewhere on the page. The rate
         of the last interval would differ, because this interval is not complete.

@@ -266,8 +266,8 @@ def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
     """Return the overall state, and the number of analyzers."""
     names = {endpoint.name for endpoint in config.subscriber.endpoints if endpoint.follows_dns}
     rows = list(stats.analyzers.values())
-    # A ``dns+`` name with subscribed addresses does not count, because each address has its own
-    # row. A name without subscribed addresses counts as one analyzer that is down.
+    # A ``dns+`` name with subscribed addresses is not counted, because each of these addresses has
+    # its own row. A name without subscribed addresses counts as one analyzer that is down.
     rows = [row for row in rows if row.name not in names or not row.up]
     up = sum(row.up for row in rows)
     state: Literal["ready", "degraded", "not ready"] = "not ready"

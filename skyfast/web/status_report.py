@@ -114,7 +114,7 @@ class PrometheusCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayStatus:
-    """The recordings that replace the analyzers, by the names of their files."""
+    """The file names of the recordings that replace the analyzers."""
 
     demo: bool
     recordings: Sequence[str]
@@ -238,7 +238,7 @@ class Reload:
     """The latest reload of the configuration. Before the first reload, the fields describe the
     start of skyfast.
 
-    ``successes_total`` counts the successful reloads, without the start. ``changed`` has the keys
+    ``successes_total`` counts the successful reloads, but not the start. ``changed`` has the keys
     that the latest successful reload changed. ``last_error`` is from the latest failed reload.
     """
 

@@ -155,9 +155,9 @@ class Top:
 
     ``view`` is the prefix of the view whose rows are ranked, or empty for connections. For a view,
     "connections" are the rows of the view. If ``group`` is empty, ``groups`` and ``other`` are
-    None. If there were more than `MAX_GROUPS` groups, ``approximate`` is true, and values can be
-    too low, by up to the values of ``other``. ``matches`` is false if no connection matches the
-    filter.
+    None. If the scan has found more than `MAX_GROUPS` groups, ``approximate`` is true. Values can
+    then be too low, by at most the values of ``other``. ``matches`` is false if no connection
+    matches the filter.
     """
 
     by: str
@@ -504,7 +504,7 @@ def _view_of(views: Sequence[RankedView], group: Sequence[str], by: str | None) 
 
 
 def _group(text: str, views: Iterable[RankedView]) -> tuple[str, ...]:
-    """Parse labels of the views, separated by commas."""
+    """Parse a comma-separated list of view labels."""
     group = tuple(text.split(",")) if text else ()
     known = dict.fromkeys(label for view in views for label in view.labels)
     for label in group:
