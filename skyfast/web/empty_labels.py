@@ -81,8 +81,7 @@ def _sets(view: RankedView) -> Iterator[tuple[str, ...]]:
 def _share(
     table: GroupedTable, family: int, labels: tuple[str, ...], *, count: int
 ) -> float | None:
-    """Return the share of bytes in rows whose ``labels`` are all empty; None if no row has
-    bytes."""
+    """Return the byte share of rows whose ``labels`` are all empty; None if no row has bytes."""
     groups, (_, others, _), _, _ = table.top_groups(family, count, labels, max_groups=MAX_RANKED)
     empty = sum(rank for rank, values, *_ in groups if not any(values))
     total = sum(rank for rank, *_ in groups) + (others or 0)
