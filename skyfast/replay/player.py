@@ -143,8 +143,7 @@ class ReplayServer:
             self._topology.rewind()
 
     async def _wait_for_subscribers(self) -> None:
-        """Wait for the first subscriber without a time limit, then up to `START_WAIT_S` for the
-        others."""
+        """Wait for the first subscriber, then at most `START_WAIT_S` for the others."""
         waiting = [
             asyncio.create_task(analyzer.subscribed.wait()) for analyzer in self._analyzers.values()
         ]

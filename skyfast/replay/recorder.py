@@ -184,8 +184,7 @@ class Recorder:
                     self._queue.get_nowait()
 
     def _write_all(self) -> bool:
-        """Write entries until the file is full (returns True) or `stop` is called (returns
-        False)."""
+        """Write entries. Return True when the file is full, and False when `stop` is called."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:

@@ -235,11 +235,11 @@ class ViewStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """The latest reload of the configuration. Before the first reload, the fields describe the
-    start of skyfast.
+    """The latest reload of the configuration.
 
-    ``successes_total`` counts the successful reloads, but not the start. ``changed`` has the keys
-    that the latest successful reload changed. ``last_error`` is from the latest failed reload.
+    Before the first reload, the fields describe the start of skyfast. ``successes_total`` counts
+    the successful reloads, but not the start. ``changed`` has the keys that the latest successful
+    reload has changed. ``last_error`` is from the latest failed reload.
     """
 
     successful: bool
