@@ -90,9 +90,9 @@ class Recorder:
         self._dropped = 0
         # Modified only by the writing thread:
         self._dequeued_bytes = 0
-        self._messages = 0
-        self._updates = 0
-        self._unreadable = 0
+        self._message_count = 0
+        self._update_count = 0
+        self._unreadable_count = 0
         self._is_stopped = False
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="skyfast-record", daemon=True)
@@ -140,17 +140,17 @@ class Recorder:
             log.error("%s is incomplete: writing took too long", printable(self._path))
         elif self._failed:
             pass  # already logged
-        elif not self._messages:
+        elif not self._message_count:
             Path(self._path).unlink(missing_ok=True)
             log.warning("nothing was recorded; removed %s", printable(self._path))
         else:
             log.info("recorded %s", self._summary())
 
     def _summary(self) -> str:
-        updates = f" and {counted(self._updates, 'topology update')}" if self._updates else ""
-        text = f"{counted(self._messages, 'message')}{updates} to {printable(self._path)}"
-        if self._unreadable:
-            text += f"; {counted(self._unreadable, 'unreadable message')} omitted"
+        updates = f" and {counted(self._update_count, 'topology update')}" if self._update_count else ""
+        text = f"{counted(self._message_count, 'message')}{updates} to {printable(self._path)}"
+        if self._unreadable_count:
+            text += f"; {counted(self._unreadable_count, 'unreadable message')} omitted"
         if self._dropped:
             text += f"; {self._dropped} dropped because writing was too slow"
         if self._response_changes.left_out:
@@ -221,18 +221,18 @@ class Recorder:
         if self._topology_filter is not None:
             update = self._topology_filter(update)
         self._writer.write(topology_line(update, at_ms=at_ms) + b"\n")
-        self._updates += 1
+        self._update_count += 1
 
     def _write(self, data: bytes, at_ms: int, analyzer: str) -> None:
         self._dequeued_bytes += len(data)
         if self._message_filter is not None:
             filtered = self._message_filter(data, analyzer)
             if filtered is None:
-                self._unreadable += 1
+                self._unreadable_count += 1
                 return
             data, analyzer = filtered
         self._writer.write(message_line(data, at_ms=at_ms, analyzer=analyzer) + b"\n")
-        self._messages += 1
+        self._message_count += 1
 
 
 def _size(update: Update) -> int:

@@ -1,7 +1,8 @@
 """The number of values of each label, and the effect of removing the label.
 
-Each request scans the table, which takes up to hundreds of milliseconds. Scans run in threads, one
-at a time, and their results are cached briefly. All numbers of a view come from the same scan.
+The values are counted in scans of the table. A scan takes up to hundreds of milliseconds. Scans run
+in threads, one at a time, and their results are cached briefly. All numbers of a view come from the
+same scan.
 """
 
 import asyncio

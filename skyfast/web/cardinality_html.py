@@ -16,7 +16,7 @@ from skyfast.web.forecast import Forecast, listed, percent
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
-connections are shown. The report contains a random selection of the values with smaller shares."""
+connections are shown. Among equally rare values, the choice of the report is arbitrary."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""

@@ -47,8 +47,7 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 5.0
 """Timeout of a request's head (the request line and the headers), from its first byte.
 
-For the first request of a connection, the timeout also includes the TLS handshake and the time
-before the first byte."""
+A new connection has the same timeout for the TLS handshake and the first byte together."""
 
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.
@@ -225,7 +224,7 @@ class HttpConnection(web.RequestHandler):
         """Whether the client's certificate has no allowed name."""
 
     def start_tls(self, client: socket.socket, security: "WebSecurity") -> None:
-        """Start the TLS handshake. The first request's head has the same deadline."""
+        """Start the TLS handshake. The handshake and the first byte have one deadline."""
         self._security = security
         self._register(_peer(client))
         if self._reset:  # pragma: no cover - closed within microseconds
@@ -307,8 +306,8 @@ class HttpConnection(web.RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
         """Return whether to keep the connection open for a response, although the client sends EOF.
 
-        The connection is kept open if the client has sent a request. aiohttp would close the
-        connection at once, even in the middle of a page.
+        A connection without TLS is kept open if the client has sent a request. aiohttp would close
+        the connection at once, even in the middle of a page.
         """
         if self._discarded_bytes >= 0:
             return False

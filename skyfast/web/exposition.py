@@ -30,7 +30,9 @@ CHUNK_BYTES = 512 * 1024
 """The size of a chunk, which is rendered and compressed without the GIL."""
 
 COMPRESSED_BYTES = 128 * 1024
-"""The minimum size of a compressed chunk. Smaller chunks would wake the event loop too often."""
+"""The minimum size of a compressed chunk, except the first and the last.
+
+Smaller chunks would wake the event loop too often."""
 
 QUEUE_CHUNKS = 4
 """The maximum number of chunks rendered ahead of the reader."""

@@ -4,11 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from skyfast.flows.catalog import LABELS_BY_NAME, NODE_TID_LABEL
+from skyfast.flows.catalog import ADDRESS_FIELDS, LABELS_BY_NAME, NODE_TID_LABEL
 from skyfast.web.ranked_views import RankedView
-
-LABEL_PREFIXES: Final = ("initiator", "target")
-"""The prefixes of labels that describe the initiator or the target of a connection."""
 
 TITLES: Final[Mapping[str, str]] = {
     "ip": "address",
@@ -71,14 +68,14 @@ def _defined(views: Mapping[str, RankedView]) -> dict[str, str]:
     names: dict[str, str] = {}
     for label in dict.fromkeys(label for view in views.values() for label in view.labels):
         end, _, name = label.partition("_")
-        if end in LABEL_PREFIXES and name and label not in LABELS_BY_NAME:
+        if end in ADDRESS_FIELDS and name and label not in LABELS_BY_NAME:
             names[name] = name.replace("_", " ")
     return names
 
 
 def _group(name: str, views: Mapping[str, RankedView]) -> tuple[str, ...]:
     """Return the labels of the grouping ``name``; empty if no view has these labels."""
-    ends = tuple(f"{end}_{name}" for end in LABEL_PREFIXES)
+    ends = tuple(f"{end}_{name}" for end in ADDRESS_FIELDS)
     candidates: list[tuple[str, ...]] = [ends, *((label,) for label in (*ends, name))]
     if name in SINGLE_LABELS:
         candidates = [(SINGLE_LABELS[name],)]
