@@ -147,7 +147,9 @@ class Recorder:
             log.info("recorded %s", self._summary())
 
     def _summary(self) -> str:
-        updates = f" and {counted(self._update_count, 'topology update')}" if self._update_count else ""
+        updates = (
+            f" and {counted(self._update_count, 'topology update')}" if self._update_count else ""
+        )
         text = f"{counted(self._message_count, 'message')}{updates} to {printable(self._path)}"
         if self._unreadable_count:
             text += f"; {counted(self._unreadable_count, 'unreadable message')} omitted"
