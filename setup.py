@@ -27,8 +27,8 @@ from setuptools.command.sdist import sdist
 HARDENED = [
     "-fstack-protector-strong",
     "-fstack-clash-protection",
-    "-U_FORTIFY_SOURCE",  # removes the level that a distribution sets
-    # Level 3 would check each copy at run time, which makes rendering 30 % slower.
+    "-U_FORTIFY_SOURCE",  # removes the definition that a distribution adds
+    # _FORTIFY_SOURCE=3 would check each copy at run time, which makes rendering 30 % slower.
     "-D_FORTIFY_SOURCE=2",
 ]
 if platform.machine() in {"x86_64", "AMD64", "i686"}:
@@ -38,7 +38,7 @@ RELEASE = ["-O3", "-fvisibility=hidden", "-fno-plt", *HARDENED]
 LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"]
 
 # Python's flags contain -fwrapv, which prevents the sanitizers from reporting signed overflow.
-# -U_FORTIFY_SOURCE is needed because fortified functions bypass the sanitizers' replacements.
+# -U_FORTIFY_SOURCE is needed because the sanitizers do not check calls of fortified functions.
 DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv", "-U_FORTIFY_SOURCE"]
 SANITIZERS = {
     "checked": [],
@@ -92,9 +92,9 @@ def _git(*arguments):
 
 
 def write_build_info(path, **known) -> None:
-    """Write a new file with the values that are not empty.
+    """Write the values in ``known`` that are not empty to a new file.
 
-    Replace an existing file, because it can be a hard link to the file in the sources.
+    An existing file is deleted first, because it can be a hard link to the file in the sources.
     """
     path.unlink(missing_ok=True)
     path.write_text(json.dumps({name: value for name, value in known.items() if value}) + "\n")

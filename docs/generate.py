@@ -65,7 +65,7 @@ CARDINALITIES: Final = (
     "as many values as the network has addresses, interfaces or ports",
     "new values keep appearing",
 )
-"""The meanings of the words of `catalog.Cardinality`, in the same order."""
+"""Explains each value of `catalog.Cardinality`, in the same order."""
 
 INTERFACE: Final = (
     b'[{"ID":"i","Host":"h","Metadata":{"Name":"eth0","Type":"device","TID":"t","Metric":{}}}]'
@@ -79,11 +79,11 @@ HELP_COLUMNS: Final = "80"
 
 
 class DocumentationError(Exception):
-    """The descriptions do not match the code."""
+    """The YAML files in ``docs/reference`` do not match the code."""
 
 
 PARTS: Final[dict[str, Callable[[], str]]] = {}
-"""Maps the name in the comment to the function that generates the part."""
+"""Maps the name of each generated part to the function that generates the part."""
 
 
 def part(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
@@ -216,7 +216,7 @@ def metric_names() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """A metric family as a page shows it. Each of ``samples`` maps label names to values."""
+    """A metric family as a page shows it. ``samples`` has the labels of each sample."""
 
     name: str
     type: str
@@ -256,7 +256,7 @@ def read_families(page: bytes) -> list[Family]:
 
 
 def both_namings(page: Callable[[str], bytes]) -> str:
-    """Return a table of families, with the name of each family for both values of ``naming``."""
+    """Return a table of families, with the two names of each family: one per ``naming``."""
     compatible, standard = map(read_families, map(page, ("compatible", "standard")))
     standard_by_help = {family.help: family for family in standard}
     rows = []
@@ -441,7 +441,7 @@ def _unit(path: str, key: Mapping[str, Any]) -> str:
 
 
 def _default(path: str, key: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Return the default in the key's description; if it has none, the default in the code."""
+    """Return the default in the key's description, or the default in the code if there is none."""
     if "default" in key:
         return str(key["default"])
     value: Any = defaults
@@ -495,8 +495,8 @@ def log_message_tables() -> str:
         head = ["Message", "Level", *(["Reason"] if has_reasons else []), "Cause", "Action"]
         rows = []
         for entry in section["messages"]:
-            # If several patterns match, the longest one is right, because a pattern can begin with
-            # an argument.
+            # A pattern that begins with an argument also matches longer messages. Therefore use the
+            # longest pattern that matches.
             fitting = [message for message in logged if re.match(message.pattern, entry["message"])]
             level = max(fitting, key=lambda message: len(message.pattern)).level
             reason = [code(entry.get("reason", ""))] if has_reasons else []
@@ -688,7 +688,10 @@ COSTS: Final = (
     ),
     ("Memory per connection", "1,000,000 connections", "after a scrape", "bytes", 1, 0),
 )
-"""Rows of the README's table: name, the measurements of both programs, unit, factor, decimals."""
+"""Rows of the README's table of costs.
+
+A row has its title, the name of the measurement for skyfast and for the Go connector, the unit, the
+factor to convert to this unit, and the number of decimals."""
 
 
 @part("costs")

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
-"""Interval between expiry runs. Deadlines are whole seconds, so shorter intervals gain little."""
+"""Interval between expiry runs. Rows expire at whole seconds, so shorter intervals gain little."""
 
 EXPIRY_SLICE_S = 0.002
 """Maximum time for which expiry blocks the event loop."""
@@ -56,14 +56,14 @@ EXPIRY_ROWS = 256
 STATUS_PAGE_WAIT_S = 3.0
 """Maximum delay of the log message with the URL of the status page.
 
-The message waits until all subscriptions are up, to be the last message at startup: people read the
-last line first."""
+skyfast logs this message when all subscriptions are up. The message is then the last one at
+startup, and people read the last line first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
-"""Number of the table's strings to check in one slice when own names of addresses have changed.
+"""Number of the table's strings to check in one slice, after users have changed own names.
 
 A slice takes a few milliseconds."""
 
@@ -423,7 +423,7 @@ class App:
         """Stop the table's clock while reports may be missing, so that no connection expires."""
         if all(analyzer.up for analyzer in self.stats.analyzers.values()):
             self._all_up.set()
-        if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay: never stop the clock
+        if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
             self.clock.hold(
                 self._gap.update(
                     self.clock.running(),
@@ -434,7 +434,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Stop or restart the table's clock, log this, and export how long it has been stopped."""
+        """Stop or restart the table's clock. Log changes, and export the total stopped time."""
         self._update_hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -479,7 +479,7 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """When the first subscription comes up, count flows that begin after ``now`` as new."""
+        """If the first subscription has come up, count flows that begin after ``now`` as new."""
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.raise_horizon(now)
 
@@ -488,7 +488,7 @@ class App:
 
         The warning is logged once for each combination of timeout and ``flow.update``.
         """
-        update_s = round(self.stats.flow_update_s)  # an estimate, some milliseconds off
+        update_s = round(self.stats.flow_update_s)  # the estimate is not exact
         timeout_s = self._parts.config.limits.timeout_s
         if not self.stats.flow_update_known or self._warned == (update_s, timeout_s):
             return
@@ -513,8 +513,8 @@ class App:
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
         """Search the table if a search is due. Return the duration of the search in seconds.
 
-        This is a separate function, so that its references to the table end with the search. After
-        a reload, they would keep the old table in memory.
+        Only this function refers to the table. If the caller kept a reference between two searches,
+        a table that a reload has replaced would stay in memory.
         """
         parts, names = self._parts, self.stats.topology.names
         if names is None or not check.is_due(parts.ranking, is_read=names.is_read):

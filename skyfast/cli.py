@@ -46,8 +46,10 @@ EXIT_CANNOT_RUN = 1
 EXIT_INVALID = 2
 
 MIN_SPEED = 0.001
+"""Minimum of ``--replay-speed``."""
+
 MAX_SPEED = 1000.0
-"""Limits of ``--replay-speed``."""
+"""Maximum of ``--replay-speed``."""
 
 SHELLS = ("bash", "zsh", "fish")
 """Shells that have a completion file. ``make completion`` writes these files."""
@@ -317,7 +319,7 @@ def main(argv: list[str] | None = None) -> int:
         _print_error(str(error))
         return EXIT_INVALID
     if not is_debugged:
-        memory.disable_core_dumps()  # before any secret is read
+        memory.disable_core_dumps()  # before reading secrets, which core dumps would contain
     # Until the event loop runs, there is nothing to close, so SIGINT and SIGTERM end the process at
     # once.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -378,7 +380,7 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     parts = loader.dump(configuration), cost.report(configuration) + files, recordings
     sys.stdout.write("\n".join(filter(None, parts)))
     if warnings.count:
-        # The warnings themselves may have scrolled off the screen.
+        # On a terminal, the long output may have scrolled the warnings off the screen.
         sys.stdout.write(f"# {_warnings(warnings.count)}: see the log on standard error.\n")
     return EXIT_OK
 
@@ -399,7 +401,7 @@ def _first_load(arguments: argparse.Namespace) -> model.Config:
     try:
         return _load(arguments)
     except yaml_nodes.ConfigError as error:
-        # If CONFIG is not given, the missing file is `DEFAULT_PATH`.
+        # Without CONFIG, FileNotFoundError means that there is no file at `DEFAULT_PATH`.
         if arguments.config is None and isinstance(error.__context__, FileNotFoundError):
             raise yaml_nodes.ConfigError(f"{error}; give a CONFIG, or try --demo") from None
         raise

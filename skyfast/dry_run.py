@@ -40,10 +40,10 @@ class Result:
     """The state at the end of the recordings.
 
     ``forecast`` has the number of series that remain with different values of ``min_bytes``.
-    ``empty`` has an entry for each set of labels with names: the share of the bytes for which all
-    labels of the set are empty. ``names`` counts the names from the topology; it is None if no
-    label needs such names.
-    ``has_topology`` means that the recordings contain parts of a topology.
+    ``empty`` has an entry for each set of labels that show names: the share of the bytes for which
+    all labels of the set are empty. ``names`` counts the names from the topology. If no label needs
+    such names, ``names`` is None. ``has_topology`` means that the recordings contain parts of a
+    topology.
     """
 
     forecast: Forecast

@@ -130,7 +130,7 @@ and ``address_limit`` are limits of all responses together.
 LOOKUP_DROPS = ("ambiguous", "unknown")
 """Kinds of name lookups that are dropped because a limit is reached.
 
-* ``ambiguous``: the lookup of an ambiguous address, whose names are then empty
+* ``ambiguous``: the lookup of an ambiguous address; its names are empty after a dropped lookup
 * ``unknown``: a topology query for an unknown address
 """
 
@@ -372,8 +372,8 @@ class Stats:
     """All counters of the process except the table's counters.
 
     ``flows_filtered`` maps the name of each filter rule to the number of flows that the rule has
-    dropped. ``values_skipped`` counts skipped values by field, such as ``Metric.RTT``. It covers
-    only tables that a reload has replaced: the current table has its own counters.
+    dropped. ``values_skipped`` counts skipped values by field, such as ``Metric.RTT``, but only for
+    tables that a reload has replaced: the current table has its own counters.
     ``max_connections``, ``max_flows`` and ``flow_memory_s`` are limits of the current table.
     ``own_names`` is None unless there are own names or labels that show own names. ``clock_held``
     is 1 while expiry is paused, and ``clock_held_s`` is the total time for which expiry was paused.
@@ -419,7 +419,7 @@ class Stats:
 
 
 class TableCounts(Protocol):
-    """The table's counters. Reading any of them is cheap."""
+    """The table's counters. Reading a counter takes little time."""
 
     @property
     def connections(self) -> int: ...

@@ -90,8 +90,9 @@ def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) 
 def double_counted(config: Config) -> list[str]:
     """Return the names of the views that may count the same traffic several times.
 
-    A view does so if the flows of one conversation from several capture points share a series.
-    Views that have only gauges are left out. The name of the first view is "connections".
+    Several capture points can report the same conversation. A view counts its traffic several times
+    if the flows of all these points share a series. Views that have only gauges are left out. The
+    name of the first view is "connections".
     """
     export = config.export
     if export.deduplicate != "none":

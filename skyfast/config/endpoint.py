@@ -52,8 +52,9 @@ class Endpoint:
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
     empty, skyfast connects to this address of the host. ``userinfo`` is empty, or ``user:password``
-    in percent-encoding. ``resource`` is path and query. ``alias`` is the recorded name of a
-    replayed analyzer, whose port is random. For other endpoints, ``alias`` is empty.
+    in percent-encoding. ``resource`` is path and query. If a recording replaces an analyzer,
+    ``alias`` is the analyzer's name in the recording, because the port of the replay is random. For
+    other endpoints, ``alias`` is empty.
     """
 
     host: str
@@ -81,12 +82,12 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """The name for labels and logs: the alias, or ``host:port`` of the connection."""
+        """The name for labels and logs: the alias, or `authority` if there is no alias."""
         return self.alias or self.authority
 
     @property
     def authority(self) -> str:
-        """Where to connect, as ``host:port``. IPv6 addresses are in brackets."""
+        """The host and port to connect to, as ``host:port``. IPv6 addresses are in brackets."""
         host = self.connect_host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
@@ -256,8 +257,8 @@ def parse_url(text: str) -> Endpoint:
     if "#" in text:
         raise EndpointError("has a fragment (#); in a password, write %23 for #", text)
     if "@" in parts.path + parts.query:
-        # In "ws://user:80/x@host", the password is probably "80/x", but the URL is valid: the host
-        # is "user", and the path is "/x@host". Messages would show a part of the password.
+        # "ws://user:80/x@host" is a valid URL with the host "user" and the path "/x@host". But
+        # probably, "80/x" is a password, and messages would show a part of it. So reject the URL.
         problem = "has an @ after the host; in a password, write %40 for @, %2F for / and %3F for ?"
         raise EndpointError(problem, text)
     userinfo = parts.netloc.rpartition("@")[0]

@@ -22,15 +22,15 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""An unknown variable is compared with the ends of known variables only if it has at least this
-length, not counting the prefix of all variables."""
+"""Minimum length, without the common prefix, of an unknown variable that is compared with the ends
+of known variables."""
 
 
 class KnownKeys:
     """The tree of all keys and their sections, by path."""
 
     def __init__(self, keys: Iterable[str], *, structured: Collection[str] = ()) -> None:
-        """Build the tree from paths of keys; keys in ``structured`` can be mappings."""
+        """Build the tree from the paths of keys. The values of ``structured`` can be mappings."""
         self._keys = tuple(keys)
         self._structured = frozenset(structured)
         sections = {
@@ -153,8 +153,8 @@ def similar_variable(
 ) -> str:
     """Return the known variable that is most similar to ``name``, or an empty string.
 
-    The keys of ``known`` are the known variables. ``prefix`` is the prefix of all variables, and
-    each of ``sections`` is a longer prefix, shared by the variables of a section.
+    The keys of ``known`` are the known variables. All variables start with ``prefix``. Each of
+    ``sections`` is a longer prefix, with which all variables of a section start.
 
     If ``name`` starts with one of ``sections``, only variables of this section are compared. If
     ``name`` starts with none of ``sections``, the user may have left out the section. In this case,

@@ -86,10 +86,10 @@ _ANY_SOURCE = "one of path, k8s_label, names_key"
 
 
 def expand_label(label: LabelSpec) -> tuple[LabelSpec, ...]:
-    """Return the labels that an entry of the configuration adds: two labels, or one.
+    """Return the labels that an entry of the configuration adds: usually one.
 
     A label with ``k8s_label`` or ``names_key`` needs one of `PREFIXES`. If such an entry has no
-    prefix, it adds a label for the initiator and a label for the target.
+    prefix, it adds two labels: one for the initiator and one for the target.
     """
     if not label.has_key or label.name.startswith(PREFIXES):
         return (label,)
@@ -381,7 +381,7 @@ to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 
 
 def show_labels(labels: Sequence[LabelSpec]) -> list[object]:
-    """Return the value that `to_labels` converts to ``labels``."""
+    """Return ``labels`` in the form that `to_labels` accepts."""
     return [_show_label(label) for label in labels]
 
 
@@ -400,7 +400,7 @@ MAX_SHOWN = 1e15
 
 
 def show_metrics(metrics: Sequence[MetricSpec]) -> list[object]:
-    """Return the value that `to_metrics` converts to ``metrics``."""
+    """Return ``metrics`` in the form that `to_metrics` accepts."""
     return [_show_metric(metric) for metric in metrics]
 
 
@@ -467,7 +467,7 @@ def _to_port_grouping(value: YamlValue) -> RewriteSpec:
 
 
 def show_rewrites(rewrites: Mapping[str, RewriteSpec]) -> dict[str, object]:
-    """Return the value that `to_rewrites` converts to ``rewrites``."""
+    """Return ``rewrites`` in the form that `to_rewrites` accepts."""
     return {name: _show_rewrite(rewrite) for name, rewrite in rewrites.items()}
 
 

@@ -145,7 +145,7 @@ def uses_default_analyzer(config: Config) -> bool:
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
-    """Return the paths of the keys whose values differ, including secret keys."""
+    """Return the paths of the keys, including secret keys, whose values have changed."""
     return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
 
 
@@ -255,7 +255,7 @@ def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
 
 
 def _advice(path: str, value: YamlValue) -> str:
-    """Return a hint: the key that is probably meant, or all keys of the section if it is small."""
+    """Return a hint: the key that is probably meant, or all keys of a small section."""
     if near := KNOWN.suggest(path, value, cutoff=hints.LOW_CUTOFF):
         return f"did you mean {' or '.join(near)}?"
     section = path.rpartition(".")[0]
@@ -396,8 +396,8 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
     """Return the error at the first path in ``error.key_paths`` that the configuration sets.
 
-    If the configuration does not set the key of this path (``labels``, ``metrics`` or ``views``),
-    return the error for ``error.other``, which reports the same conflict at the other entry.
+    If ``error`` is about a default value, the configuration does not set the key: ``labels``,
+    ``metrics`` or ``views``. In this case, return the error for ``error.other`` if there is one.
     """
     candidates = [_key_and_path(key_path, error.view) for key_path in error.key_paths]
     key, key_path = next(
@@ -412,8 +412,8 @@ def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
 def _key_and_path(key_path: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
     """Return the configuration key that contains an entry of a view, and the path below this key.
 
-    ``key_path`` is the path of the entry inside view number ``view``. The labels and metrics of
-    view 0, whose rows are the connections, have keys of their own.
+    ``key_path`` is the path of the entry inside view number ``view``. View 0, whose rows are the
+    connections, is not in ``views``: its labels and metrics have separate keys.
     """
     if view:
         return schema.VIEWS, (view - 1, *key_path)

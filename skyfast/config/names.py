@@ -32,11 +32,12 @@ MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
 
 KEY_PREFIX: Final = "names_file: "
-"""The start of errors about opening the file. Errors about the content of the file start with its
-path."""
+"""Prefix of errors about a file that does not exist or cannot be read.
+
+Errors about the content of the file start with the path of the file."""
 
 _NAME: Final = "name"
-"""The key of the name in an entry that is a mapping. All other keys are for labels with
+"""If an entry is a mapping, this key contains the name. All other keys are for labels with
 ``names_key``."""
 
 
@@ -44,9 +45,9 @@ _NAME: Final = "name"
 class NameSources:
     """Where own names come from.
 
-    ``entries`` has the content of the key ``names``. It maps each address or network, as written in
-    the configuration, to the parsed prefix and its entry. ``file`` is the path of a CSV file, or
-    empty.
+    ``entries`` has the content of the key ``names``. The keys of ``entries`` are addresses and
+    networks as written in the configuration. Each value has the parsed address or network, and its
+    names. ``file`` is the path of a CSV file, or empty.
     """
 
     entries: Mapping[str, tuple[Prefix, OwnNameEntry]]
@@ -124,7 +125,7 @@ def _to_entry(value: YamlValue) -> OwnNameEntry:
 
 
 def show_names(entries: Mapping[str, tuple[Prefix, OwnNameEntry]]) -> dict[str, object]:
-    """Return the value that `to_names` converts to ``entries``."""
+    """Return ``entries`` in the form that `to_names` accepts."""
     return {text: _show_entry(entry) for text, (_, entry) in entries.items()}
 
 
@@ -191,7 +192,8 @@ def _read_file(path: str) -> dict[Prefix, OwnNameEntry]:
 def labels_without_names(sources: NameSources, export: ExportSelection) -> str:
     """Return, as text, the names of labels that are empty because there are no own names.
 
-    Returns "" if there are own names, or if no label shows only own names.
+    These are the labels that show own names, but no names from the topology. If the configuration
+    has own names, the result is empty.
     """
     labels = dict.fromkeys(
         label.name for view in export.views for label in view.labels if shows_only_own(label)

@@ -349,7 +349,7 @@ class Entries:
         self._problems = Problems()
 
     def of(self, name: str, parse: Callable[[YamlValue], T], default: T | None = None) -> T:
-        """Return an entry like `entry_of`. For an invalid entry, return None: see `check`."""
+        """Parse an entry as `entry_of` does. For an invalid entry, return None: see `check`."""
         with self._problems:
             return entry_of(self._nodes, name, parse, default)
         return cast(T, None)

@@ -39,7 +39,7 @@ _RULE_FIELDS: Mapping[str, FieldPath | None] = {
         if label.name != DIRECTION and label.lookup in ("", "classification")
     },
 }
-"""Maps each name that a condition can have to a field of the flow, or to None for the tag."""
+"""Maps each key of a condition to a field of the flow, or to None for the tag."""
 
 _EXPECTED = (
     f"expected one of {', '.join(name for name in _RULE_FIELDS if name not in PATHS)},"
@@ -187,7 +187,7 @@ def _to_range(path: FieldPath, value: YamlValue) -> int | tuple[int, int]:
 
 
 def show_rules(rules: Sequence[Rule]) -> list[object]:
-    """Return the value that `to_rules` converts to ``rules``."""
+    """Return ``rules`` in the form that `to_rules` accepts."""
     return [
         {"name": rule.name}
         | {condition.field: _show_condition(condition) for condition in rule.conditions}

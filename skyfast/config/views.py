@@ -115,7 +115,7 @@ to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
 def show_views(
     views: Sequence[ViewSpec], timeouts_s: Sequence[float], bounds: Sequence[Bounds]
 ) -> list[object]:
-    """Return the value that `to_views` converts to ``views`` with these timeouts and bounds."""
+    """Return ``views``, with their timeouts and bounds, in the form that `to_views` accepts."""
     return [
         {
             "prefix": view.prefix,
@@ -133,8 +133,8 @@ def show_views(
 class ViewError(Exception):
     """An entry of view number ``view`` conflicts with another entry or with a limit.
 
-    The error can be reported at any of ``key_paths``; the first path that is set in the file is
-    used. ``other`` reports the same conflict at the other entry.
+    The message names the first of ``key_paths`` that the configuration sets. If two entries
+    conflict, ``other`` is the same error for the second entry.
     """
 
     def __init__(
@@ -312,8 +312,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the fields by which names{source} are looked up ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The observed values of histograms count towards the limit, too: the table reads them from
-        # reports, although it stores only buckets.
+        # The limit applies to all values that the table reads from reports. Therefore values for
+        # histograms count, too, although the table does not store them.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

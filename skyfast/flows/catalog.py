@@ -46,11 +46,11 @@ class LabelDef:
     ``path`` is the label's field, or empty if the label does not come from a single field.
 
     ``lookup`` is "classification" for the label `TAG`, and empty for labels that show a field. For
-    labels that show a name, ``lookup`` is "address" or "node": the kind of key that is looked
-    up in a mapping of `skyfast.flows.planner.NameSource`. The mapping returns a tuple of names, and
-    ``index`` is the position of the label's name in the tuple. If ``is_own`` is true, the label
-    shows an own name, which users give to addresses, and ``index`` is the position among the own
-    names of the tuple.
+    labels that show a name, ``lookup`` is "address" or "node". An "address" is looked up in
+    ``combined`` of a `skyfast.flows.planner.NameSource`, and a "node" in ``nodes``. The result is a
+    tuple of names, and ``index`` is the position of the label's name in the tuple. If ``is_own`` is
+    true, the label shows an own name, which users give to addresses, and ``index`` is the position
+    among the own names of the tuple.
     """
 
     name: str
@@ -341,8 +341,8 @@ class MetricDef:
     or none, if skyfast itself counts the value. ``compatible`` is the family's name in the first
     view (the connections) with ``naming: compatible``. In all other cases, the family's name is a
     prefix followed by ``standard``. ``unit`` is the unit in the standard name. Pages show values
-    divided by 10 to the power of ``compatible_decimals`` or ``standard_decimals``. The help text of
-    connections is ``help`` followed by "on this connection". See `Gauge` for ``keep``.
+    divided by 10 to the power of ``compatible_decimals`` or ``standard_decimals``. In the first
+    view, the help text is ``help`` followed by "on this connection". See `Gauge` for ``keep``.
     """
 
     name: str
@@ -498,8 +498,8 @@ METRICS: Final[tuple[MetricDef, ...]] = (
 )
 """All metrics that can be selected by name.
 
-``TCPMetric`` has further fields, such as the times of the first SYN, FIN and RST. A configuration
-can select such a field only by its path: see `MetricSpec.paths`.
+No metric shows the other fields of ``TCPMetric``, such as the times of the first SYN, FIN and RST.
+A configuration can select these fields only by their paths: see `MetricSpec.paths`.
 """
 
 METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}

@@ -69,7 +69,7 @@ PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS
 CLOSING: Final = 1
 """The value of ``FinishType`` in the last report of a flow. Earlier reports have other values."""
 
-# The table reads these fields of every flow, with any plan.
+# Whatever the plan, the table reads these fields of every flow.
 _BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
 # The table recognizes two kinds of reports by these fields: the first report of a flow, whose two
@@ -103,9 +103,9 @@ class FlowTypes:
     With shards, most messages contain flows of other shards. Therefore ``KnownReport`` is
     the same type as ``Update``, whose fields show to which shard a flow belongs.
 
-    ``omissible`` are the fields and parts of ``FullReport`` that are not required to count a flow:
-    gauges, optional counters, fields of histograms, and the fields that identify a first report or
-    a last report.
+    ``omissible`` are the fields and parts of ``FullReport`` without which a flow can still be
+    counted: gauges, optional counters, fields of histograms, and the fields that identify a first
+    report or a last report.
     """
 
     KnownReport: type[msgspec.Struct]
@@ -142,7 +142,7 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
 def _omissible(
     plan: Plan, paths: Iterable[FieldPath], *, needed: Iterable[FieldPath]
 ) -> frozenset[FieldPath]:
-    """Return the omissible fields and parts of ``FullReport``, which has ``paths``."""
+    """Return the omissible fields and parts of a ``FullReport`` with the fields ``paths``."""
     gauges = (*plan.gauges, *plan.closing_gauges)
     may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in gauges)}
     may_lack |= {path for counter in plan.counters for path in counter.last_update}

@@ -222,7 +222,7 @@ class _FunctionSource:
         return f"not {text}" if condition.negated else text
 
     def _test(self, condition: Condition, value: str, kind: type) -> str:
-        """Return an expression that tests ``value`` like `matcher`.
+        """Return an expression that tests ``value`` in the same way as `matcher`.
 
         The expression needs no parentheses after ``not``.
         """

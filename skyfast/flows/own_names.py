@@ -36,11 +36,12 @@ above the address is also set. Sorted integers are in the order of the first add
 network comes before the networks that it contains."""
 
 OwnNameTuple: TypeAlias = tuple[str, ...]
-"""The own names of an address: its name, its network, then the values of the keys.
+"""The own names of an address: the name of the address, the name of its network, and the values.
 
-The name is from the entry of exactly this address. The network is the name of the smallest network
-that contains the address and has a name. The value of a key is from the longest prefix that
-contains the address and has this key. A missing string is empty."""
+The first name is from the entry of exactly this address. The second name is from the smallest
+network that contains the address and has a name. There is one value for each selected key: it is
+from the longest prefix that contains the address and has this key. Names and values that do not
+exist are empty strings."""
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_SHOWN: Final = 60
@@ -58,7 +59,9 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""Number of low bits that the index of IPv4 ranges ignores: it has one entry per /16 network."""
+"""Number of low bits of an address that the index of IPv4 ranges ignores.
+
+So the index has one entry per /16 network."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""
@@ -207,7 +210,7 @@ def read_csv(text: str) -> dict[Prefix, OwnNameEntry]:
 
 
 class _Names(dict[str, str]):
-    """Maps the second field of a line to the name in it. Each distinct field is checked once."""
+    """Maps the second field of a line to a name. Each distinct field is checked once."""
 
     __slots__ = ()
 
@@ -220,7 +223,7 @@ class _Names(dict[str, str]):
 
 
 class _Values(dict[str, tuple[str, str]]):
-    """Maps a further field of a line to its key and value. Each distinct field is checked once."""
+    """Maps any later field of a line to a key and a value. Each distinct field is checked once."""
 
     __slots__ = ("_keys",)
 
@@ -294,7 +297,10 @@ def _in_order(prefixes: Iterable[Prefix]) -> list[Prefix]:
 
 
 def _index(starts: "array[int]") -> "array[int]":
-    """Return how many IPv4 ranges begin before each /16 network; the last element counts all."""
+    """Return the number of IPv4 ranges that begin before each /16 network.
+
+    The last element is the number of all IPv4 ranges.
+    """
     counts = [0] * ((1 << _IPV4_BITS - _INDEXED_BITS) + 1)
     for start in starts:
         counts[(start >> _INDEXED_BITS) + 1] += 1
@@ -317,8 +323,8 @@ def _ranges(
     starts, names_of = [0], array("I", [0])
     mask = (1 << most) - 1
     positions = {key: number for number, key in enumerate(keys, 2)}
-    # A stack of the networks that contain the current address, largest first. Each entry has the
-    # end of the network, the index of its names, and its names.
+    # A stack of the networks that contain the current address, largest first. Each element has the
+    # first address after the network, the index of the network's names, and the names.
     empty = next(iter(numbers))
     outer: list[tuple[int, int, OwnNameTuple]] = [(1 << most, 0, empty)]
 

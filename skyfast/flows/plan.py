@@ -53,7 +53,7 @@ class Names(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lookup:
-    """Looks up a field in ``names``, once for all labels of that field.
+    """Looks up the value of a field in ``names``. Labels with names of the same value share it.
 
     The table looks up the value of the field ``key``, or an empty string if the flow lacks the
     field. If the result is None, the value is ambiguous. In this case, the table calls
@@ -153,9 +153,9 @@ class FlowCount:
 class NewFlows:
     """A counter of the flows that began on a connection.
 
-    A flow counts as new if its first report arrives, or if it is certain that the flow was never
-    counted before. All other flows do not count as new, even if they create a connection and their
-    totals are added to it.
+    A flow counts as new if the table gets its first report, or if it certainly was never counted
+    before. All other flows do not count as new, even if a flow creates a connection and its total
+    is added to this connection.
     """
 
 
@@ -220,13 +220,14 @@ class Family(MetricFamily):
 class View:
     """A set of series with the same label names: one row for each tuple of label values.
 
-    ``identifies_connection`` means that the labels include both addresses and both ports. In such a
-    view, no other flow can have used a row with the same labels. So the total of a flow that
-    creates a row can be counted, even if the first report of this flow was missed.
+    ``identifies_connection`` means that every flow has ports, and that the labels include both
+    addresses and both ports. In such a view, flows of different connections never share a row. So
+    if a flow creates a row, its total can be counted, even if its first report was missed.
     ``direction`` is None if both directions are added up.
 
     ``bytes`` and ``packets`` have a counter for each direction, or one counter for the sum of both
-    directions. Each tuple is empty if no family and no bound needs its counters.
+    directions. ``bytes`` is empty if no family and no bound needs bytes. The same applies to
+    ``packets``.
     """
 
     columns: tuple[Column, ...]
@@ -280,7 +281,7 @@ class Conversation:
 class ShardSelector:
     """Selects the conversations whose hash modulo ``count`` is ``index``.
 
-    The hash is the same in every process and version, so shards never overlap.
+    The hash never changes, so shards do not overlap, even if their versions of skyfast differ.
     """
 
     conversation: Conversation

@@ -61,10 +61,10 @@ from skyfast.text_format import MetricType
 class NameSource(Protocol):
     """Names from the topology, and own names, which users configure. Unknown names are empty.
 
-    ``combined`` maps an address to the names in `ADDRESS_NAMES`, the values of
-    `ExportSelection.k8s_labels`, the name of the address's network, and the values
-    of `ExportSelection.names_keys`. The last two are own names, which may be missing if no label
-    shows own names. The names of an ambiguous address depend on the other address and the capture
+    ``combined`` maps an address to a tuple: the names in `ADDRESS_NAMES`, the values of
+    `ExportSelection.k8s_labels`, the name of the address's network, and the values of
+    `ExportSelection.names_keys`. If no label shows own names, the tuple may end before the name of
+    the network. The names of an ambiguous address depend on the other address and the capture
     point. ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
     """
 
@@ -344,7 +344,7 @@ def _values(
 
 def _counter(paths: tuple[FieldPath, ...]) -> Counter:
     if all(path[0] == "Metric" for path in paths):
-        # Not optional: flows without Metric are skipped.
+        # The counter is not optional, because flows without Metric are skipped.
         return Counter(
             paths=paths, last_update=tuple(("LastUpdateMetric", path[1]) for path in paths)
         )

@@ -93,7 +93,7 @@ NO_BOUNDS: Final = Bounds()
 """No bound: all rows have series."""
 
 Amount: TypeAlias = Literal["bytes", "packets"]
-"""An amount that can have a bound: the metric of this name, summed over both directions."""
+"""The name of a metric that can have a bound. The bound applies to the sum of both directions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +124,8 @@ class Mask:
 class PortGrouping:
     """Replaces ports above ``above`` with ``other``, except the ports in ``keep``.
 
-    If ``above`` is None, all ports except those in ``keep`` are replaced. For ``keep``, None has
-    the same effect as an empty set.
+    If ``above`` is None, all ports except those in ``keep`` are replaced. If ``keep`` is None, no
+    port is excepted.
     """
 
     above: int | None
@@ -176,7 +176,7 @@ class ExportSelection:
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
     """Return the names of the fields that differ, including fields of the first view.
 
-    If the name of a field differs from its configuration keys, the keys are returned instead.
+    For fields in `_KEYS`, return the configuration keys instead of the name.
     """
     of_first_view = _changed(old.first_view, new.first_view, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "first_view"]
@@ -189,7 +189,7 @@ def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
 
 
 _KEYS: Final = {"amounts": "min_bytes or min_packets", "further_views": "views"}
-"""Maps fields to their configuration keys, if these differ."""
+"""Maps each field whose name is not a configuration key to its keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +208,10 @@ UNSHARDED: Final = Shard(0, 1)
 class Condition:
     """A condition on a field of a flow; ``path`` is None for the tag.
 
-    The condition matches if any of ``values``, ``ranges`` (both ends included), ``networks`` or
-    ``pattern`` (found anywhere in the string) matches. A missing field matches none of the four. If
-    ``negated`` is true, the condition matches if none of the four matches. ``field`` is the name in
-    the configuration.
+    The condition matches if any of ``values``, ``ranges``, ``networks`` or ``pattern`` matches. A
+    missing field matches none of the four. If ``negated`` is true, the condition matches if none of
+    the four matches. Ranges include their first and last value. The pattern can match anywhere in
+    the string. ``field`` is the name in the configuration.
     """
 
     field: str

@@ -9,7 +9,7 @@ PAUSE_S = 5.0
 
 
 class Clock:
-    """Monotonic seconds since an arbitrary point in time, without pauses and holds.
+    """Monotonic seconds since an arbitrary point in time, excluding pauses and holds.
 
     A pause is a time of more than `PAUSE_S` between two readings of the clock. During a pause, the
     machine was asleep or the process was stopped (SIGSTOP), and messages waited unread in the
@@ -28,10 +28,10 @@ class Clock:
         self._held_s = 0.0
         self._held_at: float | None = None
         self._latest = -math.inf
-        """The latest result of `now`. Rounding must not make the next result lower."""
+        """The latest result of `now`. Later results are never lower, even if subtraction rounds."""
 
     def now(self) -> float:
-        """Return the time in seconds, without pauses and holds."""
+        """Return the time in seconds, excluding pauses and holds."""
         running = self.running()
         if self._held_at is not None:
             return self._held_at
@@ -39,7 +39,7 @@ class Clock:
         return self._latest
 
     def running(self) -> float:
-        """Return the time in seconds, without pauses but including holds."""
+        """Return the time in seconds, excluding pauses, but including holds."""
         source_s = self._source()
         gap_s = source_s - self._last
         self._last = source_s
@@ -48,7 +48,7 @@ class Clock:
         return source_s - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """Stop the clock if ``held``, or let it continue from the value at which it stopped."""
+        """Stop the clock if ``held`` is true; if not, let it continue from its current value."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:

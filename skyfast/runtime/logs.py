@@ -145,7 +145,8 @@ def is_journal() -> bool:
 def prefix(level: int) -> str:
     """Return the prefix for a line that is written to standard error, but is not a log record.
 
-    If standard error is the journal, the prefix is the priority of ``level``. If not, it is empty.
+    If standard error is the journal, the prefix is the priority of ``level``. If not, the prefix is
+    empty.
     """
     return _priority(level) if is_journal() else ""
 

@@ -40,7 +40,7 @@ simulated month of new and expired connections took 10 % more memory."""
 def tune_malloc() -> bool:
     """Make malloc keep free memory for the next message. Return whether the C library can do so.
 
-    Receiving messages of 80 KB then takes a third less CPU time.
+    With these settings, receiving messages of 80 KB takes a third less CPU time.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -23,8 +23,8 @@ INTERVAL_S: Final = 2.0
 def warn(*, labels: str, keys: Sequence[str]) -> None:
     """Log a warning about ``labels``, and a warning about each of ``keys``.
 
-    ``labels`` are empty because there are no own names. Each of ``keys`` is needed by a
-    label, but no own name has this key.
+    ``labels`` are the names of labels that are empty because there are no own names. ``keys`` are
+    the keys that a label needs but no entry has.
     """
     if labels:
         log.warning(

@@ -32,13 +32,14 @@ class Notifier:
         self._log_limit = LogLimit()
 
     def ready(self, status: str) -> None:
-        """Notify that skyfast serves pages. ``systemctl status`` shows ``status``."""
+        """Notify that skyfast serves pages. The command ``systemctl status`` shows ``status``."""
         self._status = status
         self._send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
         """Notify that a reload has started; :meth:`reloaded` notifies that it has finished."""
-        if self._status:  # before `ready`, `reloaded` would send READY=1 too early
+        # Before `ready`, send nothing: READY=1 at the end of the reload would be too early.
+        if self._status:
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, problem: str | None) -> None:
