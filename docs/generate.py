@@ -65,7 +65,7 @@ CARDINALITIES: Final = (
     "as many values as the network has addresses, interfaces or ports",
     "new values keep appearing",
 )
-"""Explains each value of `catalog.Cardinality`, in the same order."""
+"""The explanations of the values of `catalog.Cardinality`, in the same order."""
 
 INTERFACE: Final = (
     b'[{"ID":"i","Host":"h","Metadata":{"Name":"eth0","Type":"device","TID":"t","Metric":{}}}]'
@@ -237,7 +237,7 @@ class Family:
 def read_families(page: bytes) -> list[Family]:
     """Return the families of a page in text format 0.0.4.
 
-    The sample of a histogram is its ``_count``, which has all labels except ``le``.
+    For a histogram, use only the sample ``_count``: it has all labels except ``le``.
     """
     text = page.decode()
     heads = re.findall(r"(?m)^# HELP (\S+) (.*)\n# TYPE \S+ (\S+)$", text)
@@ -256,7 +256,7 @@ def read_families(page: bytes) -> list[Family]:
 
 
 def both_namings(page: Callable[[str], bytes]) -> str:
-    """Return a table of families, with the two names of each family: one per ``naming``."""
+    """Return a table of families, with a column of names for each value of ``naming``."""
     compatible, standard = map(read_families, map(page, ("compatible", "standard")))
     standard_by_help = {family.help: family for family in standard}
     rows = []
@@ -563,7 +563,7 @@ LIMITS: Final = {
     "samples": history.SAMPLES + 1,
     "top_values": cardinality.TOP_VALUES,
 }
-"""The limits that descriptions of the API can name in braces."""
+"""The limits that descriptions of the API can mention: a name in braces stands for the number."""
 
 
 def filled(text: str) -> str:
@@ -650,7 +650,7 @@ def endpoints() -> str:
 
 @part("modules")
 def modules() -> str:
-    """Return the modules of the package by folder, with the first sentence of their docstrings."""
+    """Return a table of the modules, by folder, with the first sentence of each docstring."""
     folders: dict[str, list[list[str]]] = {}
     for path in sorted(SOURCES.rglob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text()))

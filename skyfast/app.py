@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
-"""Interval between expiry runs. Rows expire at whole seconds, so shorter intervals gain little."""
+"""Interval between expiry runs.
+
+The deadlines of rows are whole seconds, so shorter intervals gain little."""
 
 EXPIRY_SLICE_S = 0.002
 """Maximum time for which expiry blocks the event loop."""
@@ -56,8 +58,8 @@ EXPIRY_ROWS = 256
 STATUS_PAGE_WAIT_S = 3.0
 """Maximum delay of the log message with the URL of the status page.
 
-skyfast logs this message when all subscriptions are up. The message is then the last one at
-startup, and people read the last line first."""
+The message is logged when all subscriptions are up, so that it is the last message at startup:
+people read the last line first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
@@ -423,7 +425,8 @@ class App:
         """Stop the table's clock while reports may be missing, so that no connection expires."""
         if all(analyzer.up for analyzer in self.stats.analyzers.values()):
             self._all_up.set()
-        if self._parts.config.subscriber.silence_timeout_s:  # 0 in a replay
+        # In a replay, the timeout is 0: the clock never stops.
+        if self._parts.config.subscriber.silence_timeout_s:
             self.clock.hold(
                 self._gap.update(
                     self.clock.running(),
@@ -434,7 +437,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Stop or restart the table's clock. Log changes, and export the total stopped time."""
+        """Stop or restart the table's clock. Log each change, and export the total time of stops."""
         self._update_hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -513,8 +516,8 @@ class App:
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
         """Search the table if a search is due. Return the duration of the search in seconds.
 
-        Only this function refers to the table. If the caller kept a reference between two searches,
-        a table that a reload has replaced would stay in memory.
+        This function is separate, so that no reference to the table remains between two searches.
+        After a reload, a remaining reference would keep the old table in memory.
         """
         parts, names = self._parts, self.stats.topology.names
         if names is None or not check.is_due(parts.ranking, is_read=names.is_read):
@@ -532,7 +535,7 @@ class App:
         return time.monotonic() - began_s
 
     async def _warn_when_full(self) -> None:
-        """Log that a full table skipped reports, at most once per `FULL_INTERVAL_S`."""
+        """Log, at most once per `FULL_INTERVAL_S`, how many reports a full table skipped."""
         table, known, known_connections = self._parts.table, 0, 0
         while True:
             if self._parts.table is not table:

@@ -298,8 +298,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the name index of ``old`` has all names that the labels of ``new`` need.
 
-    Info series are ignored if the export selection is the same: the result is True. Names that only
-    the info series of ``new`` need are then missing until the next topology responses.
+    If the export selection is the same, the result is True. It is True even if the info series of
+    ``new`` need more names: these names are missing until the next topology responses.
     """
     if old.export == new.export:
         return True  # the table stays, and looks up names in the old index

@@ -130,7 +130,7 @@ and ``address_limit`` are limits of all responses together.
 LOOKUP_DROPS = ("ambiguous", "unknown")
 """Kinds of name lookups that are dropped because a limit is reached.
 
-* ``ambiguous``: the lookup of an ambiguous address; its names are empty after a dropped lookup
+* ``ambiguous``: the lookup of an ambiguous address; if it is dropped, the names are empty
 * ``unknown``: a topology query for an unknown address
 """
 

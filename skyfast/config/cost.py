@@ -53,10 +53,12 @@ KUBERNETES_NOTE: Final = (
 """Printed once, if any label or info series needs pods, workloads or services."""
 
 STRING_BYTES: Final = 72
-"""Bytes for each distinct label value or lookup key of up to 48 bytes, with its index entry."""
+"""Bytes for each distinct string of up to 48 bytes, including its index entry.
+
+The strings are label values and lookup keys."""
 
 NAMES_BYTES: Final = 36
-"""Bytes for the names of an address or capture point that has new flows, with an index entry.
+"""Bytes for the names of one address or capture point with new flows, including the index entry.
 
 Each label that shows one of the names takes another `CELL_BYTES`.
 """
@@ -267,7 +269,7 @@ def _row(view: ViewSpec) -> str:
 
 
 def _counts_traffic(view: ViewSpec) -> bool:
-    """Return whether a metric of the view counts all bytes or all packets."""
+    """Return whether the view has a metric that counts bytes or packets in both directions."""
     return len(hidden_amounts(view, Bounds(min_bytes=1, min_packets=1))) < len(AMOUNTS)
 
 

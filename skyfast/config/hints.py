@@ -22,8 +22,9 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""Minimum length, without the common prefix, of an unknown variable that is compared with the ends
-of known variables."""
+"""Minimum number of characters after the common prefix of an unknown variable.
+
+Shorter variables are not compared with the ends of known variables."""
 
 
 class KnownKeys:

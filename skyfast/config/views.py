@@ -156,8 +156,8 @@ def resolve_views(
 ) -> tuple[ViewEntry, ...]:
     """Return the entries in the order of ``views``, with defaults filled in.
 
-    ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the selected families of
-    the page that belong to no view.
+    ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the other families of the
+    page, which do not belong to a view.
 
     Raises:
         ViewError: The views conflict with each other, or exceed a limit.

@@ -109,7 +109,7 @@ def read_file(path: str) -> str:
 
 
 def compose(text: str, *, file: str) -> dict[str, YamlNode]:
-    """Return the top-level mapping of the YAML ``text``. For an empty text, it is empty.
+    """Return the top-level mapping of the YAML ``text``, or an empty mapping for an empty text.
 
     Raises:
         ConfigError: The text is not valid YAML, or not a mapping.

@@ -122,8 +122,8 @@ def make_flow_filter(
     in ``filtered``. If there are keep rules but none matches, the reason is `KEEP` in ``filtered``.
     ``filtered`` must already contain the names of all rules.
 
-    If a flow lacks the part with a condition's field, such as ``Transport``, the condition does not
-    match, and a negated condition matches. Every flow has a tag: see `Classifier`.
+    Some flows lack the part with a condition's field, such as ``Transport``. For these flows, the
+    condition does not match; if it is negated, it matches. Every flow has a tag: see `Classifier`.
 
     Flows that have no UUID or fail one of ``requirements`` always pass this filter, because the
     table skips these flows and counts them under other reasons. So a rule's count contains only

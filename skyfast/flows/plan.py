@@ -53,7 +53,7 @@ class Names(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lookup:
-    """Looks up the value of a field in ``names``. Labels with names of the same value share it.
+    """Looks up the value of a field in ``names``. Labels of the same field share one lookup.
 
     The table looks up the value of the field ``key``, or an empty string if the flow lacks the
     field. If the result is None, the value is ambiguous. In this case, the table calls
@@ -165,9 +165,10 @@ class Histogram:
 
     ``observes`` selects the value and the report:
 
-    * "first": the first value above 0 of the only field in ``paths``.
-    * "total": the sum of ``paths`` in the closing report.
-    * "age": the time from the only field in ``paths`` to ``Last``, in the closing report.
+    * "first": the first value above 0. ``paths`` contains one field.
+    * "total": the sum of the fields ``paths`` in the closing report.
+    * "age": the time in the closing report from the field in ``paths`` to ``Last``. ``paths``
+      contains one field.
 
     ``bounds`` are the upper bounds of all buckets except the last bucket, which has no bound. The
     bounds are finite, above 0 and in increasing order. Bounds are in the unit of the page, and
@@ -333,7 +334,7 @@ class Plan:
 
     @property
     def closing_gauges(self) -> tuple[Gauge, ...]:
-        """The values that histograms need from closing reports only, without duplicates."""
+        """The values that histograms need only from closing reports, without duplicates."""
         gauges = [
             gauge
             for value in self.histograms
@@ -349,7 +350,7 @@ class Plan:
 
     @property
     def new_flows(self) -> tuple[NewFlows, ...]:
-        """The counter of new flows, or nothing if no view has it."""
+        """The counter of new flows; empty if no view has it."""
         return tuple(value for value in self._values() if isinstance(value, NewFlows))
 
     def _values(self) -> dict[Value, None]:

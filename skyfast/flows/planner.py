@@ -98,7 +98,7 @@ def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = UNSH
 
 
 def _transport(export: ExportSelection) -> tuple[Requirement, ...]:
-    """Return the requirement on the transport layer. If all flows are included, there is none."""
+    """Return the requirement on the transport layer; empty if all flows are included."""
     if export.include_icmp and export.include_other:
         return ()
     transport: tuple[FieldPath, ...] = (("Transport",),)

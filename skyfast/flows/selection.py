@@ -124,8 +124,8 @@ class Mask:
 class PortGrouping:
     """Replaces ports above ``above`` with ``other``, except the ports in ``keep``.
 
-    If ``above`` is None, all ports except those in ``keep`` are replaced. If ``keep`` is None, no
-    port is excepted.
+    If ``above`` is None, all ports except those in ``keep`` are replaced. For ``keep``, None means
+    an empty set.
     """
 
     above: int | None
