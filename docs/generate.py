@@ -650,7 +650,7 @@ def endpoints() -> str:
 
 @part("modules")
 def modules() -> str:
-    """Return a table of the modules, by folder, with the first sentence of each docstring."""
+    """Return a table of the modules, by folder, with the first paragraph of each docstring."""
     folders: dict[str, list[list[str]]] = {}
     for path in sorted(SOURCES.rglob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text()))

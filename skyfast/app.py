@@ -437,7 +437,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Stop or restart the table's clock. Log each change, and export the total time of stops."""
+        """Stop or restart the table's clock. Log each change, and export the stopped time."""
         self._update_hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
