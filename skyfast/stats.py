@@ -281,12 +281,12 @@ class NameStats:
     ``ambiguous`` is the number of addresses whose names depend on the flow, excluding loopback and
     link-local addresses. ``unknown`` is the number of nameless addresses in recent flows.
     ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts lookups that
-    were dropped because a limit was reached. ``labels_without_pods`` is a list, as text, of labels
-    that are empty because the topology has no pods. ``missing_pod_labels`` are keys of pod labels
-    that no pod has. ``is_read`` means that the whole topology has been read. ``empty_labels`` has
-    the labels that `skyfast.web.empty_labels` warns about. ``query_duration_s`` has the duration of
-    the latest query of each kind. ``resolution_duration_s`` is the duration of the latest
-    resolution of all names.
+    were dropped because a limit was reached. ``labels_without_pods`` is text: the names of the
+    labels that are empty because the topology has no pods. ``missing_pod_labels`` are keys of pod
+    labels that no pod has. ``is_read`` means that the whole topology has been read.
+    ``empty_labels`` has the labels that `skyfast.web.empty_labels` warns about.
+    ``query_duration_s`` has the duration of the latest query of each kind.
+    ``resolution_duration_s`` is the duration of the latest resolution of all names.
     """
 
     addresses: int = 0
@@ -328,7 +328,7 @@ class OwnNameStats:
     """Counts of own names, which users give to addresses, and the result of reading ``names_file``.
 
     ``keys`` are the keys that at least one entry has. ``file`` is the path in ``names_file``, or
-    empty. ``labels_without_names`` is a list, as text, of the labels that are empty because there
+    empty. ``labels_without_names`` is text: the names of the labels that are empty because there
     are no own names. ``missing_keys`` are keys that labels need but no entry has.
     """
 

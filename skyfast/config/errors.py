@@ -72,7 +72,7 @@ def hide_nothing(_: YamlValue) -> bool:
 
 
 def hide_scalars(value: YamlValue) -> bool:
-    """Return True for scalars. Messages never show lists and mappings, only their kind."""
+    """Return True for scalars. For other values, messages show only the kind: list or mapping."""
     return isinstance(value, str | bool)
 
 

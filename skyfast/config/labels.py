@@ -59,8 +59,8 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # If there is no source, require the key `_ANY_SOURCE`, which no mapping has. The error
-        # about the missing key then lists the sources.
+        # If there is no source, report `_ANY_SOURCE` as the missing key: this text lists the
+        # sources.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with name and {_ANY_SOURCE}",
     )
@@ -181,7 +181,9 @@ _PARTS = {
     )
     for prefix in (*ADDRESS_FIELDS, _NODE)
 }
-"""Maps the prefixes ``initiator``, ``target`` and ``node`` to what can follow, such as ``pod``."""
+"""Maps each prefix (``initiator``, ``target`` or ``node``) to the words that can follow the prefix.
+
+One of these words is ``pod``."""
 
 _SYNONYMS = {
     **{prefix: prefix for prefix in _PARTS},
@@ -374,8 +376,8 @@ def _to_total(value: YamlValue) -> FieldPath:
     return path
 
 
-# These limits only reject lists that are too long for any view. `skyfast.config.views` checks the
-# exact limits of each view.
+# These limits reject only lists that no view accepts. `skyfast.config.views` checks the exact
+# limits of each view.
 to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 

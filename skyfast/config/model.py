@@ -22,7 +22,10 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLS:
-    """Paths of PEM files, or empty strings. Client certificate and key require each other."""
+    """Paths of PEM files, or empty strings.
+
+    A client certificate requires a key, and a key requires a certificate.
+    """
 
     client_cert: str
     client_key: str
