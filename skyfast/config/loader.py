@@ -396,7 +396,7 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
     """Return the error at the first path in ``error.key_paths`` that the configuration sets.
 
-    If the configuration does not set the whole key (``labels``, ``metrics`` or ``views``), the
+    If the configuration does not set the key (``labels``, ``metrics`` or ``views``), the
     error is about a default value. In this case, return the error for ``error.other``, if any.
     """
     candidates = [_key_and_path(key_path, error.view) for key_path in error.key_paths]
