@@ -171,7 +171,10 @@ cdef class ArraySplitter:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """Add the element that ends with the first ``size`` bytes of ``text``, or skip it."""
+        """Add the element that ends with the first ``size`` bytes of ``text``.
+
+        An element longer than ``max_element_bytes`` is skipped.
+        """
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:

@@ -126,14 +126,17 @@ def connection_error(error: BaseException) -> str:
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
-        # Name resolution has its own error numbers, which are negative.
+        # Errors of name resolution have their own error numbers, which are negative.
         system = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
         text = system[:1].lower() + system[1:]
     return printable(text or type(error).__name__)
 
 
 def redirect(location: str) -> str:
-    """Return the log text for a redirect to ``location``, without its credentials and query."""
+    """Return the log text for a redirect to ``location``.
+
+    The text leaves out the credentials and the query of ``location``.
+    """
     shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
     return f", redirect to {shown} (not followed)"
 
@@ -164,7 +167,9 @@ class Authentication:
         """
         self.endpoint = endpoint
         self.problem = ""
-        """Why the latest `reauthenticate` failed, safe to log; empty if it succeeded."""
+        """The reason why the latest `reauthenticate` failed, or an empty string.
+
+        The text is safe to log."""
         self._credentials = (
             Credentials(username=endpoint.username, password=endpoint.password)
             if endpoint.username
@@ -253,7 +258,7 @@ class Authentication:
                 if response.status != 200 or token is None or not token.coded_value:
                     status = response.status
                     return f"{request} returned HTTP {status} without {TOKEN_COOKIE} cookie"
-                # If the value is quoted, the client must send the quotes back.
+                # If the cookie's value is quoted, requests must contain the quotes, too.
                 self._token = token.coded_value
                 return ""
         except TimeoutError:

@@ -2,8 +2,8 @@
 
 The statistics of a capture do not name these interfaces. This module finds the interfaces in flows:
 each flow has the ID of its capture, and the ``NodeTID`` of the interface. To save time, this module
-reads only the messages that are also checked for lost reports, about four messages per second: see
-`skyfast.skydive.report_checks`.
+reads only about four messages per second. They are the same messages that
+`skyfast.skydive.report_checks` checks for lost reports.
 """
 
 import math
@@ -18,8 +18,8 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points per capture. If there are more, the capture point that has had
-no flow for the longest time is removed."""
+"""Maximum number of capture points per capture. A further capture point replaces the one that has
+had no flow for the longest time."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
@@ -83,7 +83,7 @@ class CapturePoints:
         return sorted(tid for tid, seen in points.items() if now - seen < SILENCE_S)
 
     def _forget(self, now: float) -> None:
-        """Forget capture points without flows for `SILENCE_S`, and captures without points."""
+        """Forget points that had no flow for `SILENCE_S`, and captures without points."""
         self._forgot_s = now
         recent = {
             capture_id: {tid: seen for tid, seen in points.items() if now - seen < SILENCE_S}

@@ -13,16 +13,16 @@ subscribers. A report has these fields, according to Skydive's sources (``flow/t
 * ``FlowCount`` is the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor increases. Once a second
   (``agent.capture.stats_update``), the agent reads the socket's totals since the start of the
-  capture. A report has the sum of the readings since the previous report, usually ten. skyfast
-  exports a tenth of this sum, which is usually the mean. Reports have these fields only if the
-  capture reads packets from a socket.
+  capture. A report has the sum of the readings since the previous report. Usually, there are ten
+  readings. skyfast exports a tenth of the sum, which is usually the mean of the readings. Reports
+  have these two fields only if the capture reads packets from a socket.
 
 A report identifies its capture but not its capture point, and the number of readings in a report
-varies. Therefore skyfast cannot export the socket's totals as counters. It also cannot sum
-``FlowCount``, ``PacketsReceived`` and ``PacketsDropped`` over the capture points of a capture. It
-exports these three fields as gauges. Each gauge shows the highest value that any capture point has
-reported in the last 12 to 15 s. The number of reports is exported as a counter. Its ``rate`` times
-10 s is the number of capture points.
+varies. Therefore skyfast cannot export the socket's totals as counters, and cannot sum
+``FlowCount``, ``PacketsReceived`` and ``PacketsDropped`` over the capture points of a capture.
+Instead, it exports these three fields as gauges. Each gauge shows the highest value that any
+capture point has reported in the last 12 to 15 s. The number of reports is exported as a counter.
+The ``rate`` of this counter, multiplied by 10 s, is the number of capture points.
 
 Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
 output is the text of metric families.
@@ -79,7 +79,7 @@ _decode = msgspec.json.Decoder(_PointReport).decode
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """The values of a report that are exported as maxima."""
+    """Those values of a report whose maxima are exported."""
 
     packets_received: int = 0
     packets_dropped: int = 0
@@ -195,11 +195,12 @@ class Captures:
         self._captures: dict[str, _Capture] = {}
 
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
-        """Process the report in ``raw``, the ``Obj`` of a message; count an unusable report.
+        """Process a report. Unusable reports are counted.
 
-        ``now`` is the time of the table's clock, by which captures expire. This clock stands still
-        while reports may be missing. ``running`` is the time of a clock that never stands still, by
-        which values of gauges expire. The default of ``running`` is ``now``.
+        ``raw`` is the ``Obj`` of a message. ``now`` is the time of the table's clock, which
+        determines when captures expire. This clock stands still while reports may be missing.
+        ``running`` is the time of a clock that never stands still, which determines when values of
+        gauges expire. The default of ``running`` is ``now``.
         """
         try:
             report = _decode(raw)
@@ -238,7 +239,8 @@ class Captures:
     def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
         """Return the metric families, or nothing if there are no captures.
 
-        With OpenMetrics 1.0 and ``created``, counters have the start time 0, which means unknown.
+        In OpenMetrics 1.0, ``created`` gives each counter the start time 0, which stands for
+        "unknown".
         """
         rows = [
             (label_text({"capture_id": capture_id}), _values(capture))
@@ -292,6 +294,6 @@ def _values(capture: _Capture) -> tuple[str, ...]:
 
 
 def _mean(readings: int) -> str:
-    """Return the exact mean of a report's ten readings as text; ``readings`` is their sum."""
+    """Return the exact mean of ten readings as text. ``readings`` is the sum of the readings."""
     whole, tenths = divmod(readings, READINGS)
     return f"{whole}.{tenths}" if tenths else str(whole)

@@ -24,8 +24,8 @@ MAX_SKEW_BEHIND_S: Final = 60.0
 """The latest packet may be `MAX_UPDATES_BEHIND` reporting intervals plus `MAX_SKEW_BEHIND_S` ago.
 
 An agent reports a flow within one reporting interval (``flow.update``) after the flow's latest
-packet. The limit has a second interval, because messages can be delayed. Also, skyfast's estimate
-of ``flow.update`` is too short for a while after ``flow.update`` was increased."""
+packet. The limit has two intervals for two reasons: messages can be delayed, and skyfast's estimate
+of ``flow.update`` is too short for a while after an increase."""
 
 MAX_CLOSING_BEHIND_S: Final = 3600.0
 """In a closing report, the latest packet may be this far in the past.
@@ -38,7 +38,10 @@ fields ``Last`` and ``FinishType``."""
 
 
 class Dated(Protocol):
-    """The table. ``times_ms`` are the oldest and the newest ``Last`` in its latest update."""
+    """The part of the table that `ClockSkewCheck` uses.
+
+    ``times_ms`` are the oldest and the newest ``Last`` in the latest update of the table.
+    """
 
     @property
     def times_ms(self) -> tuple[int, int]: ...
@@ -78,7 +81,7 @@ class ClockSkewCheck:
         ``flows`` are the flows that the latest update of the table has applied. ``data`` is the
         message with these flows. ``now_ms`` is the arrival time in Unix milliseconds. The check
         compares the times of all flows only if the oldest or the newest time of the update is
-        implausible. Usually, a closing report in the message has such an old time.
+        implausible. If the oldest time is implausible, it is usually the time of a closing report.
         """
         behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
@@ -106,10 +109,10 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # No flow is misdated, for one of two reasons. Either only closing reports are older
-            # than ``earliest_ms``. Or the table has not applied the flow with the implausible time
-            # yet, because the table needs more fields of the flow: the caller decodes the flow
-            # again, and checks it after the next update.
+            # No flow is misdated in two cases. In the first case, only closing reports are older
+            # than ``earliest_ms``. In the second case, the table has not applied the flow with the
+            # implausible time yet, because it needs more fields of this flow. The caller then
+            # decodes the flow again, and checks it after the next update.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
@@ -130,7 +133,7 @@ def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
         try:
             origins = _MESSAGE.decode(data).Obj
         except UNDECODABLE:
-            origins = []  # the message can only be decoded flow by flow
+            origins = []  # the message cannot be decoded as a whole
         name = next(
             (
                 origin.NodeTID

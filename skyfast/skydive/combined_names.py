@@ -1,4 +1,4 @@
-"""Combines the names of addresses in the topology with own names.
+"""Combines the names that addresses have in the topology with own names.
 
 *Own names* are names that users gave to addresses and networks: see `skyfast.flows.own_names`.
 """
@@ -39,8 +39,8 @@ class CombinedNames(dict[str, NameTuple | None]):
     1. The name that users gave to the address, or else the address's name in the topology, or else
        the name of the network.
     2. The other names of the address in the topology.
-    3. The name of the network, and the values of the keys in ``names_keys``. Tuples have these
-       elements only if there are own names, or if labels show networks or values.
+    3. The name of the network, and the values of the keys in ``names_keys``. Tuples lack these
+       elements if there are no own names, and no label shows them.
 
     The dict contains only addresses that the topology knows and that have been looked up. Unknown
     or ambiguous addresses with equal names share one tuple, because the table compares tuples by
@@ -102,7 +102,11 @@ class CombinedNames(dict[str, NameTuple | None]):
         return names
 
     def resolve(self, key: str, other: str, point: str, /) -> NameTuple:
-        """Return names of an ambiguous address in a flow to ``other``, captured at ``point``."""
+        """Return the names of ``key``, an ambiguous address, for one flow.
+
+        ``other`` is the address at the other end of the flow. ``point`` is the ``NodeTID`` of the
+        flow's capture point.
+        """
         names = self._topology.resolve(key, other, point)
         if not self._combines:
             return names

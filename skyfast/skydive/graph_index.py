@@ -71,7 +71,7 @@ CONTROLLERS: Final = {
 """The workloads that create pods: maps the node type in Skydive to the kind in Kubernetes."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
-"""The ``RelationType`` of all edges that names are resolved from."""
+"""The values of ``RelationType`` for the edges that skyfast uses to resolve names."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
 """The type that this module uses for containers of the Kubernetes probe. Skydive gives these
@@ -85,7 +85,7 @@ _KUBERNETES_TYPES: Final = frozenset(
         *("service", "statefulset", "storageclass", KUBERNETES_CONTAINER),
     )
 )
-"""The types of the Kubernetes probe: ``NewK8sProbe`` in ``topology/probes/k8s/k8s.go``."""
+"""The node types of the Kubernetes probe: see ``NewK8sProbe`` in ``topology/probes/k8s/k8s.go``."""
 
 _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libvirt"}
 
@@ -248,8 +248,8 @@ class GraphIndex:
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
     """Return whether the missing node of an edge certainly has a type that skyfast reads."""
     if relation == OWNERSHIP:
-        # skyfast does not read Kubernetes namespaces, Kubernetes clusters and some nodes that hosts
-        # own.
+        # skyfast reads neither Kubernetes namespaces nor Kubernetes clusters. It also does not read
+        # some nodes that hosts own.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None
@@ -259,7 +259,10 @@ def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
 
 
 def type_of(node: Node) -> str:
-    """Return the type of a node; for the Kubernetes probe's containers, `KUBERNETES_CONTAINER`."""
+    """Return the type of a node.
+
+    For a container of the Kubernetes probe, the result is `KUBERNETES_CONTAINER`.
+    """
     node_type = node.metadata.type or ""
     if node_type == "container" and node.metadata.manager == "k8s":
         return KUBERNETES_CONTAINER

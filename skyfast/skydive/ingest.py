@@ -39,7 +39,8 @@ AVERAGED_MESSAGES = 32
 A flow is unknown while the table does not contain it."""
 
 MAX_UNKNOWN_SHARE = 1 / 16
-"""If a larger share of messages has unknown flows, the fields of labels are always decoded.
+"""If the share of messages with unknown flows is larger than this, the fields of labels are always
+decoded.
 
 At twice this share, omitting these fields would save no time, because messages with unknown flows
 are decoded twice."""
@@ -185,7 +186,7 @@ class Ingest:
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Check the times of applied flows, and whether they are reports that seemed lost."""
+        """Check the times of applied flows, and withdraw the gaps that these flows close."""
         self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
@@ -273,7 +274,7 @@ class Ingest:
                 flows.append(self._full_flow.decode(raw))
                 continue
             except UNDECODABLE as error:
-                # Keep only the text: the exception would keep the received data in memory.
+                # Store only the text: the exception would keep the received data in memory.
                 problem = str(error)
             if partial < MAX_PARTIAL_FLOWS:
                 partial += 1
@@ -282,7 +283,8 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # This is msgspec's message for integers with more than a few thousand digits.
+            # msgspec's error for integers with more than a few thousand digits starts with this
+            # text.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows
@@ -296,9 +298,9 @@ class _Decoders:
 
     * If the latest message had unknown flows, ``next`` decodes the fields of labels, and the fields
       that identify first reports.
-    * If the latest message had no unknown flows, but more than `MAX_UNKNOWN_SHARE` of the recent
-      messages had, ``next`` decodes the fields of labels.
-    * In all other cases, ``next`` decodes neither group of fields. This makes decoding faster by a
+    * If the latest message had no unknown flows, but the share of recent messages with unknown
+      flows is above `MAX_UNKNOWN_SHARE`, ``next`` decodes the fields of labels.
+    * In all other cases, ``next`` decodes neither group of fields. Decoding is then faster by a
       seventh, but a message with unknown flows must be decoded twice.
     """
 
@@ -311,7 +313,10 @@ class _Decoders:
         self._unknown_share = 1.0  # share of messages with unknown flows, as a moving average
 
     def choose(self, *, met_unknown_flow: bool) -> None:
-        """Choose ``next``, given whether the latest message had an unknown flow."""
+        """Choose ``next``.
+
+        ``met_unknown_flow`` is true if the latest message had an unknown flow.
+        """
         self._unknown_share += (met_unknown_flow - self._unknown_share) / AVERAGED_MESSAGES
         if met_unknown_flow:
             self.next = self._first
@@ -327,7 +332,7 @@ def _message_type(flow: Any) -> Any:
 
 
 def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[str, str]:
-    """Count a message by namespace and type, and return both.
+    """Count a message by namespace and type, and return this pair.
 
     Unknown namespaces and types are replaced by ``other``.
     """

@@ -29,8 +29,8 @@ The page repeats the labels in every family, so this limit bounds the page size 
 long."""
 
 MAX_COUNTER: Final = 2**63 - 1
-"""The largest int64, Skydive's type of counters. Samples that are negative or larger are left out
-and counted as ``out_of_range``."""
+"""The largest int64. Skydive's counters have this type. Samples that are negative or above this
+limit are left out and counted as ``out_of_range``."""
 
 
 MAX_BUSIEST: Final = 50
@@ -128,7 +128,8 @@ class _Page:
     def in_openmetrics(self, version: int, *, created: bool) -> bytes:
         """Return the page in a version of OpenMetrics. Each version is rendered on first use.
 
-        In OpenMetrics 1.0, ``created`` adds the start time 0, which means unknown, to counters.
+        In OpenMetrics 1.0, ``created`` gives each counter the start time 0, which stands for
+        "unknown".
         """
         key = version, version == 1 and created
         if key not in self._openmetrics:
@@ -172,7 +173,7 @@ class Interfaces:
         self.set_lifetime(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
         self._stats = stats
         self._families = _FAMILIES[naming]
-        # Replaced atomically, so that readers need no lock.
+        # The page is replaced atomically, so that readers need no lock.
         self._page = _NOTHING
         self._writing = threading.Lock()
 
@@ -207,8 +208,8 @@ class Interfaces:
         """Return the metric families, or nothing if there are no interfaces.
 
         The format is text format 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires
-        standard names. In OpenMetrics 1.0, ``created`` adds the start time 0, which means
-        unknown, to counters: devices do not report when their counters were 0.
+        standard names. In OpenMetrics 1.0, ``created`` gives each counter the start time 0, which
+        stands for "unknown": devices do not report the time at which a counter started.
         """
         page = self._page
         if now >= page.expires_at:
@@ -315,7 +316,7 @@ def _sum(*values: int) -> int:
 
 
 def _samples(family: _Family, rows: list[_Row], skipped: dict[str, int]) -> bytes:
-    # `MetricFamily.lines` would take a quarter longer for 20,000 interfaces.
+    # For 20,000 interfaces, `MetricFamily.lines` would take a quarter longer than this loop.
     lines = []
     for row in rows:
         value = getattr(row.counters, family.counter) if family.counter else 0

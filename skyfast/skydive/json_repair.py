@@ -1,8 +1,8 @@
 """Repairs JSON text that the decoder rejects although its structure is valid.
 
 RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
-the decoder's limit. After the repair, only strings with lone surrogates and parts that are nested
-too deeply are lost.
+the decoder's limit. After the repair, a message lacks only strings with lone surrogates, and parts
+that are nested too deeply.
 """
 
 import re
@@ -14,15 +14,16 @@ MAX_DEPTH: Final = 64
 """Number of nesting levels that `prune_depth` keeps. Messages of analyzers have 5 to 7 levels."""
 
 MAX_REPAIRED_TOKENS: Final = 500_000
-"""Maximum number of escapes, or of strings and brackets, that are parsed to repair a message.
+"""Maximum number of tokens that are parsed to repair a message.
 
-Parsing 500,000 takes 0.2 s, much less than the timeout for a pong. A message of 100 flows
-contains 10,000 strings and brackets."""
+`mark_lone_surrogates` parses escapes; `prune_depth` parses strings and brackets. Parsing 500,000
+tokens takes 0.2 s, much less than the timeout for a pong. A message of 100 flows contains 10,000
+strings and brackets."""
 
-# A complete or incomplete string, or a bracket. The possessive quantifier prevents backtracking.
+# Matches a string, complete or not, or a bracket. The possessive quantifier prevents backtracking.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
-# An escape; the group matches a lone surrogate.
+# Matches an escape. The group matches a lone surrogate.
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",

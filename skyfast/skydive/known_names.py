@@ -83,7 +83,7 @@ class KnownNames:
     def addresses_like(self, matches: Callable[[str], bool]) -> Iterator[str]:
         """Yield the addresses whose names in the topology match.
 
-        Own names are not searched, because the name of a network applies to too many addresses.
+        Own names are not searched: the own name of a network applies to too many addresses.
         """
         if self.index is not None:
             for address, names in _items(self.index.addresses):

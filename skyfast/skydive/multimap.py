@@ -8,10 +8,11 @@ V = TypeVar("V")
 
 
 class MultiMap(Generic[K, V]):
-    """Distinct objects by key, in the order of adding. Most keys have only one object.
+    """Maps each key to one or more distinct objects, in the order in which they were added.
 
-    A list for each of 100,000 keys would slow down the garbage collector, which visits all lists
-    without releasing the GIL. Objects are distinguished by identity, not by equality.
+    Most keys have only one object. A list for each of 100,000 keys would slow down the garbage
+    collector, which visits all lists without releasing the GIL. Objects are distinguished by
+    identity, not by equality.
     """
 
     __slots__ = ("_all", "_first", "_others")

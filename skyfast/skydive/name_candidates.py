@@ -87,7 +87,7 @@ def is_local(address: str) -> bool:
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
-    # fe80::/10. The first group must have four digits: "fe8:" means 0fe8.
+    # fe80::/10. The address must start with four digits: "fe8:" means 0fe8.
     return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 

@@ -55,8 +55,8 @@ V = TypeVar("V")
 class _Update(Generic[V]):
     """The changes of a mapping.
 
-    ``removed`` are the keys to remove. ``gone`` has the keys that are missing from the resolution
-    but stay for now. It maps each key to the time of the first resolution without the key, oldest
+    ``removed`` are the keys to remove. The keys of ``gone`` are missing from the resolution, but
+    stay for now. ``gone`` maps each key to the time of the first resolution without the key, oldest
     first.
     """
 
@@ -108,8 +108,8 @@ class _Context:
 class IndexChanges:
     """The changes caused by a resolution, for `NameIndex.apply`.
 
-    ``ambiguous`` is the number of ambiguous addresses, without local addresses. ``left_out`` is the
-    number of nodes and addresses that were omitted because there are more than `MAX_NAMES`.
+    ``ambiguous`` is the number of ambiguous addresses, not counting local addresses. ``left_out``
+    is the number of nodes and addresses that were omitted because of the limit `MAX_NAMES`.
     """
 
     nodes: _Update[tuple[str, ...]]
@@ -120,8 +120,8 @@ class IndexChanges:
     """The new content of the cache: the names of each cached key, chosen again with
     ``context``."""
     cached: int
-    """Number of keys in the cache at the comparison. `apply` drops keys that were cached
-    afterwards."""
+    """Number of keys that the cache had when the resolution was compared with the index. `apply`
+    drops keys that were added to the cache later."""
     affected: Set[str]
     """Ambiguous addresses whose names have changed for at least one cached key."""
     pruned_at: float | None
@@ -158,12 +158,13 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     )
 
     def __init__(self, size: int) -> None:
-        """Start without names; tuples have ``size`` strings."""
+        """Start without names. Each tuple of names has ``size`` strings."""
         super().__init__()
         self.empty = ("",) * size
         self.notes_unknown = True
         self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
-        """Maps ``unknown`` and ``ambiguous`` to the number of lookups that exceeded a limit."""
+        """The number of lookups that exceeded a limit, for ``unknown`` and for ``ambiguous``
+        addresses."""
         self._context = _Context()
         self._resolved: dict[ResolveKey, tuple[str, ...]] = {}
         self._overflowed = False
@@ -179,9 +180,10 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return self.empty
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names of ``key`` in a flow to ``other``, captured at ``point``.
+        """Return the names of the address ``key`` for one flow.
 
-        If the flow does not show which names apply, the names are empty.
+        ``other`` is the address at the other end of the flow. ``point`` is the ``NodeTID`` of the
+        flow's capture point. If the flow does not show which names apply, the names are empty.
         """
         resolve_key = key, other, point
         names = self._resolved.get(resolve_key)
@@ -244,9 +246,9 @@ class NameIndex:
     Changed and new entries apply at once. An entry can be missing from a resolution because its
     node was deleted, or because an analyzer that has just started does not know the node yet. Such
     an entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
-    returns whether this resolution is due. If all capture points of a host are missing from a
-    resolution, the host's candidates for ambiguous addresses also stay for ``keep_s``. While there
-    are no resolutions, all entries stay.
+    returns whether this time has passed for any entry. If all capture points of a host are missing
+    from a resolution, the host's candidates for ambiguous addresses also stay for ``keep_s``. While
+    there are no resolutions, all entries stay.
 
     :meth:`apply` and :meth:`forget_topology` change the mappings in place. The thread that calls
     these methods may use the mappings at any time.
@@ -256,7 +258,8 @@ class NameIndex:
         """Start without names from the topology. Needs no event loop.
 
         ``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
-        ``k8s_labels`` are the keys of pod labels. The tuple of an address ends with their values.
+        ``k8s_labels`` are the keys of pod labels. The tuple of an address ends with the values of
+        these labels.
         """
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()
@@ -265,9 +268,9 @@ class NameIndex:
         self.ready = asyncio.Event()
         """Set when the first resolution has been applied."""
         self.ambiguous = 0
-        """The number of ambiguous addresses, without loopback and link-local addresses.
+        """The number of ambiguous addresses, not counting loopback and link-local addresses.
 
-        Those addresses exist on every host, so they do not show a problem."""
+        Loopback and link-local addresses are always ambiguous, because every host has them."""
         self.stats = NameStats()
         """The counters of this index. A reload replaces both index and counters, or neither."""
         self._keep_s = keep_s
@@ -325,8 +328,8 @@ class NameIndex:
         node_update = self._diff(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # Entries that the topology no longer contains stay for ``keep_s``. Keep their capture
-        # points, candidates and networks for the same time.
+        # Entries that the topology no longer contains stay for ``keep_s``. The capture points,
+        # candidates and networks of these entries must stay for the same time.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -384,7 +387,7 @@ class NameIndex:
         now: float,
         left_out: int,
     ) -> IndexChanges:
-        """Return the changes, including the changes of cached names."""
+        """Return the changes of the index, including the changes of the names in the cache."""
         cached = self.addresses._resolved.copy()  # the event loop may add entries concurrently
         full = len(cached) > MAX_RESOLVED // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
@@ -492,7 +495,7 @@ def _truncated(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
 def _with_gone_hosts(
     candidates: Mapping[str, tuple[Candidate, ...]], context: _Context, gone_hosts: Set[str]
 ) -> dict[str, tuple[Candidate, ...]]:
-    """Return the addresses with owners on ``gone_hosts``, each with all its owners.
+    """Return all owners of each address that has an owner on ``gone_hosts``.
 
     After an analyzer has started, hosts reappear in the topology one by one, but skyfast receives
     flows from all hosts. If several hosts have the same address, the address must not get the names

@@ -43,7 +43,9 @@ FULL_INTERVAL_S: Final = 300.0
 edges."""
 
 INTERVAL_S: Final = 20.0
-"""Interval between two readings of changes, and of interfaces if their metrics are disabled."""
+"""Interval between two readings of changes.
+
+If the metrics of interfaces are disabled, the interfaces are read at the same interval."""
 
 UNKNOWN_INTERVAL_S: Final = 2.0
 """Interval between two queries while addresses are unknown."""
@@ -221,9 +223,9 @@ class NamePoller:
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
         """Return the time since which to read changes, or 0 if this time is unknown.
 
-        The result is based on the newest ``UpdatedAt`` or the time of the latest reading, whichever
-        is earlier, because the clock of this host or of another host can be wrong. ``UpdatedAt`` of
-        edges is not used, because edges are not newer than their nodes.
+        The clock of this host or of another host can be wrong. Therefore the result is based on the
+        newest ``UpdatedAt`` or on the time of the latest reading, whichever is earlier.
+        ``UpdatedAt`` of edges is not used, because edges are not newer than their nodes.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
@@ -231,7 +233,11 @@ class NamePoller:
     async def _ask(
         self, client: TopologyClient, query: Query, kind: str, *, kept: Query
     ) -> GraphReader | None:
-        """Send ``query``, which returns all elements of the query ``kept``, or some of them."""
+        """Send ``query``, and return the reader of the response.
+
+        The store has the elements of the query ``kept``. ``query`` is ``kept`` itself, or a query
+        that returns a part of these elements.
+        """
         begun = time.monotonic()
         reader = await client.ask(query, lambda: self._store.reader(kept, changes=query))
         if reader is not None:
@@ -336,8 +342,8 @@ class NamePoller:
         """Query the pods of unknown addresses, or the pods that have just changed.
 
         While addresses are unknown, calls alternate between the two queries. The query for changed
-        pods finds pods that got their address after the first query. It also finds known addresses
-        that have moved to another pod.
+        pods finds pods that got their address after the query by address. It also finds known
+        addresses that have moved to another pod.
         """
         addresses, now = self._index.addresses, self._now()
         query = None

@@ -134,7 +134,7 @@ class _Resolver:
         self._no_pod = self._workloads.unnamed("", "")
         self._skipped = self._index.skipped
         self._namespaces = self._all_namespaces()
-        # The keys are the ``id()`` of pods.
+        # The keys of ``_namespaces_of_pod`` are the ``id()`` of pods.
         self._namespaces_of_pod = MultiMap(
             (id(namespace.pod), namespace)
             for namespace in self._namespaces.values()
@@ -142,7 +142,7 @@ class _Resolver:
         )
         self._domains = self._libvirt_domains()
         self._places: dict[tuple[int, str, str | None], _Place] = {}
-        # For each address: the hosts that have the address in their own namespaces.
+        # Maps each address to the hosts that have the address in their own namespaces.
         self._own_addresses: dict[str, set[str]] = defaultdict(set)
         self._subnets = Subnets()
 
@@ -180,7 +180,8 @@ class _Resolver:
             if node is not None:
                 containers.add(id(node), container)
             else:
-                # The container may be in the namespace of any of its owners.
+                # The namespace of the container is not certain: each of its owners may be the
+                # namespace.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
         # The names of a host's own namespace do not depend on the containers in it.
         namespaces = {
@@ -251,7 +252,8 @@ class _Resolver:
             return None, None
         linked = tuple(pods.values())
         if len({pod.cluster for pod in linked}) > 1:
-            # The probe matches containers and pods by name, and ignores the cluster.
+            # The probe ignores the cluster, so it also links containers to pods of the same name in
+            # other clusters.
             cluster = workloads.cluster_of_host(host)
             linked = tuple(pod for pod in linked if pod.cluster == cluster)
             if not cluster or not linked:

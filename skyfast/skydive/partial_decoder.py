@@ -1,8 +1,8 @@
 """Decodes a flow, and leaves out values of a wrong JSON type.
 
-For example, if the round-trip time of a flow is a string, its bytes and packets can still be used.
-`skyfast.flows.fields.FlowTypes.omissible` lists the optional fields. If any other field cannot be
-decoded, the whole flow is skipped.
+For example, if the round-trip time of a flow is a string, the flow's bytes and packets can still be
+used. `skyfast.flows.fields.FlowTypes.omissible` lists the optional fields. If any other field
+cannot be decoded, the whole flow is skipped.
 """
 
 import contextlib

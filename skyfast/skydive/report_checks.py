@@ -34,8 +34,8 @@ RATE_PERIOD_S: Final = 10.0
 """Interval at which the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive up to this much later than a newer report of the same flow, because analyzers
-batch reports for up to 5 s, and because messages can be delayed."""
+"""A report can arrive up to this much later than a newer report of the same flow. Analyzers batch
+reports for up to 5 s, and messages can be delayed."""
 
 MAX_UNSETTLED: Final = 10_000
 """Maximum number of gaps that wait for a late report. Above this number, the oldest gap is counted
@@ -204,7 +204,7 @@ class ReportChecker:
         return bool(self._unsettled)
 
     def tick(self) -> None:
-        """Count the gaps that no late report closed in time, and adjust the probability.
+        """Count the gaps whose missing report did not arrive in time, and adjust the probability.
 
         Must be called regularly, about once a second.
         """
@@ -285,7 +285,11 @@ class ReportChecker:
             self._settle(self._running())
 
     def _own_losses(self) -> tuple[float, int]:
-        """Return how long the clock was held, and how many reports and messages skyfast skipped."""
+        """Return the time for which the clock was held, and the number of skipped messages.
+
+        The number includes the reports that skyfast skipped. Both values are totals since the
+        start.
+        """
         skipped = self._table.skipped
         lost = sum(
             self._stats.flows_skipped.get(reason, 0) + skipped.get(reason, 0)
@@ -331,5 +335,5 @@ def _sum(flow: Flow, paths: tuple[FieldPath, ...]) -> int:
 
 
 def _is_repeat(flow: Flow) -> bool:
-    """Return whether this is a closing report that repeats the previous ``LastUpdateMetric``."""
+    """Return whether ``flow`` is a closing report with the previous ``LastUpdateMetric``."""
     return bool(flow.FinishType == CLOSING and flow.LastUpdateMetric.Last != flow.Last)

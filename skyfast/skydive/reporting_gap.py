@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SLACK_S: Final = 15.0
-"""Time added to a reporting interval, because analyzers batch reports for up to 5 s, and the ticks
-of agents drift."""
+"""Time added to a reporting interval: analyzers batch reports for up to 5 s, and the ticks of
+agents drift."""
 
 MISSING_UPDATES: Final = 2
-"""A subscription is ignored after this many reporting intervals in which other subscriptions
-deliver, but this subscription does not."""
+"""A subscription is ignored if it does not deliver for this many reporting intervals, while another
+subscription delivers."""
 
 INCIDENT_UPDATES: Final = 4
 """Maximum number of reporting intervals for which one subscription can hold the clock. All
@@ -53,7 +53,10 @@ class _Budget:
 
 @dataclass(slots=True)
 class _SubscriptionState:
-    """A subscription that has delivered at least once: its state at the latest check."""
+    """The state of a subscription at the latest check.
+
+    The subscription has delivered at least once.
+    """
 
     delivers: bool = True
     delivers_for_s: float = math.inf
@@ -61,8 +64,8 @@ class _SubscriptionState:
     interruption."""
     healthy: bool = True
     missing_s: float = 0.0
-    """Since this subscription was last healthy: the total time in which it did not deliver, but at
-    least one other subscription delivered."""
+    """The total time in which another subscription delivered, but this subscription did not. Reset
+    to 0 while this subscription is healthy."""
     is_cause: bool = False
     """Whether reports of this subscription may be missing."""
     budget: _Budget = field(default_factory=_Budget)
@@ -75,13 +78,13 @@ class ReportingGap:
       without interruption for one reporting interval (``flow.update``) plus `SLACK_S`.
     * The clock is held while a considered subscription is not healthy. A removed subscription is
       treated as not delivering.
-    * If a subscription does not deliver for `MISSING_UPDATES` intervals while others deliver, it is
-      ignored until it is healthy again: after these intervals, the agents send their reports to the
-      other analyzers.
-    * A subscription that has held the clock for `INCIDENT_UPDATES` intervals is ignored, too. All
-      subscriptions together also hold the clock for at most `INCIDENT_UPDATES` intervals. The limit
-      of a subscription is reset after one interval in which the subscription was healthy. The
-      common limit is reset after one interval in which all considered subscriptions were healthy.
+    * A subscription is ignored if it does not deliver for `MISSING_UPDATES` intervals, while
+      another subscription delivers. After these intervals, the agents send their reports to the
+      other analyzers. The subscription is considered again once it is healthy.
+    * A subscription is also ignored if it has held the clock for `INCIDENT_UPDATES` intervals. This
+      time is counted from 0 again after one interval in which the subscription was healthy.
+    * The total time for which the clock is held has the same limit. The total is counted from 0
+      again after one interval in which all considered subscriptions were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

@@ -43,7 +43,7 @@ def shown_name(container: Node) -> str | None:
 
 
 def labelled_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod in a container's labels; None if there is no pod."""
+    """Return the namespace and name of the pod that a container's labels name, or None."""
     labels, kubernetes = _labels(container)
     pod, cri = kubernetes.pod, kubernetes.cri
     candidates = (
@@ -58,7 +58,7 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod in a container's name; None if there is no pod."""
+    """Return the namespace and name of the pod that is part of a container's name, or None."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 
@@ -66,8 +66,8 @@ def kubelet_pod(container: Node) -> tuple[str, str] | None:
 def _kubelet_name(container: Node) -> tuple[str, str, str] | None:
     """Return the parts CONTAINER, POD and NAMESPACE of a name that kubelet gave to a container.
 
-    Such a name is ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``, with a random suffix after a
-    conflict. Names in Kubernetes have no underscores.
+    Such a name is ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``. After a conflict, a random suffix
+    follows. Names in Kubernetes have no underscores.
     """
     parts = (container.metadata.name or "").split("_", 7)
     if len(parts) not in (6, 7) or parts[0] != _KUBELET_PREFIX or not all(parts[1:4]):

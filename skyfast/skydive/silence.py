@@ -14,7 +14,7 @@ stops sending to all its subscribers until another client subscribes. If this cl
 to ``stats``, all subscribers get only ``stats``. A subscription without flows is silent, too, if
 its ``stats`` show that captures receive packets.
 
-This module has no clock and no socket. It measures time in ticks (regular calls), so a pause of the
+This module has no clock and no socket. It measures time in ticks (regular calls). A pause of the
 process does not seem to be silence: the pause counts as one tick, and the waiting messages are read
 before the next tick.
 """
@@ -30,12 +30,12 @@ from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 
 SUSPECT_CHANCE: Final = 1e-3
-"""Silence that is less probable than this is suspect.
+"""If the probability of a silence is less than this, the subscription is suspect.
 
 A false suspicion only delays the expiry of connections."""
 
 SILENT_CHANCE: Final = 1e-6
-"""Silence that is less probable than this causes a reconnection.
+"""If the probability of a silence is less than this, skyfast reconnects.
 
 A reconnection interrupts all subscribers of the analyzer."""
 
@@ -57,7 +57,8 @@ ENDED_SHARE: Final = 0.5
 captures have ended."""
 
 IDLE_SHARE: Final = 0.1
-"""If at most this share of the reports shows packets, the captures may be idle."""
+"""If at most this share of the reports shows received packets (see `Activity`), the captures may be
+idle."""
 
 IDLE_REPORTS: Final = 3
 """After its last packet, a capture point sends up to this many reports in which ``PacketsReceived``
@@ -68,8 +69,8 @@ MEMORY_S: Final = 60.0
 time."""
 
 MAX_VALUES: Final = 20_000
-"""Maximum number of values that are remembered in `MEMORY_S`. At the limit, no report counts as
-a report that shows packets."""
+"""Maximum number of values that are remembered in `MEMORY_S`. At the limit, the values of further
+reports are ignored."""
 
 READINGS: Final = (9, 10, 11)
 """``PacketsReceived`` is the sum of nine, ten or eleven readings of a total."""
@@ -110,7 +111,7 @@ class Activity:
         """The only capture to consider. If empty, all captures are considered."""
         self.reports = 0
         self.changes = 0
-        """Number of reports that show packets."""
+        """Number of reports that show received packets."""
         self._decode = msgspec.json.Decoder(_PacketReport).decode
         self._values: set[tuple[int, int]] = set()
         self._older: set[tuple[int, int]] = set()
@@ -305,10 +306,11 @@ class _MissingFlows:
         self.seconds = 0.0
         self._reports, self._changes = activity.reports, activity.changes
         self._shown = 0.0
-        """Number of reports that show packets, minus the share that is normal for idle captures."""
+        """Number of reports that show received packets, minus the number that is normal for idle
+        captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The value of ``seconds`` when flows became due, because enough reports had shown packets;
-        infinity if flows are not due yet."""
+        """The value of ``seconds`` when flows became due: see `_due_since`. Infinity if flows are
+        not due yet."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:
@@ -324,7 +326,10 @@ class _MissingFlows:
             self._silent_after_s = min(self._silent_after_s, self._due_since(SILENT_CHANCE))
 
     def _due_since(self, chance: float) -> float:
-        """Return ``seconds`` if flows are due, because enough reports show packets; else inf."""
+        """Return ``seconds`` if flows are due, else infinity.
+
+        Flows are due if enough reports have shown received packets.
+        """
         reporting = self._reporting
         # A capture point that receives packets sends its flows to one analyzer per reporting
         # interval.

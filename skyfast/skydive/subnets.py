@@ -32,7 +32,7 @@ class Subnets:
     def __init__(self) -> None:
         self._by_host: dict[str, set[IPv4Network | IPv6Network]] = defaultdict(set)
         self._of_text: dict[str, IPv4Network | IPv6Network | None] = {}
-        # Creating a network object takes 10 µs, and most interfaces share a subnet with others.
+        # A cache: creating a network object takes 10 µs, and many interfaces have the same subnet.
         self._known: dict[tuple[bytes, int], IPv4Network | IPv6Network] = {}
 
     def add(self, host: str, text: str) -> None:

@@ -69,8 +69,8 @@ default ``silence_timeout`` of 45 s becomes up to 58 s."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
-"""Keys in `AnalyzerStats.messages`: namespace and type of the messages that silence is detected
-from."""
+"""Keys in `AnalyzerStats.messages`: the namespace and type of the messages that `SilenceDetector`
+counts."""
 
 BACKLOG_BYTES: Final = 32 << 10
 """If a socket has this much unread data at every check, its analyzer has to wait.
@@ -169,7 +169,7 @@ def classify(exc: BaseException) -> str:
             return "handshake"
         case ConnectionClosed():
             if exc.sent is None or exc.rcvd_then_sent:
-                return "closed"  # by the analyzer; websockets echoes the close code
+                return "closed"  # by the analyzer; a sent close code is only an echo
             return _CLOSE_REASONS.get(exc.sent.code, "error")
         case socket.gaierror() | UnicodeError():  # UnicodeError: encoding of a host name
             return "unresolved"
@@ -191,7 +191,7 @@ def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
 
 
 class _Connect(connect):
-    """Does not follow redirects, because another server would receive the credentials."""
+    """Connects without following redirects: another server would receive the credentials."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -223,8 +223,8 @@ class _BacklogTimer:
         now_s = time.monotonic()
         if self._is_long_ago(self._checked_s, now_s):  # pragma: no cover - only on a slow machine
             return now_s - self._kept_up_s
-        # The connection has ended, and the remaining backlog has been read since then. Therefore a
-        # wait that ended less than two ticks ago still counts.
+        # After the connection ended, the remaining backlog was still read. Therefore a wait that
+        # ended at most two ticks ago still counts.
         return 0.0 if self._is_long_ago(self._behind_until_s, now_s) else self._lag_s
 
     def _is_long_ago(self, at_s: float, now_s: float) -> bool:
@@ -254,7 +254,7 @@ class _SilenceMonitor:
         self.received = False
         """`Subscription` sets ``received`` to True for every message."""
         self.problem = ""
-        """Why the subscription is silent; empty if it is not silent."""
+        """The reason why the subscription is silent, or an empty string."""
         self.backlog = _BacklogTimer(tick_s)
         self._connection = connection
         self._deadline = deadline
@@ -455,7 +455,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # If there was a close frame, the connection did not end because of the wait.
+                    # If there was a close frame, the connection had another reason to end.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s for skyfast to read"
                         raise OverloadError(text) from None
@@ -530,7 +530,8 @@ class Subscription:
             self._on_change()
 
     def _log_subscribed(self, server: str) -> None:
-        # Always log the next failure. Without that line, the log would show the subscription as up.
+        # Log the next failure in any case. Otherwise, the last log line would show the subscription
+        # as up.
         self._limit.reset()
         if self._server in ("", server):
             log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)

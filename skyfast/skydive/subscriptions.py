@@ -152,7 +152,7 @@ class Subscriptions:
     def _targets(self) -> dict[str, "_Target"]:
         """Return the targets to subscribe to, by name."""
         targets: dict[str, _Target] = {}
-        # An analyzer that is configured by address and by name gets one subscription.
+        # An analyzer that is configured both by address and by name gets only one subscription.
         endpoints = self._prepared.config.subscriber.endpoints
         for endpoint in sorted(endpoints, key=lambda endpoint: endpoint.follows_dns):
             for address in self._addresses.get(endpoint, [] if endpoint.follows_dns else [""]):
@@ -242,7 +242,7 @@ class Subscriptions:
     def _update_name_states(self) -> None:
         """Set ``up`` of each ``dns+`` name: 1 if one of its addresses is subscribed, else 0."""
         for endpoint, addresses in self._addresses.items():
-            if endpoint.name not in self._running:  # else ``up`` belongs to a subscription
+            if endpoint.name not in self._running:  # else a subscription sets ``up``
                 names = {endpoint.at(address).name for address in addresses}
                 ups = (
                     running.subscription.stats.up
@@ -274,7 +274,7 @@ class Subscriptions:
                         f"resolves to {len(addresses)} addresses; using the first {MAX_ADDRESSES}",
                         cause="addresses",
                     )
-                    # Sorted, because the order of the response changes.
+                    # Sort the addresses, because each response can have another order.
                     addresses = sorted(addresses)[:MAX_ADDRESSES]
                 if set(addresses) != set(self._addresses.get(endpoint, [])):
                     self._addresses[endpoint] = addresses

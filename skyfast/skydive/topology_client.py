@@ -137,14 +137,14 @@ class TopologyClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        # This takes up to 0.3 s, during which the event loop continues.
+        # The import takes up to 0.3 s, during which the event loop continues.
         aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
         self._session = aiohttp.ClientSession(
-            # A kept connection would time out before the next query, and aiohttp does not retry a
+            # An open connection would time out before the next query, and aiohttp does not retry a
             # POST.
             connector=http_connector(force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # A few kilobytes can decompress to gigabytes: see `_Elements`.
+            # `_Elements` decompresses the response, and limits the decompressed size.
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
         )
@@ -221,7 +221,7 @@ class TopologyClient:
             if isinstance(error, aiohttp.ServerDisconnectedError) and not analyzer.endpoint.secure:
                 text += USE_TLS
             elif isinstance(error.__cause__, ssl.SSLError):
-                # aiohttp's message contains the address of an object.
+                # Use the message of the cause: aiohttp's message contains the address of an object.
                 not_tls = error.__cause__.reason in NOT_TLS
                 text = f"{error.__cause__}{USE_PLAIN if not_tls else ''}"
             raise QueryError("unreachable", text) from None
@@ -313,7 +313,7 @@ class _Elements:
         self.has_begun = False
 
     def begin(self, encoding: str) -> None:
-        """Start to read a response. ``encoding`` is its ``Content-Encoding``: gzip or none."""
+        """Start to read a response with the ``Content-Encoding`` ``encoding``: gzip or none."""
         self.has_begun = True
         match encoding.lower():
             case "" | "identity":

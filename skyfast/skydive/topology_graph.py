@@ -1,4 +1,4 @@
-"""Decodes nodes and edges of the topology, with only the fields that names are resolved from.
+"""Decodes those fields of nodes and edges that skyfast uses to resolve names.
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
 ``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an

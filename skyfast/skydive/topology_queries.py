@@ -7,16 +7,17 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 ``graffiti/filters`` evaluates its conditions, and ``graffiti/graph`` looks up the keys.
 
 * All conditions of one ``Has`` must hold. Skydive evaluates the conditions in order, and stops at
-  the first condition that does not hold. So cheap and selective conditions come first.
-* If ``Has`` directly follows ``V()`` or ``E()``, Skydive evaluates it while listing the graph, and
-  creates no list of all nodes or edges.
+  the first condition that does not hold. Therefore the queries begin with cheap and selective
+  conditions.
+* If ``Has`` directly follows ``V()`` or ``E()``, Skydive evaluates ``Has`` while it lists the
+  graph, and creates no list of all nodes or edges.
 * ``Within`` compares a field with all listed values, one after the other.
-* If a field of a node is a list, a condition on the field holds if it holds for one of the list's
-  elements. The condition ``Ne('')`` is different: it holds if the key exists and no element is
+* If a field of a node is a list, a condition on the field holds if any element of the list meets
+  the condition. ``Ne('')`` is different: this condition holds if the key exists and no element is
   ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
   metadata.
-* A string ends at the next quote of either kind; there are no escapes.
+* A string ends at the next single or double quote; there are no escapes.
 """
 
 import re
@@ -142,7 +143,8 @@ PODS: Final = _of_types("V", "Type", ("pod",))
 """All pods. Only `changes` uses this query."""
 
 EDGES: Final = _of_types("E", "RelationType", ("ownership", "layer2"))
-"""Edges from hosts and network namespaces to the nodes in them, and between linked interfaces."""
+"""Edges between linked interfaces, and edges from a host or network namespace to the nodes in
+it."""
 
 _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
 

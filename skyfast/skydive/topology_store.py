@@ -1,11 +1,13 @@
-"""Keeps the nodes and edges of the topology that names are resolved from.
+"""Stores the nodes and edges of the topology that skyfast uses to resolve names.
 
 Each query has its own elements. A complete response replaces the elements of its query. A response
 with only the changed elements is merged into the elements of its query. `GraphReader` reuses the
-objects of unchanged elements, so the store only compares identities.
+objects of unchanged elements. To detect changes, the store therefore compares only the identities
+of objects.
 
-Keys are strings and elements are untracked structs, so the garbage collector ignores the dicts. If
-the garbage collector visited 100,000 elements, it would stop the process for 0.1 s.
+Elements are structs that the garbage collector does not track. Before version 3.14, CPython also
+does not track the dicts of elements, because their keys are strings and integers. A garbage
+collection that visits 100,000 elements would stop the process for 0.1 s.
 """
 
 from collections import Counter
@@ -33,10 +35,11 @@ Elements: TypeAlias = dict[Hashable, Element]
 
 
 class GraphReader:
-    """Decodes a response to nodes or edges; with ``also_interfaces``, also to interface counters.
+    """Decodes a response to nodes or edges.
 
-    An element that equals an element in ``known`` is immediately replaced by the known object.
-    Therefore reading an unchanged topology again takes no additional memory.
+    With ``also_interfaces``, the counters of interfaces are decoded, too. An element that equals an
+    element in ``known`` is immediately replaced by the known object. Therefore reading an unchanged
+    topology again takes no additional memory.
     """
 
     def __init__(
@@ -95,8 +98,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # ``UpdatedAt`` also changes when a field changes that skyfast does not read. Ignore
-            # ``UpdatedAt`` in the following comparison.
+            # The following comparison must ignore ``UpdatedAt``, which also changes with fields
+            # that skyfast does not read.
             known.updated_at = node.updated_at
         if known == node:
             # Use the known node's ID as the key, because an equal string would take additional
@@ -144,7 +147,8 @@ def _updated_ms(node: Node) -> int:
 class TopologyStore:
     """The elements of each query. Only one thread at a time may change the elements.
 
-    A reader that is passed to a method must come from `reader`, for the same query.
+    Methods with the parameters ``query`` and ``reader`` require a reader that `reader` returned for
+    this query.
     """
 
     def __init__(self) -> None:
@@ -202,7 +206,7 @@ class TopologyStore:
         return changed
 
     def differing(self, query: Query, reader: GraphReader) -> list[Element]:
-        """Return the elements of ``reader`` that `merge` would change."""
+        """Return the elements in ``reader`` that are new or changed."""
         elements = self._elements.get(query, {})
         return [
             element for key, element in reader.elements.items() if elements.get(key) is not element

@@ -33,7 +33,7 @@ TURN_S: Final = 0.01
 """After this time, the receiver yields to the event loop, even if more messages are available."""
 
 _MESSAGES: Final = (0x80 | Opcode.TEXT, 0x80 | Opcode.BINARY)
-"""First bytes of frames that are a complete message: FIN is set, and no reserved bit is set."""
+"""The first byte of a frame that is a complete message: FIN is set, and no reserved bit is set."""
 
 _FIRST_FRAGMENTS: Final = (Opcode.TEXT, Opcode.BINARY)
 _LAST_FRAGMENT: Final = 0x80 | Opcode.CONT
@@ -44,7 +44,7 @@ _FORWARDED: Final = (
     0x80 | Opcode.PING,
     0x80 | Opcode.PONG,
 )
-"""First bytes of fragments, pings and pongs, which are forwarded to websockets.
+"""The first byte of a fragment, ping or pong, which is forwarded to websockets.
 
 Close frames are not in this list: a close frame and all later bytes are forwarded without parsing,
 because no message follows a close frame."""
@@ -65,7 +65,8 @@ _NO_BUFFER: Final = memoryview(b"")
 MessageData = bytes | bytearray | memoryview
 
 OnMessage = Callable[[MessageData], None]
-"""Receives the bytes of a message. Must not keep them, because the buffer is reused."""
+"""A callback that receives the bytes of a message. It must copy the bytes that it needs later,
+because the buffer is reused."""
 
 
 class WebSocketConnection(ClientConnection):
@@ -84,7 +85,7 @@ class WebSocketConnection(ClientConnection):
         """Pass all messages to ``on_message``, starting with the first received message.
 
         ``max_message_bytes`` is the ``max_size`` of the connection in websockets. ``on_message``
-        runs in a callback of the event loop, so its exceptions end the connection.
+        runs in a callback of the event loop, so an exception of ``on_message`` ends the connection.
 
         Raises:
             ConnectionClosed: The connection has ended for any reason.
@@ -185,7 +186,7 @@ class _Receiver(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish()
-        self._small = self._buffer = _NO_BUFFER  # free it before garbage collection
+        self._small = self._buffer = _NO_BUFFER  # free the buffer at once
         self._start = self._end = 0
         self._connection.connection_lost(exc)
 

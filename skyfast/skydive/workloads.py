@@ -31,7 +31,7 @@ MAX_OF_CONTAINER: Final = 16
 """Maximum number of Kubernetes containers per runtime container, and of pods per Kubernetes
 container.
 
-In a consistent topology, there is only one of each."""
+In a consistent topology, both numbers are at most 1."""
 
 MAX_OF_NAME: Final = 64
 """Maximum number of pods with the same namespace and name, in one cluster or in all clusters.
@@ -93,7 +93,7 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A service with at least one cluster IP, in the notation of flows."""
+    """A service with at least one cluster IP. ``addresses`` are in the notation of flows."""
 
     namespace: str
     name: str
@@ -184,11 +184,12 @@ class Workloads:
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
-        """Return the pods of a runtime container, and the names of its pods that have no node.
+        """Return the pods of a runtime container.
 
-        Each name is a pair of the pod's namespace and name. The Kubernetes container is found by
-        its edge, or by the container's ID. In a consistent topology, there is at most one pod or
-        name.
+        The result is a list of pods in the topology, and a set with the names of pods that are not
+        in the topology. Each name is a pair of the pod's namespace and name. In a consistent
+        topology, there is at most one pod or name. An edge or the container's ID shows to which
+        Kubernetes container the runtime container belongs.
 
         Raises:
             ContradictionError: There are more than `MAX_OF_CONTAINER` Kubernetes containers or
@@ -261,7 +262,7 @@ class Workloads:
     def _kubernetes_hosts(
         self,
     ) -> tuple[Mapping[tuple[str, str], set[str]], Mapping[str, set[tuple[str, str]]]]:
-        """Return the agents' hosts of each Kubernetes node, and the Kubernetes nodes of each host.
+        """Return the hosts of each Kubernetes node, and the Kubernetes nodes of each host.
 
         Each Kubernetes node is a pair of cluster and name.
         """
@@ -359,7 +360,10 @@ class Workloads:
                 return owner
 
     def _selecting_workload(self, pod: Node) -> Workload:
-        """Return the only workload whose selector matches a pod without owner, or `_UNKNOWN`."""
+        """Return the only workload whose selector matches ``pod``, or else `_UNKNOWN`.
+
+        ``pod`` has no owner.
+        """
         parents = [parent for kind in CONTROLLERS for parent in self._selecting(kind, pod)]
         if len(parents) != 1:
             return _UNKNOWN
@@ -405,19 +409,25 @@ class Workloads:
         return Workload(name, kind) if name else _UNKNOWN
 
     def _named_owner(self, owners: Sequence[OwnerReference]) -> Workload:
-        """Return the owner; `_UNKNOWN` if there are several, or its name or kind is missing."""
+        """Return the only element of ``owners`` as a workload.
+
+        Returns `_UNKNOWN` if there are several owners, or if the owner has no name or no kind.
+        """
         if len(owners) > 1:
             return _UNKNOWN
         kind, name = self._index.name(owners[0].kind), self._index.name(owners[0].name)
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload of ``owner`` (a replica set or job); None if it has no node."""
+        """Return the workload of ``owner``, which is a replica set or a job.
+
+        Returns None if ``owner`` is not in the topology.
+        """
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Use only the newest nodes. Usually, there is one; several nodes can have been created
-            # at the same time.
+            # Use only the newest node. If several nodes were created at the same time, use all of
+            # them.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
