@@ -91,7 +91,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def http_connector(**options: Any) -> "aiohttp.TCPConnector":
-    """Return an aiohttp connector with ``options`` that resolves names with `resolve`."""
+    """Return an aiohttp connector that resolves names with `resolve`, and has ``options``."""
     import aiohttp
     from aiohttp.abc import AbstractResolver, ResolveResult
 

@@ -79,7 +79,7 @@ _decode = msgspec.json.Decoder(_PointReport).decode
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """Those values of a report whose maxima are exported."""
+    """Values of a report. skyfast exports the maximum of each value."""
 
     packets_received: int = 0
     packets_dropped: int = 0

@@ -21,7 +21,7 @@ MAX_AHEAD_S: Final = 60.0
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
-"""The latest packet may be `MAX_UPDATES_BEHIND` reporting intervals plus `MAX_SKEW_BEHIND_S` ago.
+"""Maximum age of the latest packet: this time plus `MAX_UPDATES_BEHIND` reporting intervals.
 
 An agent reports a flow within one reporting interval (``flow.update``) after the flow's latest
 packet. The limit has two intervals for two reasons: messages can be delayed, and skyfast's estimate
@@ -109,10 +109,10 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # No flow is misdated in two cases. In the first case, only closing reports are older
-            # than ``earliest_ms``. In the second case, the table has not applied the flow with the
-            # implausible time yet, because it needs more fields of this flow. The caller then
-            # decodes the flow again, and checks it after the next update.
+            # There are two cases without misdated flows. In the first case, only closing reports
+            # are older than ``earliest_ms``. In the second case, the table has not applied the flow
+            # with the implausible time yet, because the table needs more fields of this flow. The
+            # caller then decodes the flow again, and checks it after the next update.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(

@@ -39,8 +39,8 @@ class CombinedNames(dict[str, NameTuple | None]):
     1. The name that users gave to the address, or else the address's name in the topology, or else
        the name of the network.
     2. The other names of the address in the topology.
-    3. The name of the network, and the values of the keys in ``names_keys``. Tuples lack these
-       elements if there are no own names, and no label shows them.
+    3. The name of the network, and the values of the keys in ``names_keys``. Without own names,
+       tuples have these elements only if a label shows a network or a value.
 
     The dict contains only addresses that the topology knows and that have been looked up. Unknown
     or ambiguous addresses with equal names share one tuple, because the table compares tuples by

@@ -8,10 +8,10 @@ V = TypeVar("V")
 
 
 class MultiMap(Generic[K, V]):
-    """Maps each key to one or more distinct objects, in the order in which they were added.
+    """Maps each key to one or more distinct values, in the order in which they were added.
 
-    Most keys have only one object. A list for each of 100,000 keys would slow down the garbage
-    collector, which visits all lists without releasing the GIL. Objects are distinguished by
+    Most keys have only one value. A list for each of 100,000 keys would slow down the garbage
+    collector, which visits all lists without releasing the GIL. Values are distinguished by
     identity, not by equality.
     """
 

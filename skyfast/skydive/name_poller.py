@@ -83,7 +83,7 @@ KINDS: Final = {
 
 
 def needed(config: Config) -> tuple[Query, ...]:
-    """Return the queries that labels and info series need; () if they need no names."""
+    """Return the queries that labels and info series need; () if no names are needed."""
     local = (queries.NAMED_INTERFACES, queries.NAMESPACES, queries.EDGES)
     everything = (*local, queries.KUBERNETES, queries.KUBERNETES_EDGES)
     if config.topology.interface_info:
@@ -116,7 +116,7 @@ class _Progress:
 
 
 class NamePoller:
-    """Reads the data that names are resolved from, and updates ``index``.
+    """Reads the data from which names are resolved, and updates ``index``.
 
     Reading, resolving and comparing run in worker threads. The event loop applies the changes, and
     calls ``renamed`` with each changed mapping and its changed keys.
@@ -235,8 +235,8 @@ class NamePoller:
     ) -> GraphReader | None:
         """Send ``query``, and return the reader of the response.
 
-        The store has the elements of the query ``kept``. ``query`` is ``kept`` itself, or a query
-        that returns a part of these elements.
+        ``kept`` is one of the queries whose elements are stored. ``query`` is ``kept`` itself, or a
+        query that returns a part of these elements.
         """
         begun = time.monotonic()
         reader = await client.ask(query, lambda: self._store.reader(kept, changes=query))

@@ -1,10 +1,11 @@
 """Checks a random sample of messages for lost reports.
 
 Reports can get lost. By default, agents send reports to analyzers in UDP datagrams without
-acknowledgement. An analyzer also stops sending for a while when a subscriber disconnects. The next
-report of a flow reveals that an earlier report was lost: the totals have increased by more than
-``LastUpdateMetric``. This module counts such a report as a *gap*, so that operators notice lost
-reports. The counters of the table stay correct, because the table adds the whole increase.
+acknowledgement. Reports also get lost when a subscriber disconnects: the analyzer then stops
+sending for a while. The next report of a flow reveals that an earlier report was lost: the totals
+have increased by more than ``LastUpdateMetric``. This module counts such a report as a *gap*, so
+that operators notice lost reports. The counters of the table stay correct, because the table adds
+the whole increase.
 
 The sample also shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -285,10 +286,9 @@ class ReportChecker:
             self._settle(self._running())
 
     def _own_losses(self) -> tuple[float, int]:
-        """Return the time for which the clock was held, and the number of skipped messages.
+        """Return how long the clock was held, and how many reports and messages skyfast skipped.
 
-        The number includes the reports that skyfast skipped. Both values are totals since the
-        start.
+        Both values are totals since the start.
         """
         skipped = self._table.skipped
         lost = sum(

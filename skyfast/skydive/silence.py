@@ -14,7 +14,7 @@ stops sending to all its subscribers until another client subscribes. If this cl
 to ``stats``, all subscribers get only ``stats``. A subscription without flows is silent, too, if
 its ``stats`` show that captures receive packets.
 
-This module has no clock and no socket. It measures time in ticks (regular calls). A pause of the
+This module has no clock and no socket, and measures time in ticks (regular calls). A pause of the
 process does not seem to be silence: the pause counts as one tick, and the waiting messages are read
 before the next tick.
 """

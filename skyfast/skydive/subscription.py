@@ -102,8 +102,8 @@ class Timing:
     """Interval of the checks for silence."""
     overload_s: float = 5.0
     """If skyfast read nothing for this long before the analyzer closed the connection, skyfast
-    assumes that it read too slowly. Skydive closes a connection after it could not write for 10 s,
-    or waited 7 s for a pong."""
+    assumes that it read too slowly. Skydive closes a connection if it cannot write for 10 s, or if
+    no pong arrives within 7 s."""
     conflict_grace_s: float = 15.0
     """For this time after the end of a subscription, its analyzer may reject the next subscription
     with HTTP 409."""
@@ -169,7 +169,7 @@ def classify(exc: BaseException) -> str:
             return "handshake"
         case ConnectionClosed():
             if exc.sent is None or exc.rcvd_then_sent:
-                return "closed"  # by the analyzer; a sent close code is only an echo
+                return "closed"  # by the analyzer: ``exc.sent`` is None or an echo
             return _CLOSE_REASONS.get(exc.sent.code, "error")
         case socket.gaierror() | UnicodeError():  # UnicodeError: encoding of a host name
             return "unresolved"
@@ -270,8 +270,8 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._detector.delivered:
-            # The subscription delivered, but ended before the first tick. Expiry must pause, as
-            # after the end of any subscription that has delivered.
+            # The subscription ended before the first tick. Expiry must pause, because the
+            # subscription has delivered a message.
             self._detector.delivered = True
             self._on_change()
 

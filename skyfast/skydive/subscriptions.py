@@ -166,7 +166,7 @@ class Subscriptions:
         return targets
 
     async def _stop_obsolete(self, targets: Mapping[str, "_Target"]) -> dict[str, Subscription]:
-        """Stop subscriptions that are not in ``targets`` or have changed; return them by name."""
+        """Stop subscriptions that have changed or are not in ``targets``; return them by name."""
         endpoints = self._prepared.config.subscriber.endpoints
         removed = self._resolvers.keys() - set(endpoints)
         stopped = {
@@ -300,7 +300,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return all settings of a subscription except its endpoint, to detect changes."""
+        """Return the settings of a subscription, apart from its endpoint, for a comparison."""
         return (
             self.config.host_id,
             self.config.credentials,

@@ -192,7 +192,7 @@ class TopologyClient:
     def unexpected(self, error: Exception) -> None:
         """Count and log an exception that was raised while a response was applied.
 
-        A bug here must not end the process, because flows can be exported without the topology.
+        The exception must not end the process, because flows can be exported without the topology.
         """
         analyzer = self._preferred.endpoint.name if self._preferred else ""
         log.debug("analyzer %s: unexpected error", analyzer, exc_info=error)

@@ -98,8 +98,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # The following comparison must ignore ``UpdatedAt``, which also changes with fields
-            # that skyfast does not read.
+            # Every change of a node also changes ``UpdatedAt``, even if skyfast does not read the
+            # changed field. The following comparison must ignore ``UpdatedAt``.
             known.updated_at = node.updated_at
         if known == node:
             # Use the known node's ID as the key, because an equal string would take additional
@@ -147,8 +147,8 @@ def _updated_ms(node: Node) -> int:
 class TopologyStore:
     """The elements of each query. Only one thread at a time may change the elements.
 
-    Methods with the parameters ``query`` and ``reader`` require a reader that `reader` returned for
-    this query.
+    If a method gets a query and a reader, this reader must have been created by the method `reader`
+    for the same query.
     """
 
     def __init__(self) -> None:

@@ -72,7 +72,7 @@ because the buffer is reused."""
 class WebSocketConnection(ClientConnection):
     """A client connection that passes its messages on immediately, without a queue.
 
-    This class only uses methods that subclasses of websockets' class may override or call: the
+    This class uses only methods that subclasses of websockets' class may override or call: the
     callbacks of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
     """
 

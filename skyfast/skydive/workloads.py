@@ -1,8 +1,9 @@
 """Finds the names of Kubernetes pods, workloads and services in the topology.
 
 As in Kubernetes, the workload of a pod is its owner with ``Controller: true``. The edges of
-Skydive's Kubernetes probe only show which label selectors match (``matchLabelSelector`` in
-``topology/probes/k8s/cache.go``), so workloads that do not own a pod can have edges to the pod.
+Skydive's Kubernetes probe show only which label selectors match: see ``matchLabelSelector`` in
+``topology/probes/k8s/cache.go``. Therefore a workload that does not own a pod can have an edge to
+the pod.
 """
 
 from collections import defaultdict
