@@ -101,7 +101,7 @@ class Timing:
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If skyfast read nothing for this long before the analyzer closed the connection, skyfast
+    """If the analyzer had been waiting to send for this long when it closed the connection, skyfast
     assumes that it read too slowly. Skydive closes a connection if it cannot write for 10 s, or if
     no pong arrives within 7 s."""
     conflict_grace_s: float = 15.0
