@@ -67,8 +67,8 @@ class _SubscriptionState:
     """The total time in which another subscription delivered, but this subscription did not. Reset
     to 0 while this subscription is healthy."""
     is_cause: bool = False
-    """Whether to hold the clock because of this subscription: reports may be missing, and the budget
-    is not spent."""
+    """Whether to hold the clock because of this subscription: its reports may be missing, and the
+    budget is not spent."""
     budget: _Budget = field(default_factory=_Budget)
 
 
