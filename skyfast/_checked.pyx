@@ -10,7 +10,7 @@ This module consists of ``_table.pyx``, all files that it includes, and five add
 * `page_slices` returns the pieces of a page (see ``table/pieces.pxi``). `deflate_pieces` compresses
   a text that a test has split into pieces.
 * Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of such rows.
-  The table grows in such small steps that a dozen rows reach every kind of growth. If the
+  The table grows in small steps, so that every kind of growth occurs with a dozen rows. If the
   environment variable SKYFAST_STEPS is ``usual`` at import, the table grows in its usual steps.
 
 Add checks here for every new structure of the core.
@@ -573,7 +573,8 @@ cdef class _Check:
         return 0
 
     cdef int check_histograms(self, View *view, Connection *row) except -1:
-        # Check that the sum is possible for the counts of the buckets. A sum stays at INT64_MAX.
+        # Check that the sum is possible for the counts of the buckets. A sum that reaches INT64_MAX
+        # stays there.
         cdef const Histogram *histogram
         cdef const int64_t *counts
         cdef uint32_t i, j

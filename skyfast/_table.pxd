@@ -11,10 +11,10 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 # Limits of a plan, a flow and a table. Python code can read them: see _table.pyi.
 cpdef enum:
     MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID
-    MAX_ROWS = 1 << 27          # half of all row numbers: a table can slightly exceed its limits
+    MAX_ROWS = 1 << 27          # half of all row numbers, as a table can slightly exceed its limits
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
-    MAX_COLUMNS = 64            # labels per plan, and fields that lookups use
+    MAX_COLUMNS = 64            # per plan: labels, plus fields that lookups use
     MAX_VIEW_VALUES = 32        # counters and gauges per view
     MAX_VIEW_COLUMNS = 32
     MAX_RANKED = 1 << 16
@@ -80,7 +80,7 @@ cdef struct TimerWheel:
 
 cdef struct DormantList:
     # Dormant flows in the order in which they became dormant.
-    uint32_t head               # the first to be forgotten
+    uint32_t head               # the row that is forgotten first
     uint32_t tail
     uint32_t count
 
@@ -106,14 +106,15 @@ cdef struct Flow:
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
     # The struct is followed by int64_t totals[counters] and by uint32_t links. A total is ABSENT if
     # no report contained it. If there are conversations, the first link is the flow's conversation.
-    # Next are links that are only valid for live flows: the flow's rows in views with
+    # The next links are only valid for live flows: the flow's rows in views with
     # `linked_from_flow`, then the strings that lookups use as keys and context. If there are
     # histograms, the last link contains the flags FIRST_OBSERVED and CLOSING_OBSERVED, which
     # dormant flows keep.
     #
     # Flags in `connection`: STRING_KEY means that the UUID is not a 64-bit number. LABELS_KEY means
-    # that the row has the counters of a removed connection. DORMANT means that the flow is not
-    # live. ENDED means that the flow's latest report was its closing report.
+    # that the key is a hash of labels: the row has the counters of a removed connection. DORMANT
+    # means that the flow is not live. ENDED means that the flow's latest report was its closing
+    # report.
 
 
 cdef struct Connection:
@@ -125,8 +126,8 @@ cdef struct Connection:
     uint32_t flows              # number of flow rows that link here, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
     uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
-    # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows,
-    # their int64_t number comes next. The row ends with an int64_t start time, the view's
+    # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows, an
+    # int64_t with their number comes next. The row ends with an int64_t start time, the view's
     # histograms, and uint32_t label_ids[columns]. The flag RESTORED means that the row started with
     # the counters of a removed connection. Only the first view uses this flag.
 
@@ -165,8 +166,8 @@ cdef struct LabelValue:
     uint32_t length
     uint32_t hash
     uint32_t string             # number of the interned string, 0 if not known
-    bint escapes                # needs escapes as a label value
-    bint repeats                # same string as in the previous report whose labels were read
+    bint escapes                # whether the text needs escapes as a label value
+    bint repeats                # whether the string is that of the previous report with labels
     int64_t number
 
 
@@ -262,8 +263,8 @@ cdef struct Histogram:
 
 
 cdef struct HistogramText:
-    # The literals of a histogram's lines, except those between its label values. The first five
-    # literals come before the first label, one for each kind of line.
+    # The literals of a histogram's lines, except those between its label values. There are five
+    # kinds of lines. The first five literals are their beginnings, up to the first label.
     Literal bucket
     Literal sum
     Literal count

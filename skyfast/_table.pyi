@@ -8,7 +8,7 @@ from collections.abc import Container, Hashable, Iterable, Sequence
 from typing import Any, Protocol, Self, final
 
 MAX_TEXT_BYTES: int
-"""The maximum size of a label value or UUID, in UTF-8 bytes. Flows that exceed it are skipped."""
+"""The maximum size of a label value or UUID, in UTF-8 bytes. Flows with longer ones are skipped."""
 
 MAX_NUMBER: int
 """The largest valid number in a field of a flow."""

@@ -6,10 +6,10 @@ Data structures
     There are two levels of rows. A *flow* row represents one flow, as an agent reports it. The key
     of the row is the flow's UUID, and the row stores the flow's latest totals. A *connection* row
     represents one label tuple on the page. Each report adds its *deltas*, the increase of its
-    flow's totals, to connection rows. A label value is stored as a number: the number of an
-    interned string (with bit 31 set), or a small integer. A *plan* defines which labels and metrics
-    are exported. It has one or more *views*: a view is a set of metrics with the same labels, and
-    has its own connection rows. Each flow row links to one row of the first view. If the labels of
+    flow's totals, to connection rows. A label value is stored in 32 bits: the number of an interned
+    string (with bit 31 set), or a small integer. A *plan* defines which labels and metrics are
+    exported. It has one or more *views*: a view is a set of metrics with the same labels, and has
+    its own connection rows. Each flow row links to one row of the first view. If the labels of
     another view are a subset of the first view's labels, all flows of a connection share one row of
     the other view. The connection's row in the first view then contains the link to the shared row.
     If the labels are not a subset, each flow row contains the link to its row of the other view.
@@ -29,17 +29,18 @@ Data structures
     flows that have ended, and all others. Each list is in the order in which its rows were added.
     The lists need no extra space: their links use the fields that link a live flow to its
     connection and wheel slot. The oldest rows of a list are forgotten first: after a limited time,
-    or when a new flow needs the space. A separate dormant row stores the counters of a removed
-    connection, unless the totals of the connection's last flow are enough to restore them. The key
-    of the separate row is a hash of the labels. See ``table/dormant.pxi``.
+    or when a new flow needs the space. The counters of a removed connection are stored in a
+    separate dormant row. This row is not needed if the counters can be restored from the totals of
+    the connection's last flow. The key of the separate row is a hash of the labels. See
+    ``table/dormant.pxi``.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
-    new or dormant flow takes two searches, plus one per label string. All labels from one lookup
-    need only one search, if the same result has been used recently. Expiry takes time in proportion
-    to the number of expired rows. In addition, each live flow is added to the wheel again once per
-    timeout. Adding a row to a dormant list and removing a row from it take constant time. For each
-    family, a page visits all connections of the family's view once.
+    new or dormant flow takes two searches, plus one per label string. If the table knows the result
+    of a lookup from a recent report, one search finds all labels of this result. Expiry takes time
+    in proportion to the number of expired rows. In addition, each live flow is added to the wheel
+    again once per timeout. Adding a row to a dormant list and removing a row from it take constant
+    time. For each family, a page visits all connections of the family's view once.
 
 Memory
     Slabs and index segments are allocated from an arena of large blocks (`Arena`). The text of a
@@ -181,8 +182,8 @@ cdef enum:
     NAMES_AHEAD = 4             # names are prefetched this many reports ahead
     CACHE_LINE = 64
 
-# Sizes and steps of growth. _checked.pyx defines smaller sizes, so that in tests, a few rows reach
-# every step of growth. _checked.pyx also tells AddressSanitizer which rows are unused.
+# Sizes and steps of growth. _checked.pyx defines smaller sizes, so that every kind of growth occurs
+# in tests with a few rows. _checked.pyx also tells AddressSanitizer which rows are unused.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -210,7 +211,7 @@ cdef extern from *:
     """
     enum:
         RENDER_ROWS             # connections per acquisition of the lock
-        RELABEL_ROWS            # maximum flow rows that a step visits, per unit of its budget
+        RELABEL_ROWS            # flow rows that a step may visit per unit of its budget
         AHEAD                   # connections and buckets are prefetched this many steps ahead
         MAX_NAMES               # maximum number of lookup results whose labels stay interned
         SLAB_SHIFT
@@ -222,7 +223,7 @@ cdef extern from *:
         HUGE_PAGE_BYTES
         FIRST_BLOCK_BYTES
         BLOCK_BYTES
-        DEFLATE_SLICE           # bytes of text that are compressed at once
+        DEFLATE_SLICE           # bytes of text per slice
         DEFLATE_CHUNK           # maximum bytes of text per call of `Page.deflate`
         MIN_SAMPLE              # a family with this many bytes of text gets its own Huffman codes
     void row_unused(void *address, size_t size) noexcept nogil
@@ -266,8 +267,8 @@ cdef extern from *:
     const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # argument of `scan_until`: visit all rows
-    const uint64_t SHARD_SEED       # must never change: shards would overlap
-    const uint64_t PART_SEED        # odd; another constant would move rows to other parts
+    const uint64_t SHARD_SEED       # must never change: shards of different versions would overlap
+    const uint64_t PART_SEED        # must be odd; another number would move rows to other parts
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
     const uint64_t EACH_BYTE        # the number 1 in each byte
@@ -364,11 +365,11 @@ cdef struct Batch:
     int64_t *last_update        # BATCH x the plan's counters
     LabelValue *label_values    # BATCH x the plan's label values
     FoundNames *names           # BATCH x the plan's lookups
-    uint32_t *missed            # indexes in `names` of results that are used but have no row
+    uint32_t *missed            # indexes in `names` of results that do not have a row yet
     uint32_t missed_count
     # String keys of flows that are removed while the batch is applied. The strings are released
-    # after the batch, because a later report may already have found the same string for one of its
-    # labels. Each report can remove its own flow and up to MAX_EVICTIONS other flows.
+    # after the batch, because the labels of a later report may already refer to the same string.
+    # Each report can remove its own flow and up to MAX_EVICTIONS other flows.
     uint32_t strings_to_release[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t strings_to_release_count
     int64_t oldest_ms, newest_ms    # range of `Last` in the latest `update`
@@ -387,7 +388,7 @@ cdef struct TableState:
     Rows names                  # results of lookups, with interned labels
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
-    DormantList dormant         # flows in neither list below, and counters of removed connections
+    DormantList dormant         # flows not in `ended` or `claims`; counters of removed connections
     DormantList ended           # flows that have sent their closing report
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t saved_connections  # rows of `dormant` that have a connection's counters
@@ -397,7 +398,7 @@ cdef struct TableState:
     uint32_t counters, values   # number of counters; number of counters and gauges
     uint32_t all_values         # number of counters, gauges and closing gauges
     uint32_t columns            # number of labels
-    uint32_t label_value_count  # number of labels and strings of lookups
+    uint32_t label_value_count  # number of labels plus number of strings that lookups use
     uint32_t lookup_columns     # number of labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
@@ -487,8 +488,8 @@ cdef class Table:
     :param plan: labels, values and families (`skyfast.flows.plan.Plan`).
     :param types: the structs that `update` accepts (`skyfast.flows.fields.flow_types` of the same
         plan).
-    :param slots: if true, read the slots of the structs at their offsets, unless a check shows that
-        the offsets are wrong. If false, read fields as attributes. The results are the same.
+    :param slots: whether to read the slots of the structs at their offsets. If false, or if a check
+        shows that the offsets are wrong, fields are read as attributes. The results are the same.
 
     The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
     seconds; the clock's origin does not matter.
@@ -546,8 +547,8 @@ cdef class Table:
             flow. If no flow can be replaced, new flows are added up in overflow rows, or rejected
             if the plan has no overflow rows. After the limit is lowered, `expire` forgets surplus
             dormant flows.
-        :param timeout_s: a flow becomes dormant after this time without a report, rounded up to a
-            full second. A change takes effect at the flow's next report.
+        :param timeout_s: a flow becomes dormant if it has no report for this time, rounded up to a
+            full second. A new timeout applies to a flow from the flow's next report.
         :param memory_s: a dormant flow is forgotten after this time, rounded up; 0 means
             immediately.
         :param view_timeouts_s: timeouts of the connections in the second and further views, each at
@@ -593,11 +594,12 @@ cdef class Table:
             table needs for this flow. Flows from this index on were neither applied nor counted:
             decode them again as ``FullReport``, and continue from this index.
         :raises TypeError: an item is of another type; the flows before this item were applied.
-        :raises MemoryError: an allocation failed; flows before the current one were applied.
+        :raises MemoryError: an allocation failed for a flow; the flows before this flow were
+            applied.
         :raises ValueError: ``start`` is negative.
 
-        If a rewrite or lookup raises an exception, `update` raises the same exception. Some flows
-        before the current one may have been applied; no flow after the current one was applied.
+        If a rewrite or lookup of a flow raises an exception, `update` raises the same exception.
+        This flow and later flows were not applied; earlier flows may have been applied.
 
         docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
         report is late if neither ``Last`` nor any counter is higher than the stored value. If
@@ -609,9 +611,9 @@ cdef class Table:
         `values_skipped`.
 
         Takes the mutex once per 128 flows, and a second time if lookups had new results. Holds the
-        GIL while waiting for the mutex. Another thread can hold the mutex for 2,048 connections of
-        a page or scan, which takes about 0.5 ms. `Page.distinct_values` can also hold it while a
-        hash table grows, which takes about 20 ns per value.
+        GIL while waiting for the mutex. Another thread can hold the mutex while it renders or scans
+        2,048 connections, which takes about 0.5 ms. `Page.distinct_values` can hold the mutex while
+        a hash table grows, which takes about 20 ns per value.
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -828,11 +830,11 @@ cdef class Table:
             integers as the table stores them, without the family's decimal point.
 
         Connections without a value of the family are omitted. If `since` is set, two more kinds are
-        omitted: connections without growth, and connections that were removed and, after the
-        snapshot, created again with their previous counters. Takes about 10 ns per connection,
-        without the GIL. If `containing` is set, the call takes up to 40 ns more per connection and
-        label. Callable from any thread. Connections that change during the call may be seen before
-        or after the change.
+        omitted: connections without growth, and connections that were created after the snapshot
+        with the saved counters of a removed connection. Takes about 10 ns per connection, without
+        the GIL. If `containing` is set, the call takes up to 40 ns more per connection and label.
+        Callable from any thread. Connections that change during the call may be seen before or
+        after the change.
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
@@ -845,8 +847,8 @@ cdef class Table:
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
-            half with the lowest ranks is added to "the others". If more connections of such a group
-            follow, they form a new group, whose values are too low.
+            half with the lowest ranks is added to "the others". If the scan then finds further
+            connections of a group that was added, they form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
             rank, its label values in the order of `labels`, its values as in `top`, and its number
@@ -857,8 +859,8 @@ cdef class Table:
         gauge that keeps the lowest value of its flows, a group has the lowest value of its
         connections. For any other gauge, a group has the highest value.
 
-        Takes 100 to 200 ns per connection, without the GIL, or 1 µs if most connections are groups
-        of their own. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
+        Takes 100 to 200 ns per connection, without the GIL, or 1 µs if most groups have only one
+        connection. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
         groups' label values. The label values are limited to 256 bytes per group on average.
         Callable from any thread. Connections that change during the call may be seen before or
         after the change.
@@ -981,7 +983,7 @@ cdef class Table:
 
     @property
     def row_bytes(self):
-        """Memory of a connection with one flow, in bytes, without strings and other views."""
+        """Memory of a connection with one flow, in bytes, without strings and other views' rows."""
         return row_bytes(&self.state)
 
     @property
@@ -1175,8 +1177,8 @@ cdef class Page:
         """Return the next lines like `read`, and the same lines compressed with deflate.
 
         Together, the compressed bytes of all calls are the blocks of one stream (RFC 1951), except
-        for the stream's last block. At the end of the page, the lines are empty, and the compressed
-        bytes complete the current block and its last byte. After that, blocks of other text can
+        for the stream's last block. At the end of the page, the lines are empty. The compressed
+        bytes then end the current block at a byte boundary, so that blocks of other text can
         follow.
 
         :param size: about how many bytes of lines to return, at most 512 KiB.

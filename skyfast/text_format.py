@@ -136,7 +136,7 @@ class MetricFamily:
         return "".join(lines)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
-        """Return the lines of samples, each given as the text of its labels and of its value."""
+        """Return the lines of samples. Each sample is a pair of texts: its labels and its value."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
 
 
@@ -168,7 +168,7 @@ def label_text(labels: Mapping[str, str]) -> str:
 
 
 def number_text(value: float) -> str:
-    """Return a finite value: all digits of an integer, or the shortest text of the same float."""
+    """Return all digits of an integer, or the shortest text that converts to the same float."""
     return repr(value)
 
 

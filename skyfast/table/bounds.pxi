@@ -13,7 +13,8 @@
 # for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # Set the indexes of an amount's counters (bytes or packets) among the values of a view's rows.
+    # Find the counters of an amount (bytes or packets) in a view, and set their indexes in the
+    # view's rows.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:
@@ -107,8 +108,8 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # List the rows that one part of a page shows in a view with bounds. The bounds are compared
-    # first, because `part_of` is slow.
+    # List the rows that one part of a page shows in a view with bounds. The bounds are checked
+    # before the part, because `part_of` is slow.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

@@ -21,7 +21,7 @@ cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogi
 
 
 # ---------------------------------------------------------------------------------------------
-# Parts of a row
+# Fields of a row
 
 cdef inline Connection *connection_at(const View *view, uint32_t number) noexcept nogil:
     return <Connection *>row_at(&view.rows, number)
@@ -109,8 +109,8 @@ cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *lab
                               bint *created) noexcept nogil:
     # Find or add the row for these labels, in any view except the first. If the view is full, the
     # result is the overflow row. The result is 0 in two cases: the view is full and the table has
-    # no overflow rows, or memory has run out. In the second case, `created` is set or the table has
-    # overflow rows.
+    # no overflow rows, or memory has run out. If the result is 0, the caller distinguishes the
+    # cases: memory has run out if `created` is set or if the table has overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)
@@ -183,7 +183,7 @@ cdef inline void count_new_flow(const View *view, Connection *row) noexcept nogi
 cdef inline void add_deltas(const TableState *table, const View *view, Connection *row,
                             const int64_t *deltas, const int64_t *values) noexcept nogil:
     # Add a report to a row: add `deltas` to the row's counters, and combine `values` with its
-    # gauges, by the kind of each gauge. The gauges of an overflow row do not change.
+    # gauges, according to the kind of each gauge. The gauges of an overflow row do not change.
     cdef int64_t *sums = values_of(view, row)
     cdef int64_t value
     cdef uint32_t i

@@ -2,11 +2,11 @@
 # are counted. The row of a conversation stores this point. `_table.pyx` includes this file.
 #
 # A capture point owns a conversation while one of the point's flows is live or claims the
-# conversation. A dormant flow claims its conversation when a report of the flow is counted, but the
-# flow stays dormant. There are two such reports: a closing report that repeats the flow's previous
-# report, which was lost, and a report that is added to the overflow row. Without the claim, another
-# point could take over the conversation and count the same packets. A claim ends after `timeout_s`,
-# the time after which a live flow without reports becomes dormant.
+# conversation. If a report of a dormant flow is counted, but the flow stays dormant, the flow
+# claims its conversation. This happens with two kinds of reports: a closing report that repeats the
+# flow's previous report, which was lost, and a report that is added to the overflow row. Without
+# the claim, another point could take over the conversation and count the same packets. A claim ends
+# after `timeout_s`, the time after which a live flow without reports becomes dormant.
 #
 # Conversation rows exist only if `has_conversations` is set. Update and expiry call this code under
 # the table's mutex.
@@ -73,8 +73,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void mark_superseded(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Mark row `number` (0: none) as replaced by `successor`, unless both are the same row. No
-    # capture point may own the conversation of row `number`.
+    # Mark row `number` (0: none) as replaced by `successor`, unless both are the same row. Must
+    # only be called if no capture point owns the conversation of row `number`.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

@@ -49,8 +49,8 @@ cdef inline size_t counter_place(const Counter *counter, uint64_t key) noexcept 
 
 
 cdef bint counter_count(Counter *counter, uint64_t key) noexcept nogil:
-    # Count a key. False if out of memory. Key 0 is counted as key 1, because 0 stands for a free
-    # slot.
+    # Count a key. Returns False if out of memory. Key 0 is counted as key 1, because 0 stands for a
+    # free slot.
     cdef size_t slot
     key = max(key, <uint64_t>1)
     if 2 * counter.used >= counter.capacity and not counter_grow(counter):

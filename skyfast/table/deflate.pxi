@@ -6,12 +6,12 @@
 #
 # 1. Under the table's mutex, `render_lines` writes text, and notes about the text (`pieces.pxi`).
 #    After the mutex is released, `expand_notes` turns the notes into pieces.
-# 2. `find_matches` turns the pieces into *sequences*. A sequence is a number of literals, then a
-#    match. The source of a piece is one of three things: the distance of its match (COPIED), the
-#    number of a fixed text (FIXED), or the number of an interned string. A fixed text or a string
-#    is compared with the latest piece of the same source. If the next piece has the same distance,
-#    the match becomes longer. If the next piece has no match, its first bytes can still continue
-#    the match.
+# 2. `find_matches` turns the pieces into *sequences*. A sequence consists of literals and of the
+#    match that follows them. The source of a piece is one of three things: the distance of its
+#    match (COPIED), the number of a fixed text (FIXED), or the number of an interned string. A
+#    fixed text or a string is compared with the latest piece that has the same source. If the next
+#    piece has the same distance, it extends the match. If the next piece has no match, its first
+#    bytes can still extend the match.
 # 3. `write_sequences` writes the sequences as bits.
 #
 # Pieces are only hints: bytes are compared before they become a match. So the output is correct
@@ -36,8 +36,8 @@ cdef enum:
     MAX_CODE_BITS = 12
     MIN_MATCH = 3
     MAX_MATCH = 258
-    HISTORY = 32768             # bytes that a match can reach back
-    MIN_STRING = 8              # a shorter string costs less as literals
+    HISTORY = 32768             # maximum distance of a match
+    MIN_STRING = 8              # a shorter string takes fewer bits as literals than as a match
     NO_CHAR = 0x80              # stands for a missing character in an index of `Code.pairs`
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
     CODE_BITS = 24              # low bits of an entry in `Code`: the code; high bits: its length
@@ -46,8 +46,8 @@ cdef enum:
     LENGTH_SYMBOLS = 19         # different symbols in a list of lengths
     MAX_HEADER = 256            # bytes of the header of a block
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # learn codes again if bits per byte exceed this % of the sample's
-    LARGER_SAMPLE = 4           # codes are learnt again if a slice is this many times as large
+    RELEARN_PERCENT = 120       # learn codes again above this % of the sample's bits per byte
+    LARGER_SAMPLE = 4           # learn codes again if a slice has this many times the sample's size
 
 
 cdef extern from *:
@@ -116,7 +116,7 @@ cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
 
 
 cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
-    # The compared blocks may overlap, so that few branches depend on the length.
+    # The last block may overlap the block before it, so that few branches depend on the length.
     cdef uint64_t difference
     if length >= 16:
         difference = differences(a + length - 16, b + length - 16)
@@ -136,8 +136,8 @@ cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexc
 
 
 cdef inline uint32_t common_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
-    # The number of equal bytes at the start of two texts: `length` if all bytes are equal, at most
-    # 8 if not.
+    # Returns `length` if both texts are equal. If not, returns the number of equal bytes at their
+    # start, but at most 8.
     cdef uint64_t difference = load_word(a) ^ load_word(b)
     if likely(difference):
         return min(length, count_trailing_zeros(difference) >> 3)
@@ -200,8 +200,8 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
                 text += size
                 position += size
                 continue
-        # The earlier text must not be at the start of the page, because the byte before it is also
-        # compared.
+        # The earlier text must not be at the start of the page, because the byte before the earlier
+        # text is also compared.
         if (0 < candidate <= HISTORY and candidate < position and size >= MIN_MATCH
                 and same_bytes(text, text - candidate, size)):
             if candidate == distance:
@@ -379,15 +379,15 @@ cdef void count_symbols(Deflater *deflater, const Sequence *last) noexcept nogil
 
 cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *lengths) noexcept nogil:
     # Sets the lengths of a complete code with at most MAX_CODE_BITS bits. Huffman's algorithm, with
-    # two queues, computes the lengths. Then codes that are too long get MAX_CODE_BITS bits, and
-    # shorter codes become longer to make space for them.
+    # two queues, computes the lengths. Then codes that are too long get MAX_CODE_BITS bits. To keep
+    # the code valid, some shorter codes become longer.
     cdef uint64_t weights[2 * LITERALS]     # the symbols by frequency, then the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
     cdef uint16_t ordered[LITERALS]
     cdef uint32_t at_depth[MAX_CODE_BITS + 1]
     cdef uint32_t i, _side, child, bits
-    cdef uint32_t leaf = 0, tree = symbols      # the rarest leaf and tree without a parent
+    cdef uint32_t leaf = 0, tree = symbols      # without a parent: the rarest leaf, the rarest tree
     cdef uint32_t trees = symbols, total = 0
     for i in range(symbols):
         # Symbols that do not occur in the sample also get codes.
@@ -496,9 +496,9 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 # Slices and chunks
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
-    # False if out of memory. In any case, the caller must destroy the deflater. A slice has at most
-    # one piece per two bytes: only label values can be shorter than two bytes, and a longer fixed
-    # text precedes each label value.
+    # Returns False if out of memory. In any case, the caller must destroy the deflater. A slice has
+    # at most one piece per two bytes: only label values can be shorter than two bytes, and the
+    # fixed text before each label value has more than two bytes.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
     cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
     memset(deflater, 0, sizeof(Deflater))
@@ -576,7 +576,7 @@ cdef void deflate_slice(Deflater *deflater, const Piece *last, char *end) noexce
 
 
 cdef void end_blocks(Deflater *deflater) noexcept nogil:
-    # Ends the current block. An empty block of stored text then completes the last byte.
+    # Ends the current block. An empty block without compression then completes the last byte.
     if deflater.code.sample_bytes:
         put_entry(&deflater.writer, deflater.code.literals[END_OF_BLOCK])
         deflater.code.sample_bytes = 0

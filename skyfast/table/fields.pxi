@@ -50,7 +50,7 @@ cdef struct Lookup:
     PyObject *names             # owned by the plan
     bint is_dict                # items can be read with the functions for dicts
     bint has_context            # whether ambiguous keys (result None) are resolved with a context
-    # indexes of the key and of the two strings of the context in the label values of a report
+    # indexes in the label values of a report: of the key, and of the two strings of the context
     uint32_t key
     uint32_t other
     uint32_t point
@@ -172,7 +172,7 @@ cdef void omit_lifecycle(Report *report, uint32_t field) noexcept nogil:
 
 
 cdef inline bint is_omitted(const OmittedFields *omitted, uint32_t field) noexcept nogil:
-    # `field` is twice the number of the value, plus 1 for the second field of the value.
+    # `field` is twice the value's index, plus 1 for the second field of the value.
     return omitted.fields[field & 1] >> (field >> 1) & 1
 
 

@@ -20,7 +20,7 @@ cdef enum:
 cdef struct Group:
     # The struct is followed by the combined values of the group's connections. A value is ABSENT if
     # no connection has it.
-    uint64_t hash               # hash of the label values, by which groups are compared
+    uint64_t hash               # hash of the label values, which identifies the group
     int64_t rank                # or ABSENT
     uint32_t text               # offset in `Groups.text`; a length of 2 bytes precedes each value
     uint32_t text_length

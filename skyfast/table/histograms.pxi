@@ -286,9 +286,9 @@ cdef list histogram_literals(list literals):
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
                                    size_t line) except 0:
     # Set the texts of a family of histograms. `histogram` is the index of its first histogram in
-    # the view. `labelled` is whether there are labels besides `le`. `line` is the maximum size of
-    # the labels and the value of one line, summed over the directions. Returns the maximum size of
-    # a row's lines. Sizes are in bytes.
+    # the view. `labelled` is true if there are labels besides `le`. `line` is the maximum size of
+    # the labels and the value of a line, added up for all directions. Returns the maximum size of a
+    # row's lines. Sizes are in bytes.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10
@@ -340,8 +340,8 @@ cdef enum:
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
                              Connection *row, int starts, char *out,
                              Piece **notes) noexcept nogil:
-    # Render the histograms of a row in one family, one per direction. `starts` is how the page
-    # shows start times.
+    # Render the histograms of a row in one family, one per direction. `starts` is one of
+    # START_HIDDEN, ...
     cdef uint32_t direction
     for direction in range(family.directions):
         if starts == START_INLINE:

@@ -4,8 +4,8 @@
 # Step 5 of a slice of relabeling calls this code, under the table's mutex: see `relabel.pxi`.
 
 cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
-    # Move the flows. False if out of memory. All flows are detached before the first flow is
-    # attached, so that the order of the flows has no effect.
+    # Move the flows. Returns False if out of memory. All flows are detached before the first flow
+    # is attached, so that the order of the flows has no effect.
     cdef uint32_t new_label_ids[MAX_COLUMNS]
     cdef uint32_t *emptied
     cdef uint32_t i, flow, number, emptied_count = 0
@@ -74,9 +74,9 @@ cdef bint update_label_ids(const View *view, uint32_t number, const uint32_t *ne
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Detach a flow from those of its rows whose labels change. If the flow was the last one of its
-    # connection, the connection is removed from the index, so that no other flow is attached to it,
-    # and the result is the row of the connection. If not, the result is 0.
+    # Detach a flow from those of its rows whose labels change. If the flow was the last flow of its
+    # connection, the result is the row of the connection. This row is removed from the index, so
+    # that no other flow is attached to it. If the flow was not the last flow, the result is 0.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -169,8 +169,8 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # Returns the row for a flow that keeps its labels because memory ran out. `number` is the row
-    # of the flow so far. If the index has a row with the same labels, the result is that row. If
+    # Returns the row for a flow that keeps its labels because memory ran out. `number` is the
+    # flow's previous row. If the index has a row with the same labels, the result is that row. If
     # not, `number` is put back into the index.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key

@@ -33,7 +33,7 @@ cdef void add_names_row(TableState *table, const Lookup *lookup, PyObject *resul
                         const LabelValue *label_values) noexcept:
     # Add a row for a valid result that has no row. `label_values` has the result's labels. If
     # memory runs out or if there are too many rows, nothing is added. The caller must hold the
-    # mutex, and also the GIL, because the row gets a reference to the result.
+    # mutex. The caller must also hold the GIL, because the row gets a reference to the result.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.used >= MAX_NAMES or find_names_row(table, lookup, result):

@@ -18,7 +18,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     for i in range(view.columns):
         key.label_ids[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.label_ids, 4 * view.columns, table.seed)
-    view.overflow = find_row(view, &key)       # exists if a flow has these label values
+    view.overflow = find_row(view, &key)       # may exist: a flow can have these label values
     if view.overflow == 0:
         view.overflow = add_row(table, view, &key)
         table.connections_created += view.overflow != 0 and view == &table.views[0]
@@ -65,7 +65,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
                          const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
     # Add a report to the overflow row of the first view, and to the flow's rows in all other views.
-    # `is_new` is whether the flow counts as new. `start_ms` is the start time of new rows.
+    # `is_new` is true if the flow counts as new. `start_ms` is the start time of new rows.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]
     cdef uint32_t i

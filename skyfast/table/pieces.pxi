@@ -6,17 +6,17 @@
 # `deflate.pxi` uses pieces to compress the text.
 #
 # Only label values and numbers differ from row to row. So the renderer, which runs under the
-# table's mutex, writes only *notes* with their lengths. After the mutex is released, `expand_notes`
-# turns the notes into pieces. Each function `expand_…` writes pieces in the order in which a
-# function `render_…` writes the text.
+# table's mutex, writes only *notes*, which contain the lengths of label values and numbers. After
+# the mutex is released, `expand_notes` turns the notes into pieces. Each function `expand_…` writes
+# pieces in the order in which a function `render_…` writes the text.
 #
 # Notes are stored as pieces, with a length and a source:
 #
 # * The head of a family has one note, with the length of the head and the source HEAD.
-# * The lines of a row begin with a note whose length is packed from three lengths: those of the
-#   first value, the second value, and the start time. A value that has no line, and a start time
-#   that is unknown, have the length 0. One note for each label value follows, with the label ID as
-#   its source.
+# * The notes of a row start with one note for all its lines. The length of this note packs three
+#   lengths: of the first value, of the second value, and of the start time. A value without a line
+#   has the length 0, and so does an unknown start time. One note for each label value follows, with
+#   the label ID as its source.
 # * A histogram begins with a note that has the length of its start time, or 0. One note for each
 #   label value follows, then one note for each number.
 
@@ -93,8 +93,8 @@ cdef void label_pieces_init(LabelPieces *pieces, const Family *family,
 cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, const Piece *note,
                          const Piece *last, Piece *piece) noexcept nogil:
     # Writes the pieces for the notes from `note` up to `last`, and returns the end of the pieces.
-    # `note` begins a row or a head. `number` is the family of the first row. `starts` is how the
-    # page shows start times.
+    # `note` is the first note of a row or of a head. `number` is the family of the first row.
+    # `starts` is one of START_HIDDEN, ...
     cdef const Family *family = &table.families[number]
     cdef const View *view = &table.views[family.view]
     cdef LabelPieces labels

@@ -4,8 +4,8 @@
 # Relabeling works in passes. A pass fetches some of the changed keys from an iterator, and then
 # visits all flow rows in slices: `Relabeling.step` calls `relabel_slice` for each slice. Between
 # two slices, a pass keeps only its keys and the number of the next row, so the table and the names
-# can change in any way. A flow that becomes live during a pass looks up the new names itself, so
-# the pass need not visit this flow.
+# can change in any way. If a flow becomes live during a pass, `Table.update` looks up the new
+# names, so the pass need not visit this flow.
 #
 # A slice has five steps. Step 1 finds the strings of the keys. Step 2 finds flows with these
 # strings. Step 3 looks up the new names of the keys of these flows. Step 4 resolves ambiguous keys,
@@ -131,7 +131,7 @@ cdef int changes_destroy(TableState *table, Changes *changes) except -1:
 
 
 cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size) noexcept nogil:
-    # Make space for one more item. False if out of memory.
+    # Make space for one more item. Returns False if out of memory.
     cdef uint32_t larger = 2 * capacity[0] + 64
     cdef void *moved
     if count < capacity[0]:
@@ -279,7 +279,8 @@ cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
 
 cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *changed,
                      RowRange *rows, Py_ssize_t budget) noexcept nogil:
-    # Find the moves. `changed` is an empty bit set with one bit per string. False if out of memory.
+    # Find the moves. `changed` is an empty bit set with one bit per string. Returns False if out of
+    # memory.
     cdef const uint32_t *strings
     cdef uint32_t i, string
     cdef uint32_t end = <uint32_t>min(<int64_t>rows.end, rows.next + RELABEL_ROWS * <int64_t>budget)
@@ -307,7 +308,7 @@ cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *change
 
 cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
                    uint32_t string) noexcept nogil:
-    # Add a move of a flow whose changed key is `string`. False if out of memory.
+    # Add a move of a flow whose changed key is `string`. Returns False if out of memory.
     cdef Move *move
     if not reserve(<void **>&changes.moves, changes.move_count, &changes.move_capacity,
                    sizeof(Move)):

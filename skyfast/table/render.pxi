@@ -16,8 +16,8 @@ cdef struct Cursor:
     int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index of the part, and number of parts (1: the whole page)
     # A list of the rows that the page shows in one view. The first row is at index 1. The list is
-    # used if there are several parts, or if the view has bounds. The page owns the array; it is
-    # allocated if any view needs a list.
+    # used if there are several parts, or if the view has bounds. The page owns the array. The array
+    # is only allocated if at least one view needs a list.
     uint32_t *row_list
     uint32_t row_list_end       # the index after the last row
     uint32_t row_list_capacity

@@ -1,10 +1,10 @@
 # Reading reports: for each flow of a batch, the fields that the table needs. `_table.pyx` includes
 # this file. This is the first of the three steps of `Table.update`: read, look up, apply.
 #
-# This code uses Python objects, so it needs the GIL and must not run under the table's mutex. Of
-# the table, it only reads constant parts, the rows of names, and the index of flows. It only writes
-# to the batch, and to the deadlines of names. Until the batch has been applied, it borrows values
-# from the flows, from `Table.batch_objects` and from the rows of names.
+# This code uses Python objects, so it needs the GIL and must not run under the table's mutex. In
+# the table, the code reads only constant parts, the rows of names, and the index of flows. The code
+# writes only to the batch, and to the deadlines of names. Until the batch has been applied, the
+# batch borrows values from the flows, from `Table.batch_objects` and from the rows of names.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -118,7 +118,7 @@ cdef int read_not_live(const TableState *table, const Reader *readers, list flow
 
 
 cdef inline void add_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
-    # Add to `batch.missed` the results of a report's lookups that have no row.
+    # For report `number`, add to `batch.missed` the indexes of the results without a row.
     cdef uint32_t i
     for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):
         if batch.names[i].row == 0:

@@ -15,8 +15,8 @@ cdef enum:
 
 
 cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:
-    # Make space for one more pointer. False if out of memory. Copying the array is cheap, because
-    # the array is small.
+    # Make space for one more pointer. Returns False if out of memory. Copying the array is cheap,
+    # because the array is small.
     cdef uint32_t larger
     cdef void *moved
     if used < capacity[0]:

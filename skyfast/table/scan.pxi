@@ -10,7 +10,7 @@ cdef struct Scan:
     const View *view
     uint32_t start              # first row of the current slice
     uint32_t stop               # the row after the current slice; 0 before the first slice
-    uint32_t end                # the first row that is not visited
+    uint32_t end                # the row after the last row to visit
     bint is_released            # whether `scan_release` has released the lock in this slice
 
 
@@ -95,8 +95,8 @@ cdef dict count_label_values(TableState *table, tuple names):
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
     # Count the different values of each label. Each label has a bit set of `words` words in `seen`,
-    # with a bit for each string and for each integer below 2^16. Larger integers use the bit of
-    # their last 16 bits.
+    # with a bit for each string and for each integer below 2^16. A larger integer shares the bit of
+    # the integer that equals its low 16 bits.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
@@ -178,7 +178,8 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
 
 cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
     # Count the rows of a view by the value of each label. The label IDs of each slice are copied,
-    # and counted without the lock, because growing a `Counter` takes time. False if out of memory.
+    # and counted without the lock, because growing a `Counter` takes time. Returns False if out of
+    # memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
     cdef uint32_t columns = labels.view.columns
     cdef Connection *row
@@ -199,7 +200,7 @@ cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
 
 
 cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed) noexcept nogil:
-    # Count one row. Overwrites an item of `label_ids`. False if out of memory.
+    # Count one row. Overwrites an item of `label_ids`. Returns False if out of memory.
     cdef uint32_t columns = labels.view.columns
     cdef uint64_t hashes[MAX_VIEW_COLUMNS]
     cdef uint64_t key, total = 0
@@ -272,11 +273,11 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 
 cdef bint count_page_labels(TableState *table, const View *view, uint32_t column,
                             uint32_t page_seq, Counter *counter) noexcept nogil:
-    # Count the values in one column, for the rows that were created before the page. A key consists
-    # of a label ID and the hash of the string with this ID. The hash is needed to recognize the
-    # string, because a string's number can be reused after the mutex is released. Rows past their
-    # deadline are counted, because a report can renew such a row before the page reads the row.
-    # False if out of memory.
+    # Count the values in one column, for the rows that were created before the page began. A key
+    # consists of a label ID and the hash of the string with this ID. The hash is needed to
+    # recognize the string, because a string's number can be reused after the mutex is released.
+    # Rows past their deadline are counted, because a report can renew such a row before the page
+    # reads the row. Returns False if out of memory.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef String *string
@@ -434,13 +435,13 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
 
 cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
                                  const Connection *row, int64_t value) noexcept nogil:
-    # The growth of a row's counter from a snapshot to `value`; -1 if the counter did not grow.
+    # The growth of a row's counter from a snapshot to `value`; -1 if the growth is 0 or unknown.
     cdef int64_t growth = value
     if (number < since.rows and 0 <= since.values[number] <= value
             and since.hashes[number] == row.hash):
         growth -= since.values[number]
     elif row.flows & RESTORED:
-        return -1               # the row started with saved counters, which are unknown
+        return -1               # unknown, because the row started with saved counters
     return growth if growth else -1
 
 

@@ -33,10 +33,11 @@ cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) n
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
-    # The start time of a removed connection that a dormant flow creates again, with the flow's
-    # total. Prometheus may have samples of the removed connection. A start time after these samples
-    # would look like a counter reset, so the result is at most the time of the flow's previous
-    # report. `dormant_s` is the time at which the flow became dormant.
+    # The start time of a connection that a dormant flow creates again, if the counters of the
+    # removed connection are restored from the flow's total. Prometheus may have samples of the
+    # removed connection. A start time after these samples would look like a counter reset, so the
+    # result is at most the time of the flow's previous report. `dormant_s` is the time at which the
+    # flow became dormant.
     cdef double reported_s = dormant_s - floor(table.min_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:

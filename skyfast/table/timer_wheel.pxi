@@ -5,8 +5,8 @@
 # row of its list; callers pass the location of this link. Only the first row of a list can be
 # removed, so a row in a wheel must not be freed before its slot is due. When the slot is due, the
 # row is removed from the list. If the row's deadline has passed, the row expires. If not, the row
-# is added again, which is the only cost of a later deadline. Update, relabeling and expiry call
-# this code under the table's mutex.
+# is added again. A later deadline has no other cost. Update, relabeling and expiry call this code
+# under the table's mutex.
 
 cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                            uint32_t *next) noexcept nogil:

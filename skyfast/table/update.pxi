@@ -176,8 +176,8 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
 # Unknown flows
 
 cdef int apply_by_state(TableState *table, Report *report) noexcept nogil:
-    # Apply a report by the current state of its flow. The flow was not live when the batch was
-    # read, but earlier reports of the batch may have made the flow live or evicted it.
+    # Apply a report according to the current state of its flow. The flow was not live when the
+    # batch was read, but earlier reports of the batch may have made the flow live or evicted it.
     report.flow = find_flow(table, &report.key)
     report.uses_lifecycle = report.uses_last_update = False
     if report.flow:
@@ -259,10 +259,9 @@ cdef inline bint adds_whole_total(const TableState *table, const View *view,
 
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t saved) noexcept nogil:
-    # Whether `initial_delta` is needed, because the flow does not add its whole total to the rows
-    # of every view (see `adds_whole_total`). `number` is the flow's row in the first view, or 0 if
-    # the row must be created. `saved` is the dormant row with the saved counters for the new row,
-    # or 0.
+    # Whether the flow adds `initial_delta`, instead of its whole total, to its row in at least one
+    # view (see `adds_whole_total`). `number` is the flow's row in the first view, or 0 if the row
+    # must be created. `saved` is the dormant row with the saved counters for the new row, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
