@@ -23,8 +23,8 @@ cpdef enum:
 
 
 cdef struct RowHead:
-    # The first fields of every kind of row. In a row in use, `next` is the next row in the same
-    # bucket of the index. In a free row, `next` is the next free row.
+    # The first fields of every kind of row. If the row is in use, `next` is the next row in the
+    # same bucket of the index. If the row is free, `next` is the next free row.
     uint32_t hash
     uint32_t next
 
@@ -125,7 +125,7 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
+    uint32_t links[1]           # in the first view: rows of other views; else: next in wheel slot
     # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows, an
     # int64_t with their number comes next. The row ends with an int64_t start time, the view's
     # histograms, and uint32_t label_ids[columns]. The flag RESTORED means that the row started with
@@ -167,7 +167,7 @@ cdef struct LabelValue:
     uint32_t hash
     uint32_t string             # number of the interned string, 0 if not known
     bint escapes                # whether the text needs escapes as a label value
-    bint repeats                # whether the string is that of the previous report with labels
+    bint repeats                # whether the previous report with labels has the same string
     int64_t number
 
 
@@ -264,7 +264,8 @@ cdef struct Histogram:
 
 cdef struct HistogramText:
     # The literals of a histogram's lines, except those between its label values. There are five
-    # kinds of lines. The first five literals are their beginnings, up to the first label.
+    # kinds of lines. Each of the first five literals begins one kind of line, up to the first
+    # label.
     Literal bucket
     Literal sum
     Literal count

@@ -51,15 +51,15 @@ Memory
     report that is being applied has no effect.
 
 Lock
-    There is one mutex. A thread holds it for one slice of work at a time. A slice is a batch of
-    reports, some rows that expire or are relabeled, or up to RENDER_ROWS connections of a page or
-    scan. Only one thread, *the thread that updates*, may call `update`, `expire` and
-    `Relabeling.step`. No other thread changes rows, so this thread may read rows without the mutex.
-    Any thread may read pages. Between two slices, pages and scans yield to the thread that
-    updates, because the mutex itself is not fair. A thread that holds the mutex never waits for the
-    GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all code under
-    the mutex is plain C. Even memory is allocated with C functions: Python's allocators may take
-    the GIL if allocations are traced.
+    There is one mutex. A thread holds it for one slice of work at a time. There are three kinds of
+    slices: a batch of reports, some rows that expire or are relabeled, and up to RENDER_ROWS
+    connections of a page or scan. Only one thread, *the thread that updates*, may call `update`,
+    `expire` and `Relabeling.step`. No other thread changes rows, so this thread may read rows
+    without the mutex. Any thread may read pages. Between two slices, pages and scans yield to the
+    thread that updates, because the mutex itself is not fair. A thread that holds the mutex never
+    waits for the GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all
+    code under the mutex is plain C. Even memory is allocated with C functions: Python's allocators
+    may take the GIL if allocations are traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
@@ -848,12 +848,13 @@ cdef class Table:
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
             half with the lowest ranks is added to "the others". If the scan then finds further
-            connections of a group that was added, they form a new group, whose values are too low.
+            connections of a group that was added to "the others", they form a new group, whose
+            values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
             rank, its label values in the order of `labels`, its values as in `top`, and its number
             of connections. "The others" are all connections outside the returned groups: a tuple of
-            their number, their rank or None, and their values.
+            the number of these connections, their rank or None, and their values.
 
         The other parameters are those of `top`. Counters and numbers of flows are summed. For a
         gauge that keeps the lowest value of its flows, a group has the lowest value of its

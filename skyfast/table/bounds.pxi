@@ -108,8 +108,8 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # List the rows that one part of a page shows in a view with bounds. The bounds are checked
-    # before the part, because `part_of` is slow.
+    # List the rows that one part of a page shows in a view with bounds. A row's bounds are checked
+    # before its part is computed, because `part_of` is slow.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

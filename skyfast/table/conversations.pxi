@@ -29,8 +29,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 cdef bint is_owned_by_other(const TableState *table, uint32_t number,
                             const Report *report) noexcept nogil:
-    # Whether a capture point other than the report's owns the conversation in row `number` (0:
-    # none).
+    # Whether the conversation in row `number` (0: none) is owned by a capture point other than that
+    # of the report.
     cdef const Conversation *row
     if number == 0:
         return False

@@ -327,7 +327,7 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
 
 cdef inline void hash_label(const TableState *table, LabelValue *label,
                             const LabelValue *previous) noexcept:
-    # `previous` has the same label of the previous flow, or is NULL.
+    # `previous` is the same label of the previous flow, or NULL.
     label.repeats = previous != NULL and same_string(previous, label)
     if label.repeats:
         label.escapes = previous.escapes

@@ -52,7 +52,7 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
 
 
 cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:
-    # Writes the exact result of `value` divided by ten to the power of `decimals`, then a newline.
+    # Writes the exact result of `value` / 10^`decimals`, then a newline.
     cdef uint64_t scale
     cdef uint64_t rest
     if unlikely(decimals):

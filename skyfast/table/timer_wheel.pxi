@@ -39,5 +39,5 @@ cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t count, uint32_t now_s
 
 
 cdef inline void wheel_remove(TimerWheel *wheel, uint32_t next) noexcept nogil:
-    # Remove the due row from its slot. `next` is the row after it.
+    # Remove the due row from its slot. `next` is the row after the due row.
     wheel.slots[wheel.next_s & wheel.mask] = next

@@ -1,7 +1,7 @@
 # Top k: finds the rows with the highest values, with a bounded min-heap. `_table.pyx` includes this
 # file.
 #
-# A heap belongs to one call of a method, and never grows: all of its memory is allocated before the
+# A heap belongs to one call of a method, and never grows. All of its memory is allocated before the
 # first row is visited, because rows are visited under the table's mutex.
 
 cdef struct SnapshotValues:
@@ -16,7 +16,7 @@ cdef struct TopRow:
     # One of the top rows. The heap's root is the row with the lowest rank.
     int64_t rank
     uint32_t row
-    uint32_t hash               # hash of the row's labels when it was added
+    uint32_t hash               # hash of the row's labels when the row was added to the heap
 
 
 cdef struct TopK:
