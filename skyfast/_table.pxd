@@ -155,7 +155,7 @@ cdef struct Conversation:
     uint32_t flows              # number of live flow rows that link here
     uint64_t point              # hash of the capture point
     uint32_t dormant            # number of dormant flow rows that link here
-    uint32_t claimant           # row of the flow that claims the conversation, 0 or SUPERSEDED
+    uint32_t claimant           # row of the flow that claims the conversation, or 0, or SUPERSEDED
 
 
 cdef struct LabelValue:

@@ -405,7 +405,7 @@ cdef struct TableState:
     bint counts_new_flows       # whether any view or histogram depends on new flows
     # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows
     uint32_t events
-    uint32_t first_value        # index of the value that is observed when it is first above 0
+    uint32_t first_value        # index of the value that OBSERVE_FIRST observes
     uint32_t flags_link         # index of the link that contains a flow's flags FIRST_OBSERVED, ...
     bint optional[MAX_VALUES]
     int gauge_kinds[MAX_VALUES]  # KEEP_LATEST, ...
@@ -610,10 +610,10 @@ cdef class Table:
         (``LastUpdateMetric``). Skipped flows are counted in `skipped`, and omitted values in
         `values_skipped`.
 
-        Takes the mutex once per 128 flows, and a second time if lookups had new results. Holds the
-        GIL while waiting for the mutex. Another thread can hold the mutex while it renders or scans
-        2,048 connections, which takes about 0.5 ms. `Page.distinct_values` can hold the mutex while
-        a hash table grows, which takes about 20 ns per value.
+        Takes the mutex once per 128 flows, or twice if lookups had new results. Holds the GIL while
+        waiting for the mutex. Another thread can hold the mutex while it renders or scans 2,048
+        connections, which takes about 0.5 ms. `Page.distinct_values` can hold the mutex while a
+        hash table grows, which takes about 20 ns per value.
         """
         if start < 0:
             raise ValueError("start must not be negative")

@@ -81,8 +81,8 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
 
 
 cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept nogil:
-    # Add a row with these labels, without flows and in no wheel. Returns the row, or 0 if out of
-    # memory.
+    # Add a row with these labels. The row has no flows, and is not in a wheel. Returns the row, or
+    # 0 if out of memory.
     cdef uint32_t number = row_new(&view.rows)
     cdef uint32_t i
     cdef int64_t *sums

@@ -17,8 +17,8 @@
 #   lengths: of the first value, of the second value, and of the start time. A value without a line
 #   has the length 0, and so does an unknown start time. One note for each label value follows, with
 #   the label ID as its source.
-# * A histogram begins with a note that has the length of its start time, or 0. One note for each
-#   label value follows, then one note for each number.
+# * The notes of a histogram start with a note that has the length of the start time, or 0. One note
+#   for each label value follows, then one note for each number.
 
 # The source of a piece: an interned string (IS_STRING and its number), or one of these kinds and a
 # number.
