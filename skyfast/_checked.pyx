@@ -689,7 +689,8 @@ cdef class _Check:
                            "the slot of a row is after its deadline",
                            (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
-            # The overflow row is also in the wheel if it existed before it became the overflow row.
+            # The overflow row is also in the wheel if the row existed before it became the overflow
+            # row.
             expect(in_wheel | {view.overflow} == <set>self.rows[i] | {view.overflow},
                    "rows are missing in the wheel", (i, <set>self.rows[i] - in_wheel))
         return 0

@@ -1,7 +1,7 @@
 """Types of the compiled core. The docstrings are in ``_table.pyx``.
 
-The core does not import other modules of skyfast. The parts of plans and flow types that it reads
-are declared here; `skyfast.flows.plan` and `skyfast.flows.fields` provide them.
+The core does not import other modules of skyfast. The parts of plans and flow types that the core
+reads are declared here; `skyfast.flows.plan` and `skyfast.flows.fields` provide them.
 """
 
 from collections.abc import Container, Hashable, Iterable, Sequence

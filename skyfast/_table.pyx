@@ -554,9 +554,9 @@ cdef class Table:
         :param view_timeouts_s: timeouts of the connections in the second and further views, each at
             least `timeout_s`.
         :param bounds: a pair of `min_bytes` and `min_packets` for each view. Pages show a row once
-            it has at least `min_bytes` bytes or at least `min_packets` packets, both directions
-            together. 0 means no bound. Overflow rows are always shown. A page uses the bounds that
-            are set when the page begins. If `bounds` is empty, all rows are shown.
+            it has at least `min_bytes` bytes or at least `min_packets` packets, counted over both
+            directions. 0 means no bound. Overflow rows are always shown. A page uses the bounds
+            that are set when the page begins. If `bounds` is empty, all rows are shown.
         """
         set_limits(&self.state, max_connections, max_flows, timeout_s, memory_s, view_timeouts_s,
                    bounds)
@@ -785,7 +785,7 @@ cdef class Table:
         return hidden_rows(&self.state, <uint32_t>floor(now))
 
     def forecast(self, double now, uint32_t view, bounds):
-        """Return how much of a view a page at `now` would show, for each of several bounds.
+        """For each of several bounds, return how much a page at `now` would show of a view.
 
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
@@ -1039,7 +1039,7 @@ cdef class Table:
 
     @property
     def finished(self):
-        """Maps each meaning of ``FinishType`` to its number of reports, including late reports."""
+        """Maps each meaning of ``FinishType`` to a number of reports, including late reports."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.state.finishes[i] for i in range(4)}
 

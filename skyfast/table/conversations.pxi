@@ -1,5 +1,6 @@
-# Conversations: several capture points can report the same packets, so only the flows of one point
-# are counted. The row of a conversation stores this point. `_table.pyx` includes this file.
+# Conversations: several capture points can report the same packets, so only the flows of one
+# capture point are counted. The row of a conversation stores this point. `_table.pyx` includes this
+# file.
 #
 # A capture point owns a conversation while one of the point's flows is live or claims the
 # conversation. If a report of a dormant flow is counted, but the flow stays dormant, the flow

@@ -173,9 +173,9 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
 
 cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *report,
                             const Labels *labels, int first, int64_t start_ms) noexcept nogil:
-    # Observe a closing report in the rows with its labels, which are created if they are missing.
-    # `flow` is the row of the report's flow, or 0 if the table does not store the flow. `start_ms`
-    # is the start time of new rows. If out of memory, changes nothing and returns False.
+    # Observe a closing report in the rows with its labels. Missing rows are created. `flow` is the
+    # row of the report's flow, or 0 if the table does not store the flow. `start_ms` is the start
+    # time of new rows. If out of memory, changes nothing and returns False.
     cdef uint32_t rows[MAX_VIEWS]
     cdef bint created[MAX_VIEWS]
     cdef RowKey key

@@ -209,8 +209,8 @@ cdef inline uint32_t row_deadline_s(const TableState *table, const View *view,
 
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
-    # Count a moved flow in its new row. The flow's totals are not added to the row's counters, but
-    # a counter becomes 0 if it was ABSENT and the flow has a total.
+    # Count a moved flow in its new row. The flow's totals are not added to the row's counters.
+    # However, an ABSENT counter becomes 0 if the flow has a total.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)

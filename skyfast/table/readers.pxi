@@ -5,7 +5,7 @@
 
 cdef int resolve_readers(Reader *readers, types, plan, bint slots, list owned) except -1:
     # Set the readers of all flow types. Objects that the readers borrow are added to `owned`. If a
-    # check shows that the offsets of a reader are wrong, its `slots` is set to False.
+    # check shows that the offsets of a reader are wrong, `slots` of this reader is set to False.
     cdef Reader *reader
     cdef uint32_t i
     owners = (types.KnownReport, types.Update, types.FirstReport, types.FullReport)

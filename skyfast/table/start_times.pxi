@@ -3,9 +3,9 @@
 #
 # A row keeps the start time that it gets from its first report. A later report can belong to a flow
 # that began earlier, but a changed start time would look like a counter reset. Start times come
-# from an agent's clock. Because this clock may be ahead, start times are limited to the local
-# system time. Updates and relabeling call this code under the table's mutex; pages read the start
-# times under the mutex.
+# from an agent's clock. This clock may be ahead of the local clock, so start times are limited to
+# the local system time. Updates and relabeling call this code under the table's mutex; pages read
+# the start times under the mutex.
 
 cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
     # The start time of a row: 0 if it is unknown, NO_START before the first report.
@@ -33,11 +33,11 @@ cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) n
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
-    # The start time of a connection that a dormant flow creates again, if the counters of the
-    # removed connection are restored from the flow's total. Prometheus may have samples of the
-    # removed connection. A start time after these samples would look like a counter reset, so the
-    # result is at most the time of the flow's previous report. `dormant_s` is the time at which the
-    # flow became dormant.
+    # The start time of a removed connection that a dormant flow creates again. The counters of the
+    # connection are restored from the flow's total. Prometheus may have samples of the removed
+    # connection. A start time after these samples would look like a counter reset, so the result is
+    # at most the time of the flow's previous report. `dormant_s` is the time at which the flow
+    # became dormant.
     cdef double reported_s = dormant_s - floor(table.min_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:

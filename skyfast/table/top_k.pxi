@@ -1,5 +1,4 @@
-# Top k: finds the rows with the highest values, with a bounded min-heap. `_table.pyx` includes this
-# file.
+# Top k: a bounded min-heap finds the rows with the highest values. `_table.pyx` includes this file.
 #
 # A heap belongs to one call of a method, and never grows. All of its memory is allocated before the
 # first row is visited, because rows are visited under the table's mutex.
