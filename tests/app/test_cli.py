@@ -331,7 +331,7 @@ def test_log_options_override_the_configuration(file: Path) -> None:
         assert yaml.safe_load(result.stdout)["logging"]["level"] == LEVELS[level.lower()]
 
 
-def test_all_problems_of_a_file_are_listed_in_order() -> None:
+def test_all_problems_are_listed_in_the_order_of_the_file() -> None:
     text = """
 pipeline:
   filter:
@@ -405,7 +405,7 @@ def test_warnings_are_shown_with_errors() -> None:
     assert "requires tls.client_key" in error
 
 
-def test_warning_about_a_misspelled_key_analyzers_mentions_the_default() -> None:
+def test_warning_about_misspelled_analyzers_mentions_the_default_analyzer() -> None:
     ignored = "line 1: analysers is ignored; did you mean analyzers?"
     text = "analysers: [a:1]\n"
     result = run("--check", "-", stdin=text)

@@ -34,7 +34,7 @@ class Subscriptions:
 
 
 class Running:
-    """An app whose expiry runs when the test advances the time."""
+    """An app that checks for missing reports when the test advances the time."""
 
     def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
@@ -45,7 +45,10 @@ class Running:
         self.pass_time(100)
 
     def pass_time(self, seconds: float) -> float:
-        """Advance the time and run the expiry task; return how far the table's clock advanced."""
+        """Advance the time in steps, and check for missing reports after each step.
+
+        Return how far the table's clock advanced.
+        """
         before = self.app.clock.now()
         for _ in range(round(seconds / STEP_S)):
             self.now_s += STEP_S
@@ -55,7 +58,7 @@ class Running:
 
     def deliver(self, *names: str) -> None:
         self.subscriptions.delivering = set(names)
-        self.app._update_hold()  # in skyfast, the subscriptions call `_update_hold`
+        self.app._update_hold()  # the real subscriptions call it
 
     @property
     def page(self) -> dict[str, float]:
@@ -74,7 +77,7 @@ def test_clock_is_held_until_all_connections_are_reported_again(
     caplog.set_level(logging.INFO)
     assert running.pass_time(10) == 10
     running.deliver("one:8082")
-    assert running.app.clock.held  # the hold starts even before the expiry task runs
+    assert running.app.clock.held  # the hold starts before the next check
     assert running.pass_time(20) == 0
     assert running.page == {"held": 1, "seconds": 20}
     running.deliver("one:8082", "two:8082")
@@ -147,7 +150,7 @@ def test_timeout_shorter_than_the_update_interval_causes_a_warning(
 
 
 @pytest.mark.parametrize("shard", [UNSHARDED, Shard(0, 2), Shard(1, 2)])
-def test_every_shard_checks_capture_statistics_for_packets(
+def test_every_shard_detects_received_packets_in_capture_statistics(
     monkeypatch: pytest.MonkeyPatch, shard: Shard
 ) -> None:
     running = Running(dataclasses.replace(make_config(), shard=shard), monkeypatch)

@@ -1,4 +1,4 @@
-"""``--check --replay FILE``: the forecast has the numbers of the page at the end of a replay."""
+"""``--check --replay FILE``: the forecast shows the numbers of the page at the end of a replay."""
 
 import json
 
@@ -59,7 +59,7 @@ def all_families(name):
 
 
 def test_dry_run_has_the_connections_of_a_replay():
-    """The golden page of this recording has 831 connections, because none of them expires."""
+    """The golden page of this recording has 831 connections: none of them has expired."""
     playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
     made = dry_run.run(config_of(connection_timeout=600), playback).forecast
     assert made.unbounded.connections == 831
@@ -132,7 +132,7 @@ def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     *_, blank, summary, head, unbounded, views, a, b, c, d, proposal = done.stdout.splitlines()
-    # One blank line precedes the cost. The other one, ``blank``, precedes the forecast.
+    # There are two blank lines: one before the cost, and ``blank`` before the forecast.
     assert blank == ""
     assert done.stdout.count("\n\n") == 2
     assert summary.startswith("# Recording ")

@@ -91,8 +91,9 @@ class Replay:
     """The model and the pages after a replay.
 
     ``flows`` maps each analyzer to the number of flows that it sent. ``prometheus_page`` is
-    ``page`` in the format that Prometheus 2.42 requests. ``flow_parts`` has the parts of
-    ``flow_page``, and ``prometheus_parts`` has these parts in the format of ``prometheus_page``.
+    ``page`` in the format that Prometheus 2.42 requests. ``flow_parts`` has the
+    responses to `PART_PATHS`, and ``prometheus_parts`` has them in the format of
+    ``prometheus_page``.
     ``openmetrics_2_page`` is ``page`` in OpenMetrics 2.0.
     """
 
@@ -374,8 +375,8 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
         if series.partition("{")[0] in result.names
     } == result.samples
     assert read_inline_starts(page) == result.model.starts(0)
-    # The families have the names and types that they have in the text format. An exception is the
-    # type "info": in the text format, info series are gauges.
+    # The families have the same names and types as in the text format. There is one exception: the
+    # text format has no type "info", so info series are gauges there.
     types = {
         family.name: family.metadata["TYPE"].replace("info", "gauge")
         for family in families.values()
@@ -387,9 +388,9 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
 
 
 def check_flow_families(file, page, first, result):
-    """Compare the families of flows with the golden file of this name.
+    """Compare the families of flows with the golden file ``file``.
 
-    Each family on the page begins with a line that starts with ``first``.
+    The first line of each family on the page starts with ``first``.
     """
     families = []
     for line in page.decode().splitlines():
@@ -456,7 +457,10 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Group adjacent lines of the same kind, such as flows. Return pairs of kind and text."""
+    """Split the page where the kind of the lines changes, for example from flows to interfaces.
+
+    Return each section as a pair of its kind and its text.
+    """
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}

@@ -31,7 +31,7 @@ def configured(*urls: str, labels: list[Any], **settings: Any) -> Config:
     return make_config(*urls, labels=labels, metrics=["bytes"], direction="sum", port=0, **settings)
 
 
-# Names after a reload.
+# Which names a reload keeps.
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ TEAM = {"name": "team", "k8s_label": "team"}
         (["initiator_ip"], ["initiator_name"], False),
     ],
 )
-def test_reload_keeps_names_that_suffice_for_the_new_labels(
+def test_reload_keeps_the_names_if_they_suffice_for_the_new_labels(
     shared: Shared, before: list[Any], after: list[Any], survive: bool
 ) -> None:
     old = pipeline.build(configured(labels=[*before, "node_tid"]), None, shared)
@@ -160,7 +160,7 @@ CART = "8c77788a-ddb5-5c8d-adc4-6b000e504453"
 
 
 def info_of(node_tid: str, *names: str) -> dict[str, str]:
-    """Return the only info series of a capture point."""
+    """Return the expected info series of a capture point, which has exactly one."""
     values = (node_tid, *names, *[""] * (len(interface_info.LABELS) - len(names) - 1))
     pairs = zip(interface_info.LABELS, values, strict=True)
     return {",".join(f'{label}="{value}"' for label, value in pairs): "1"}
@@ -222,7 +222,7 @@ async def test_info_series_of_a_view_outlive_the_connections() -> None:
             assert len(await rows(app, "nodes_bytes_total{")) == 2
 
 
-async def test_flows_move_in_small_steps_when_their_names_become_known(
+async def test_flows_move_to_named_connections_in_small_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.05)

@@ -295,7 +295,7 @@ def shared() -> Shared:
         (["target_network"], ["initiator_network"], False),
     ],
 )
-def test_reload_keeps_names_that_suffice_for_the_new_labels(
+def test_reload_keeps_the_names_if_they_suffice_for_the_new_labels(
     shared: Shared, before: list[Any], after: list[Any], survive: bool
 ) -> None:
     names = {"10.0.0.0/8": {"name": "company", "site": "a"}}

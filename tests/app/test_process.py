@@ -339,7 +339,7 @@ async def test_invalid_messages_neither_end_the_subscription_nor_break_the_page(
         assert "skydive_network_connection_total_bytes" in names
     problems = [line for line in skyfast.log if PROBLEM.search(line)]
     reasons = set(re.findall(r"dropped a message of \d+ bytes \((\w+)\)", "\n".join(problems)))
-    # Each reason is logged once, and nothing else is logged.
+    # skyfast logs each reason for a dropped message once, and nothing else.
     assert reasons == {reason for _, reason in BAD_MESSAGES.values()}
     assert len(problems) == len(reasons)
 

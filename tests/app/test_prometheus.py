@@ -338,7 +338,10 @@ async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_p
 
 @needs_prometheus
 async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
-    """The targets together have all series of the page. The series have no label for the part."""
+    """Together, the targets have all series of the page.
+
+    No label of a series shows which part contains the series.
+    """
     (text,) = (text for _, text in blocks(ROOT / "docs" / "scaling.md") if "__param_part" in text)
     async with FakeAnalyzer() as analyzer:
         config = write_config(tmp_path, analyzer.url)

@@ -1,7 +1,7 @@
 """Reloading the configuration of a running process: which parts change and which are kept.
 
 Most tests start a skyfast process, edit its file and send SIGHUP, as an operator does. Some tests
-run the subscriptions in the process of the tests, to replace the name resolution.
+run the subscriptions in their own process, so that they can replace the name resolution.
 """
 
 import asyncio
@@ -249,8 +249,8 @@ async def test_failed_reload_changes_nothing(tmp_path: Path, analyzer: FakeAnaly
             assert warning in api_status["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page
-            # Check that skyfast still reads reports. This late report is counted, but does not
-            # change any value.
+            # Check that skyfast still reads reports. It counts this repeated report, but the report
+            # does not change any value.
             await operator.report(analyzer, flow("1"))
             assert len(problems(skyfast.log)) == 2 * (number + 1)
 
@@ -393,8 +393,8 @@ async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAna
         assert metrics['skyfast_flows_filtered_total{rule="dns"}'] == 2
         assert metrics['skyfast_flows_filtered_total{rule="ntp"}'] == 1
 
-        # The page no longer shows the counters of removed rules. New rules can use fields that were
-        # not decoded before the reload.
+        # The counters of removed rules disappear from the self-metrics. New rules can use fields
+        # that skyfast did not decode before the reload.
         keep = {"name": "big", "Metric.ABPackets": "10-99", "CaptureID": ""}
         await operator.reload({"pipeline.filter.drop": None, "pipeline.filter.keep": [keep]})
         await operator.report(analyzer, flow("4"), flow("5", Metric={"ABPackets": 10}))
@@ -479,7 +479,8 @@ async def test_new_timeouts_apply_from_the_next_report(
         metrics = await skyfast.until(lambda metrics: metrics[rows] == 1)
         assert time.monotonic() - began < 5
         assert metrics["skyfast_connections"] == 1
-        # Shorter timeouts apply to the new connection, so it expires before the old connection.
+        # The shorter timeouts apply only to the connection that is reported next. It expires before
+        # the older connection.
         await operator.reload({f"{STORE}.connection_grace": 0.5, f"{STORE}.views": [view]})
         await operator.report(analyzer, flow("3", NodeTID="third"))
         assert (await skyfast.self_metrics())[rows] == 2
@@ -882,7 +883,8 @@ async def test_new_labels_and_metrics_start_a_new_table(
         assert not problems(await operator.reload())
 
 
-# Maps each field to the keys of the first configuration and the keys that the reload changes.
+# For each field of `ExportSelection`: the keys of the first configuration, and the keys that the
+# reload changes.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "first_view": ({}, {"labels": ["protocol"]}),
     "further_views": ({}, {"views": []}),
@@ -922,7 +924,7 @@ def differing(old: Any, new: Any) -> list[str]:
 
 
 def config_of_store(keys: Keys) -> Config:
-    """Return a configuration. All keys except ``cluster_net_masks`` are keys of the store."""
+    """Return a configuration with these keys of the store, or with ``cluster_net_masks``."""
     networks = "cluster_net_masks"
     paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
     return loader.parse(text_of(paths), {}, source="x.yml")
@@ -1138,7 +1140,7 @@ async def test_standard_naming_enables_openmetrics(tmp_path: Path, analyzer: Fak
         await analyzer.send(report)
         await skyfast.until(lambda metrics: metrics["skyfast_captures"] == 1)
         assert "text/plain" in (await content_type() or "")
-        # The reload only changes labels, so interfaces and captures stay.
+        # This reload changes only the labels, so the page still has interfaces and captures.
         await operator.reload({f"{STORE}.labels": ["target_ip"]})
         page = (await skyfast.get("/metrics")).decode()
         assert samples(page, "skydive_network_interface_rx_bytes")
@@ -1235,7 +1237,7 @@ def total(page: str, **labels: str) -> str:
     return value
 
 
-async def test_flows_have_topology_names_from_the_start_and_follow_renames(
+async def test_flows_have_topology_names_from_the_start_and_after_renames(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     analyzer.topology = topology("eth0")
@@ -1296,8 +1298,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # Change the response only after the last query of a round. If the response changed within a
-        # round, some queries would succeed, and names could be resolved without the interfaces.
+        # Change the response only after the last query of a round. Otherwise, only some queries of
+        # the round would succeed, and skyfast could resolve names without the interfaces.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading
@@ -1363,7 +1365,7 @@ async def test_signal_during_the_start_is_handled_after_the_start(
         process.send_signal(signal.SIGHUP)
         os.write(writers[0], text_of(subscribing(analyzer)).encode())
         os.close(writers[0])
-        # A pipe cannot be read again, so this error shows that skyfast tried to reload.
+        # This error shows that skyfast tried to reload: it cannot read a pipe again.
         assert "not a regular file" in await outcome(process)
         await analyzer.subscriber()
 

@@ -33,7 +33,7 @@ PROTOCOLS = {
 FEATURES = "--enable-feature=created-timestamp-zero-ingestion,openmetrics2"
 TIMEOUT_S = 3
 SHORT, RETURNING = 1, 2
-"""The initiators' ports of two connections, which the test describes."""
+"""The initiator ports of two connections. The test below describes the connections."""
 
 
 def report(port: int, total: int, *, start_ms: int, update: int, update_ms: int) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def job(name: str, protocol: str, target: str) -> dict[str, Any]:
 async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path: Path) -> None:
     """With start timestamps, ``increase`` includes the value of the first sample of a series.
 
-    The connection `SHORT` has only one sample. The connection `RETURNING` expires, and later
-    continues its counter.
+    The connection `SHORT` has only one sample. The connection `RETURNING` expires. When
+    it returns, it continues its counter.
     """
     async with FakeAnalyzer() as analyzer, asyncio.timeout(2 * ANSWER_S):
         config = write_config(

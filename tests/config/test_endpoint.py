@@ -111,7 +111,7 @@ def test_ipv6_zone_is_the_name_of_an_interface() -> None:
 
 
 @pytest.mark.parametrize("text", ["localhost:1", "127.0.0.1:1", "[::1]:1", ":1", "1"])
-def test_spellings_of_the_loopback_address_are_one_analyzer(text: str) -> None:
+def test_all_spellings_of_the_loopback_address_identify_one_analyzer(text: str) -> None:
     assert parse_analyzer(text).identity == ("localhost", 1)
     assert parse_analyzer("127.0.0.2:1").identity == ("127.0.0.2", 1)
 

@@ -598,7 +598,7 @@ def test_settings_in_the_url_of_one_analyzer_apply_to_all_analyzers(
     assert urls(result) == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
 
 
-def test_url_that_is_not_one_of_the_analyzers_causes_a_warning() -> None:
+def test_url_that_is_missing_from_analyzers_causes_a_warning() -> None:
     text = "analyzers: [a, b]\npipeline.subscriber.url: ws://u:hunter2@c:8082\n"
     assert parse(text).notes == (
         model.Note(

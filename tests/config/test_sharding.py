@@ -80,7 +80,7 @@ OVERLAP = "shards overlap: several shards export the same connections"
                     *("initiator_ip", "target_ip", "initiator_port", "target_port"),
                     "protocol",
                 ],
-                "direction": "sum",  # so that direction is not a label
+                "direction": "sum",  # direction is not a label
             },
             False,
         ),
@@ -227,7 +227,7 @@ def test_assignment_of_connections_to_shards_never_changes():
 
 
 def test_flood_on_one_shard_does_not_fill_the_others():
-    """An attacker can choose flows that all belong to one shard: the hash has no secret key."""
+    """The hash has no secret key, so an attacker can choose flows that all belong to one shard."""
     cores = shards(4, one_view(max_connections=50))
     candidates = itertools.count(1)
     for n in range(400):  # find a port whose flow belongs to the first shard
@@ -244,7 +244,7 @@ def test_flood_on_one_shard_does_not_fill_the_others():
     assert not any(core.skipped["table_full"] for core in cores[1:])
 
 
-def test_flow_of_another_shard_is_not_a_duplicate():
+def test_flows_of_another_shard_are_not_counted_as_duplicates():
     spec = one_view(deduplicate="first")
     cores = shards(2, spec)
     for n in range(40):
@@ -270,7 +270,7 @@ def test_values_of_a_view_without_addresses_add_up_over_all_shards():
     assert whole == {series: sum(part[series] for part in parts) for series in whole}
 
 
-def test_invalid_share_is_rejected():
+def test_table_rejects_an_invalid_shard():
     config = config_of()
     plan = make_plan(config.export, names=NameIndex(keep_s=1), shard=config.shard)
     assert plan.shard is None

@@ -233,7 +233,7 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 
 
 class Build:
-    """Runs the steps of a Dockerfile with all absolute paths below one directory."""
+    """Runs the steps of a Dockerfile, and moves all absolute paths below the directory ``root``."""
 
     def __init__(self, root: Path, **arguments: str) -> None:
         self.root = root
@@ -252,7 +252,7 @@ class Build:
         }
 
     def here(self, text: str) -> str:
-        """Return ``text`` with absolute paths moved below the directory."""
+        """Return ``text`` with absolute paths moved below ``root``."""
         return re.sub(r"(?<![^\s=:'\"\[])/(?=\w)", f"{self.root}/", text)
 
     def run(self, dockerfile: str) -> None:
@@ -359,7 +359,7 @@ def copy_context(target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Build]:
-    # The user of the image could not enter pytest's temporary directory.
+    # Do not use pytest's temporary directory: the user of the image could not enter it.
     with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
         Path(directory).chmod(0o755)
         build = Build(Path(directory), SKYFAST_COMMIT=COMMIT, SOURCE=SOURCE, BASE=BASE)
@@ -374,8 +374,9 @@ def in_image(
 ) -> subprocess.Popen[str]:
     """Start a command as in a container.
 
-    The command runs as the user and group of the image, or of ``run_as`` (``UID:GID``). If this
-    process cannot switch to another user, the command runs as the current user.
+    The command runs as the user and group in ``run_as`` (``UID:GID``). The default is the user and
+    group of the image. If this process cannot switch to another user, the command runs as the
+    current user.
     """
     uid, gid = map(int, (run_as or image.settings["USER"]).split(":"))
     python = Path(sys.base_prefix).resolve()
@@ -733,7 +734,7 @@ def test_pod_meets_the_restricted_profile() -> None:
     assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys()
 
 
-def test_network_policy_allows_both_ports_of_dns() -> None:
+def test_network_policy_allows_dns_on_ports_53_and_5353() -> None:
     (rule,) = manifest("networkpolicy.yml")["spec"]["egress"]
     ports = {(port["protocol"], port["port"]) for port in rule["ports"]}
     assert ports >= {(protocol, port) for protocol in ("UDP", "TCP") for port in (53, 5353)}

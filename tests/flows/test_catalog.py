@@ -374,7 +374,7 @@ ENDPOINTS = ("initiator_ip", "target_ip", "initiator_port", "target_port")
 
 
 @pytest.mark.parametrize("missing", ENDPOINTS)
-def test_view_identifies_connections_only_by_unchanged_addresses_and_ports_of_both_ends(
+def test_only_unchanged_addresses_and_ports_of_both_ends_identify_a_connection(
     missing: str,
 ) -> None:
     assert plan_of(labels=list(ENDPOINTS)).views[0].identifies_connection
@@ -708,7 +708,10 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return views that all have the labels ``names``, and ``count`` other labels in total."""
+        """Return an export selection with ``count`` labels in addition to ``names``.
+
+        Each view has all of ``names``.
+        """
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [

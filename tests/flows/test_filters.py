@@ -38,7 +38,10 @@ WITH_OTHER = (
 
 
 class FilterHarness:
-    """A flow filter and its counts. `admit` returns the UUIDs of the flows that pass the filter."""
+    """A flow filter and its counts of dropped flows.
+
+    `admit` returns the UUIDs of the flows that pass the filter.
+    """
 
     def __init__(
         self, config: Filter, *, requirements: tuple[Requirement, ...] = TRANSPORT, **filtered: int
@@ -415,7 +418,10 @@ PATHS = (
 
 
 def value(path: FieldPath | None, raw: JSON) -> str | int | None:
-    """Return the value of a flow's field, or None if the flow lacks the object with the field."""
+    """Return the value of a flow's field.
+
+    If the flow lacks the object that would contain the field, return None.
+    """
     if path is None:
         return tag(raw)
     *part, name = path

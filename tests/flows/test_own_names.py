@@ -239,7 +239,7 @@ def prefixes(draw: st.DrawFn) -> str:
 
 @given(st.dictionaries(prefixes(), ENTRIES, max_size=12), st.lists(st.integers(0, 1 << 128)))
 def test_lookups_match_a_linear_search(entries: dict[str, OwnNameEntry], random: list[int]) -> None:
-    # An IPv4-mapped address is looked up as an IPv4 address: IPv6 networks do not give it names.
+    # An IPv4-mapped address is looked up as an IPv4 address, so IPv6 networks do not match it.
     names = OwnNames({read_prefix(text): entry for text, entry in entries.items()}, KEYS)
     numbers = [*random]
     for text in entries:

@@ -153,9 +153,10 @@ COSTS = (
         *("skyfast, 1,000,000 connections", 1),
     ),
 )
-"""Costs in the guides: the file, and the regular expression that finds the number in the file.
+"""Costs in the guides. Each entry has a file, a regular expression for a number in this file, the
+name of a benchmark's measurement, and a factor.
 
-The number must agree with the product of a measurement of the benchmarks and a factor."""
+The number must agree with the measurement multiplied by the factor."""
 
 
 @pytest.mark.parametrize(("file", "expression", "measurement", "factor"), COSTS)
@@ -168,7 +169,7 @@ def test_documented_costs_agree_with_the_benchmarks(
     assert float(number.replace(",", "")) == pytest.approx(measured, rel=0.2)
 
 
-def test_documented_cpu_time_saved_without_compression_matches_the_table() -> None:
+def test_documented_cpu_time_of_uncompressed_pages_matches_the_table() -> None:
     text = (ROOT / "docs" / "scaling.md").read_text()
     (plain,) = re.findall(r"skyfast, uncompressed \| (\S+) s \| (\S+) s", text)
     (compressed,) = re.findall(r"`web.gzip: direct`\) \| (\S+) s \| (\S+) s", text)
@@ -209,7 +210,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the words of a line, from the command on. If the command is unknown, return []."""
+    """Return the command in a line, and its arguments. If the command is unknown, return []."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)

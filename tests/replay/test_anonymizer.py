@@ -62,7 +62,7 @@ def common_bits(first: str, second: str) -> int:
 ADDRESSES = [ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 
-@pytest.mark.parametrize("kind", ADDRESSES, ids=["4", "6"])
+@pytest.mark.parametrize("kind", ADDRESSES, ids=["IPv4", "IPv6"])
 @given(data=st.data())
 def test_each_address_has_its_own_pseudonym_of_the_same_kind(
     kind: Any, data: st.DataObject
@@ -258,7 +258,10 @@ def test_no_secret_of_the_recordings_is_left() -> None:
 
 @pytest.fixture(scope="module")
 def elements() -> list[tuple[Query, bytes]]:
-    """The recorded containers and pods, with the fields that skyfast reads."""
+    """The nodes and edges of the recorded containers and pods, each with the query that finds it.
+
+    They have only the fields that skyfast reads.
+    """
     (graph,) = json.loads((CONTAINER_TOPOLOGY / "graph.json").read_bytes())
     changes = ResponseChanges()
     found: list[tuple[Query, bytes]] = []
@@ -341,8 +344,9 @@ def test_no_name_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
         text for text in before if re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", after)
     }
     assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
-    # No word of a changed name is left, except `CODES_OF_NODES` and the prefix k8s of kubelet's
-    # names. Hexadecimal words are not checked, because they also occur in UUIDs.
+    # Words of changed names must not remain. Exceptions are unchanged names, `CODES_OF_NODES`, and
+    # k8s, a prefix of kubelet's names. Hexadecimal words are not checked, because they also occur
+    # in UUIDs.
     word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")
     words = {each for text in before for each in word.findall(text)}
     values = [
@@ -353,7 +357,7 @@ def test_no_name_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
 
 
 CODES_OF_NODES = {"docker", "container", "runc", "bridge", "node", "host"}
-"""Words that may be left, because they are also types of nodes, or names of probes."""
+"""Words of names that may remain, because types of nodes and names of probes contain them, too."""
 
 
 def expected_names(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -366,7 +370,7 @@ WITHOUT = {"nothing": (), "replica sets": ("replicaset",), "pods": ("pod",), "k8
 
 
 @pytest.mark.parametrize("missing", WITHOUT.values(), ids=WITHOUT)
-def test_names_resolved_from_pseudonyms_are_pseudonyms_of_the_names(
+def test_anonymized_topology_resolves_to_the_pseudonyms_of_the_names(
     elements: list[tuple[Query, bytes]], missing: tuple[str, ...]
 ) -> None:
     kept = [

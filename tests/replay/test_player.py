@@ -171,7 +171,7 @@ def test_tunnel_flow_keeps_its_outer_flow():
         assert parents <= flows
 
 
-def test_first_report_of_each_flow_is_marked_as_first():
+def test_first_update_of_each_flow_equals_its_total():
     seen = set()
     for _, flow in reports(play(one_analyzer(), 2)):
         if flow["UUID"] not in seen:
@@ -282,8 +282,8 @@ def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
 def received_bytes(topology):
     """Map each interface to the number of received bytes.
 
-    The key is the name of the interface. For eth0 it is the ID, because many containers have an
-    eth0.
+    The key is the name of the interface. Many containers have an interface eth0, so the key of
+    eth0 is its ID.
     """
     offsets, totals = topology.offsets(), {}
 

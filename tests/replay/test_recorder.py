@@ -139,7 +139,7 @@ def test_file_size_is_limited(
     assert 50 < Recording.load(str(path)).messages < 450
 
 
-def test_full_disk_only_stops_the_recording(
+def test_full_disk_stops_only_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.02)
@@ -169,7 +169,7 @@ def test_slow_disk_drops_and_counts_messages(
 
     path = tmp_path / "r.jsonl"
     recorder = Recorder(str(path), message_filter=slow)
-    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # the writer waits in the filter
+    recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # the filter blocks the writer
     assert started.wait(5)
     start_s = time.monotonic()
     for n in range(100):

@@ -79,7 +79,7 @@ def test_bare_flow_is_wrapped_in_a_message() -> None:
         message = parse(flow + b"\r\n")
         assert message.data == b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % flow
         assert (message.at_ms, message.kind) == (None, "flow")
-    # A line by the recorder contains exactly what the analyzer sent. Therefore, it is not wrapped.
+    # A line of the recorder is not wrapped, because it contains exactly what the analyzer sent.
     assert parse(message_line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
 
 
@@ -326,8 +326,8 @@ def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
 def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None:
     """A replay sends each update of the topology between the same messages as in the recording.
 
-    The clock may have been set back during the recording. Updates before the first message have the
-    time of this message.
+    This is true even if the clock was set back during the recording. Updates before the first
+    message get the time of this message.
     """
     update = recording.Update(removed=["x"])
 

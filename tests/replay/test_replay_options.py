@@ -249,7 +249,8 @@ async def test_anonymized_recording_gives_the_same_totals(tmp_path: Path) -> Non
         connections = (await skyfast.self_metrics())["skyfast_connections"]
     assert path.stat().st_mode & 0o777 == 0o600
     text = gzip.decompress(path.read_bytes())
-    # The pattern has whole addresses of the recordings. A random pseudonym hardly ever equals one.
+    # The pattern matches addresses of the recordings, and the start of a UUID. A random pseudonym
+    # is very unlikely to match.
     assert not re.search(rb"\b10\.(?:77|99)\.0\.[12]\b|\bfd77::[12]\b|dfb29c54-c71c", text)
     async with replay(path, "--replay-speed=1") as skyfast:
         second = await page(skyfast, 37 + 33)
@@ -276,11 +277,12 @@ DEMO = ROOT / "skyfast" / "data" / "recording.jsonl.gz"
 
 
 SECRET = re.compile(
-    # Addresses, UUIDs, IDs of containers, and all names of the demo.
+    # Addresses, UUIDs, IDs of containers, and names of the demo.
     rb"\b10\.\d+\.\d+\.\d+|\b(?:172|192)\.\d+\.\d+\.\d+|fd7[78]:[0-9a-f:]+|[0-9a-f]{64}"
     rb"|[0-9a-f]{2}(?::(?!ff:ff)[0-9a-f]{2}){5}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     rb"|\b(?:shop|default|kube-system|ag1|node-1|labcluster|web|client|db|h[12]|n[123]|v[12]|vx[12])\b"
-    # A random pseudonym can end with "api". Therefore, ignore names after a letter or a digit.
+    # More names of the demo. A random pseudonym can end with "api", so these names do not match
+    # after a letter or a digit.
     rb"|(?<![0-9a-z])(?:frontend|cart|coredns|api|cache|kube-proxy|kube-dns|nginx|sidecar)[\w-]*"
 )
 
@@ -312,7 +314,7 @@ async def test_replayed_topology_gives_the_same_names(tmp_path: Path) -> None:
     async with running(config, *FAST, str(path)) as skyfast:
         assert await flows_page(skyfast, len(messages)) == first
     again = tmp_path / "again.jsonl"
-    # Although no label needs names, the topology is recorded again.
+    # Although this configuration needs no names, skyfast records the replayed topology.
     async with replay(path, f"--record={again}", quiet=False) as skyfast:
         await skyfast.until(all_received(len(messages)))
     lines = [

@@ -86,8 +86,8 @@ def test_replayed_responses_equal_the_recorded_responses(
             partial = changes(query, 0)
             found = elements(graph, partial, time)
             record(partial, found, time)
-        # Record all responses twice, because a node whose type changes moves from one response to
-        # another.
+        # Record all responses twice. Once is not enough if the type of a node changes: the node
+        # then moves from one response to another.
         for _ in range(2):
             for query in COMPLETE:
                 record(query, elements(graph, query, time), time)

@@ -148,7 +148,7 @@ async def test_file_that_does_not_fit_into_memory_leaves_the_names_in_use(
     assert reader["10.0.0.1"] == ("", "old", "a")
 
 
-async def test_missing_key_is_logged_once_until_an_entry_has_it_again(
+async def test_missing_key_is_logged_again_only_after_an_entry_had_it(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = Reader(file)

@@ -119,7 +119,7 @@ async def test_hanging_process_sends_no_watchdog_message(
         skyfast.process.send_signal(signal.SIGSTOP)
         listener.waiting()
         await asyncio.sleep(2 * WATCHDOG_S)
-        assert len(listener.waiting()) <= 1  # sent just before SIGSTOP
+        assert len(listener.waiting()) <= 1  # one may have been sent before SIGSTOP
         skyfast.process.send_signal(signal.SIGCONT)
         assert await listener.message() == {"WATCHDOG": "1"}
 

@@ -238,8 +238,8 @@ async def test_caches_of_passwords_and_addresses_are_bounded(plain, monkeypatch)
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
     assert [await guess(address) for address in networks] == [401, 429, 401]
     assert len(security._passwords._failed) == 4
-    # Wrong passwords are cached by address. Therefore, skyfast hashes the password again if it
-    # comes from 192.0.2.2.
+    # Wrong passwords are cached by address. If the same password comes from 192.0.2.2, skyfast must
+    # hash it again.
     wrong = basic("user0", "wrong")
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)

@@ -119,7 +119,7 @@ async def test_script_renders_the_same_page_as_the_server(visited, monkeypatch):
             served = await tab.evaluate(ELEMENTS.replace("document", "served"))
     assert ranks == ["10.0.0.1", "10.0.0.2", "fd00::3"]
     assert len(written) > 80
-    # The title also shows that an analyzer is down.
+    # The title shows that the analyzer is down.
     assert written[0] == ["TITLE", "", "", "▲ 0 of 1 analyzer · skyfast · skyfast-test"]
     assert written == served
     assert [path for path in drawn if path.startswith("M")]

@@ -321,7 +321,10 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """The only exception is a file that requests client certificates without verifying them."""
+    """There is one exception, which other tests cover.
+
+    skyfast rejects files that request client certificates without verifying them.
+    """
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)

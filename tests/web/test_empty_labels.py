@@ -90,8 +90,8 @@ def test_empty_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) 
         (ENDS, 0.9, True),
         (ENDS, 0.899, False),
         (("node_host",), 0.9, True),
-        # All initiators may be outside of the topology. Therefore, an empty ``initiator_host`` is
-        # only suspicious if it is empty for all bytes.
+        # It is normal that most initiators are outside of the topology. Therefore, an empty
+        # ``initiator_host`` is suspicious only if it is empty for all bytes.
         (("initiator_host",), 0.999, False),
         (("initiator_host",), 1.0, True),
     ],
@@ -120,10 +120,10 @@ def test_warnings_are_logged_once_with_their_reason(caplog: pytest.LogCaptureFix
 
 
 class FakeRanking:
-    """Replaces a ranking. The check only tests whether two rankings are the same object."""
+    """Replaces a ranking. The check needs only the identity of a ranking."""
 
 
-def test_table_is_searched_if_its_names_were_already_read_at_the_previous_check() -> None:
+def test_table_is_searched_if_its_names_were_read_in_two_successive_rounds() -> None:
     check, old, new = EmptyLabelCheck(), FakeRanking(), FakeRanking()
     rounds = [(old, False), (old, True), (old, True), (new, True), (new, False), (new, True)]
     due = [check.is_due(cast("Ranking", ranking), is_read=is_read) for ranking, is_read in rounds]

@@ -144,7 +144,7 @@ async def test_complete_openmetrics_pages_end_with_eof():
 
 @on_both_loops
 @pytest.mark.parametrize("start_timestamps", [False, True])
-async def test_start_timestamps_are_requested_from_all_parts(start_timestamps):
+async def test_start_timestamps_are_requested_from_table_interfaces_and_captures(start_timestamps):
     table = FakeTable()
     pages = exposition(table, standard_names=True, start_timestamps=start_timestamps)
     for version in (0, 1, 2):

@@ -1,4 +1,4 @@
-"""A forecast for ``min_bytes`` and ``min_packets`` has the numbers of a page with these bounds."""
+"""A forecast for given bounds has the same numbers as a page that is limited by these bounds."""
 
 import html
 import json
@@ -104,9 +104,9 @@ def test_forecast_equals_the_page(
 
 
 def test_largest_tenth_of_typical_connections_has_most_bytes():
-    """The test distributes the sizes of connections as in real networks.
+    """The sizes of connections are distributed as in real networks.
 
-    Then a tenth of the connections has at least 95 % of the bytes.
+    The largest tenth of the connections has at least 95 % of the bytes.
     """
     sizes = random.Random(7)
     core = Core(Spec(views=(View(LABELS, compatible("bytes", "packets")), traffic())))
@@ -123,8 +123,8 @@ def test_largest_tenth_of_typical_connections_has_most_bytes():
     at_100_kb = made.bounds[1]
     assert (at_100_kb.min_bytes, at_100_kb.series) == (100_000, 4 * count // 10)
     assert at_100_kb.bytes_share >= 0.95
-    # The proposed bound is far below 100 kB. It already hides all small connections, so that the
-    # page has at most max_series series.
+    # The proposed bound is far below 100 kB. This bound is enough: it hides all small connections,
+    # so the page has at most max_series series.
     assert made.proposed.min_bytes == 10_000
     core.bounds = [(100_000, 0), NO_BOUNDS]
     page = read_all(core.table.page(0)).decode()

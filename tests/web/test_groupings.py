@@ -7,9 +7,10 @@ from skyfast.web.ranked_views import RankedView
 
 
 def views(**labels):
-    """Map prefixes to views. The arguments are the labels of each view, separated by spaces.
+    """Map prefixes to views. Each argument has the labels of one view, separated by spaces.
 
-    The argument ``main`` has the labels of the first view, which has no prefix.
+    The name of an argument is the prefix of its view. The name ``main`` is for the first view,
+    which has no prefix.
     """
     named = {"" if name == "main" else name: each for name, each in labels.items()}
     return {

@@ -200,7 +200,7 @@ async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> 
 
 @needs_nginx
 async def test_pages_are_served_behind_nginx(tmp_path: Path) -> None:
-    """nginx requests one location with HTTP/1.0, and the other with HTTP/1.1 and keep-alive."""
+    """nginx forwards one location with HTTP/1.0, and the other with HTTP/1.1 and keep-alive."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }
@@ -299,5 +299,5 @@ async def test_varnish_caches_no_page(tmp_path: Path) -> None:
                 for _ in range(2):
                     status, headers, _ = await get(f"http://127.0.0.1:{port}{path}")
                     assert status == 200
-                    # If Varnish answers from its cache, this header has two numbers.
+                    # In a response from Varnish's cache, this header would have two numbers.
                     assert len(headers["X-Varnish"].split()) == 1, path

@@ -947,7 +947,7 @@ async def test_endless_pipelining_is_aborted():
                 await client.send(pipelined)
                 await asyncio.sleep(0)
                 sent_bytes += len(pipelined)
-    assert sent_bytes < 20_000_000  # the kernel's buffers are smaller
+    assert sent_bytes < 20_000_000  # more than the kernel can buffer
 
 
 @on_both_loops
@@ -1006,7 +1006,7 @@ async def test_idle_connections_are_closed_cleanly(monkeypatch):
 
 @on_both_loops
 async def test_unread_small_responses_are_aborted(monkeypatch):
-    """Small responses have their own timeout, which is not the deadline of pages."""
+    """Small responses have a timeout of their own: the deadline of pages does not apply to them."""
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:

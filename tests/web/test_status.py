@@ -208,7 +208,7 @@ async def test_held_clock_causes_a_warning():
     ]
 
 
-async def test_empty_table_does_not_expire_connections():
+async def test_empty_table_causes_no_warning_about_expiry():
     stats, table = Stats(), FakeTable()
     stats.analyzer("a")
     table.connections = 0
@@ -502,7 +502,7 @@ async def test_name_that_is_a_label_is_not_repeated():
         site.app._parts.names.addresses["10.0.0.2"] = ("db", *named()[1:])
         entries = (await site.json("/api/top"))["entries"]
         assert [entry["names"] for entry in entries] == [{"target_ip": "db"}] * 3
-        # The filter does not find the name "web", because the names do not contain "web".
+        # The filter finds only names that the list shows, and the list does not show "web".
         assert (await site.json("/api/top?filter=web"))["entries"] == []
         assert len((await site.json("/api/top?filter=DB"))["entries"]) == 3
 
@@ -688,8 +688,8 @@ async def test_connections_are_ranked_by_rates():
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        # There are no rates before flow.update has passed, because some flows have not been
-        # reported in this time.
+        # There are no rates while the snapshot is younger than flow.update, because some flows have
+        # not been reported since the snapshot.
         with_older_snapshots(ranks, 4)
         early = await site.json("/api/top?by=bytes_per_second")
         assert (early["entries"], early["connections"]) == ([], 4)
@@ -899,7 +899,7 @@ async def test_page_shows_whether_there_was_a_reload(monkeypatch):
 
 
 def shown_values(response, key):
-    """Return the texts of the page's elements that have this key."""
+    """Return the texts of the elements whose attribute ``data-key`` is ``key``."""
     return re.findall(rf'data-key="{re.escape(key)}"[^>]*>([^<]*)<', response[1])
 
 
@@ -1134,8 +1134,8 @@ async def test_rows_of_views_are_ranked():
         assert (entry["rank"], response["connections"]) == (6000, 1)
         assert list(entry["labels"]) == ["target_port", "application"]
         assert entry["values"] == {"bytes": [6000], "packets": [17], "new_flows": [3]}
-        # Connections are grouped if they have the label and the metric. Otherwise, the rows of the
-        # view are grouped.
+        # By default, connections are grouped if they have the label and the metric. Otherwise, the
+        # rows of the view are grouped.
         for query, view, rank in (
             ("group=target_port", "", 6000),
             ("group=target_port&by=packets", "", 17),
