@@ -148,7 +148,7 @@ async def replay(name, directory):
             analyzer.topology = FakeResponse(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
         config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
-        # In the replay "overflow", the table gets full, and skyfast may log a warning.
+        # In the replay "overflow", skyfast may log a warning, because the table gets full.
         is_full = name == "overflow"
         skyfast = await stack.enter_async_context(running(config, quiet=not is_full))
         for analyzer in analyzers:
@@ -446,8 +446,8 @@ def test_self_metrics_account_for_every_report(replayed):
     assert metrics["skyfast_connections_created_total"] == model.created_total
     assert metrics["skyfast_connections_rejected_total"] == model.rejected_total
     assert metrics["skyfast_connections_overflowed_total"] == model.overflowed_total
-    # With standard naming, the gauge is called skyfast_table_flows, because in OpenMetrics,
-    # skyfast_flows is the family name of the counter skyfast_flows_total.
+    # In OpenMetrics, the family of the counter skyfast_flows_total is called skyfast_flows.
+    # Therefore, the gauge has another name with standard naming: skyfast_table_flows.
     assert metrics["skyfast_table_flows" if result.is_standard else "skyfast_flows"] == model.flows
     views = [n for series, n in metrics.items() if series.startswith("skyfast_view_connections{")]
     assert views == list(model.view_connections)

@@ -771,7 +771,7 @@ async def test_analyzers_can_change_while_one_is_down(
         remote = await analyzer.subscriber()
         before = (await skyfast.self_metrics())[series]
         assert before > 0
-        # The connection is half-open: the analyzer does not respond to the close.
+        # The connection is half-open: the analyzer does not answer when skyfast closes it.
         remote.freeze()
         await operator.reload({"pipeline.subscriber.urls": [UNREACHABLE]})
         metrics = await skyfast.until(
@@ -924,7 +924,7 @@ def differing(old: Any, new: Any) -> list[str]:
 
 
 def config_of_store(keys: Keys) -> Config:
-    """Return a configuration with these keys of the store, or with ``cluster_net_masks``."""
+    """Return a configuration with these keys: keys of the store, and ``cluster_net_masks``."""
     networks = "cluster_net_masks"
     paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
     return loader.parse(text_of(paths), {}, source="x.yml")

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, needs_victoria_metrics]
 
 
 def waiting() -> asyncio.Timeout:
-    """Return a timeout for the arrival of the samples."""
+    """Return a timeout for tests that wait until samples arrive."""
     return asyncio.timeout(ANSWER_S)
 
 

@@ -850,7 +850,7 @@ def test_error_for_a_size_with_a_unit_suggests_bytes(text: str, number: str) -> 
 
 
 @pytest.mark.parametrize("text", ["100 k B", "kB", "1ib", "1e3B", "-1kB", "1 bit"])
-def test_text_after_a_number_is_rejected_without_a_hint_unless_it_is_a_unit(text: str) -> None:
+def test_text_after_a_number_is_rejected_with_a_hint_only_if_it_is_a_unit(text: str) -> None:
     assert " is not an integer from 0 to " in error(store(min_bytes=text))
 
 

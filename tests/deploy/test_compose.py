@@ -123,7 +123,7 @@ async def test_prometheus_scrapes_the_demo_and_evaluates_the_rules(tmp_path: Pat
             # The row "Who talks to whom" of the dashboard has data.
             workloads = 'skydive_workloads_bytes_total{initiator_workload!="",target_workload!=""}'
             await growing(server, workloads, 2)
-            # All rules can be evaluated. No alert's condition holds after the first scrape.
+            # All rules can be evaluated. After the first scrape, no alert is pending or firing.
             states: set[tuple[str, str]] = set()
             while states != {("ok", "inactive")}:
                 groups = json.loads(await ask(f"{server}/api/v1/rules"))["data"]["groups"]

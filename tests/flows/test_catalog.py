@@ -66,7 +66,7 @@ class Names(dict[str, tuple[str, ...]]):
 
 
 class Source:
-    """Empty names for all topology labels, and for up to two pod labels."""
+    """A source of names that are all empty: for all topology labels and up to two pod labels."""
 
     def __init__(self) -> None:
         self.combined = Names(len(ADDRESS_NAMES) + 2)

@@ -284,7 +284,7 @@ def test_all_conditions_of_a_rule_must_match() -> None:
     assert harness.admit(*flows) == ["2", "3"]
 
 
-def test_flow_is_counted_once_under_the_first_match() -> None:
+def test_flow_is_counted_once_by_the_first_rule_that_matches() -> None:
     rules = [rule("port", where(PORT, 443)), rule("tcp", where(APPLICATION, "TCP"))]
     keep = [rule("udp", where(APPLICATION, "UDP"))]
     harness = FilterHarness(make_filter(excluded={"internal"}, drop=rules, keep=keep))

@@ -140,7 +140,7 @@ def test_it(number):
 
 
 def test_xdist_group_runs_in_one_process(tmp_path: Path) -> None:
-    """With some versions of pytest and pytest-xdist, groups have no effect."""
+    """With some versions of pytest and pytest-xdist, xdist groups have no effect."""
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_it.py").write_text(GROUPED)
     (options,) = re.findall(r"^PARALLEL_TESTS := \$\(BIN\)/pytest (.*)$", MAKEFILE, re.MULTILINE)

@@ -357,7 +357,7 @@ def test_no_name_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
 
 
 CODES_OF_NODES = {"docker", "container", "runc", "bridge", "node", "host"}
-"""Words of names that may remain, because types of nodes and names of probes contain them, too."""
+"""Words of names that may remain, because they are also types of nodes or names of probes."""
 
 
 def expected_names(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -134,7 +134,8 @@ def test_file_size_is_limited(
     size = path.stat().st_size
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
-    # The recorder completes the file, including data buffered by gzip, before it logs the line.
+    # When the recorder logs that the maximum is reached, the file is complete. Even gzip has no more
+    # data in its buffer.
     assert 90_000 < size == path.stat().st_size < 250_000
     assert 50 < Recording.load(str(path)).messages < 450
 

@@ -69,7 +69,7 @@ def view(prefix):
     )
 
 
-def test_labels_with_the_greatest_effect_come_first():
+def test_labels_are_ordered_by_the_effect_of_their_removal():
     page = as_html(
         report(label("few", ("a", 4)), label("many", ("b", 2), count=9), label("best", left=1))
     )

@@ -26,7 +26,7 @@ MUST_RUN = bool(os.environ.get("CI"))
 START_S = 15.0
 ANSWER_S = 15.0
 
-# Debian installs the proxies in directories that only root has on the PATH.
+# Debian installs the proxies in directories that are only on the PATH of root.
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NGINX = shutil.which("nginx", path=_PATH)
 HAPROXY = shutil.which("haproxy", path=_PATH)

@@ -760,7 +760,6 @@ async def test_rates_cover_one_to_two_minutes_after_the_first_minute(monkeypatch
         counts.append(ranks.snapshots)
         now[0] += 15
     assert max(counts) == 2
-    # After the first minute, rates cover a window of one to two minutes.
     assert windows[:4] == [0, 15, 30, 45]
     assert set(windows[4:]) == {60, 75, 90, 105}
     assert table.scans.count("snapshot 0") == 5
