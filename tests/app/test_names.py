@@ -71,7 +71,7 @@ def test_reload_keeps_the_names_if_they_suffice_for_the_new_labels(
     assert new.table is not old.table
 
 
-def test_name_counters_exist_only_while_labels_show_names(shared: Shared) -> None:
+def test_counters_of_names_exist_only_while_labels_show_names(shared: Shared) -> None:
     stats = shared.stats.topology
     first = pipeline.build(configured(labels=["initiator_ip"]), None, shared)
     first.record_limits(shared.stats)

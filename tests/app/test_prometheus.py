@@ -101,8 +101,8 @@ async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
         await growing(server, "skyfast_table_flows", 1)
         (up,) = await query(server, "min_over_time(up[1m])")
         assert number(up) == 1
-        # Only OpenMetrics has units. Only in OpenMetrics, the names of families lack the suffixes
-        # _total and _info.
+        # Only OpenMetrics has units. It also omits the suffixes _total and _info from the names of
+        # families.
         metadata = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
         for name, kind, unit in (
             ("skydive_traffic_bytes", "counter", "bytes"),

@@ -135,7 +135,7 @@ async def test_skyfast_needs_neither_privileges_nor_writable_files(
     if started.returncode:
         pytest.skip(f"other users cannot read Python or this directory: {started.stderr!r}")
     assert not unprivileged_files()
-    # Without these options, `make coverage` would make the process write a data file.
+    # Without these options, the process would write a data file during `make coverage`.
     without_coverage = ("--unset=COVERAGE_PROCESS_CONFIG", "--unset=COVERAGE_PROCESS_START")
     through = (
         "env",

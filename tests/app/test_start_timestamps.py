@@ -103,8 +103,8 @@ async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path:
                         sample["metric"]["job"]: number(sample)
                         for sample in await query(server, f"increase({bytes_of(port)}[1m])")
                     }
-                    # The increase is not exact, because Prometheus extrapolates to the limits of
-                    # the range.
+                    # The increase is not exact, because Prometheus extrapolates to the start and
+                    # end of the time range.
                     assert increases == {
                         "text": pytest.approx(without, rel=0.4),
                         "openmetrics 1": pytest.approx(expected, rel=0.4),

@@ -1535,7 +1535,7 @@ def test_any_text_is_accepted_or_rejected_with_an_error(text: str) -> None:
 @given(
     st.text(max_size=40).map(lambda text: f"analyzer: {{auth: {{cluster: {{password: {text}}}}}}}")
 )
-def test_any_flow_style_text_is_accepted_or_rejected_with_an_error(text: str) -> None:
+def test_any_text_in_braces_is_accepted_or_rejected_with_an_error(text: str) -> None:
     attempt(text, {})
 
 

@@ -589,7 +589,7 @@ def test_plan_contains_the_overflow_label_and_the_fields_of_conversations() -> N
     assert plan.conversation.point == ("NodeTID",)
 
 
-# Catalog tables
+# The lists of known labels and metrics
 
 
 def test_paths_of_labels_and_metrics_exist_in_flows() -> None:

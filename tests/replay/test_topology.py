@@ -1,4 +1,4 @@
-"""The topology in recordings: a replay answers queries as the analyzer did while recording."""
+"""The topology in recordings: a replay answers queries as the analyzer did."""
 
 import json
 from typing import Any

@@ -248,7 +248,7 @@ async def test_grouping_and_view_can_be_chosen(visited):
         await tab.click(".choice a[data-group=target_port]")
         await tab.until("location.search === '?by=packets&filter=&n=20&group=target_port'")
         await tab.until(f"{RANKS}.join() === '443'")
-        # The view has no packets. Therefore, its rows are ranked by its default metric.
+        # The view has no packets. Therefore, the view's default metric ranks the rows.
         await tab.click(".choice a[data-view=ports]")
         await tab.until("location.search.includes('view=ports')")
         await tab.until(f"{RANKS}.join() === '443'")

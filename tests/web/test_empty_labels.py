@@ -35,7 +35,7 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 def found(
     tmp_path: Path, *flows: dict[str, Any], min_share: float = 0.0, **settings: Any
 ) -> dict[str, float]:
-    """Process the flows without a topology. Map each set of empty labels to its share of bytes."""
+    """Process flows, but no topology. Map each set of empty labels to its share of the bytes."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(message(*flows) + b"\n")
     config = configured(**settings)
@@ -61,7 +61,7 @@ def test_share_is_the_fraction_of_bytes_with_empty_labels(tmp_path: Path) -> Non
     settings: dict[str, Any] = {"names": {"10.0.0.0/8": "inside"}}
     assert found(tmp_path, *FLOWS, **settings) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, labels=["target_name"]) == {"target_name": 0.94}
-    # If ``min_share`` is above 0.5, the search only has to read the largest group of connections.
+    # If ``min_share`` is above 0.5, it is enough to search the largest group of connections.
     assert found(tmp_path, *FLOWS, **settings, min_share=0.9) == {
         "initiator_name,target_name": 0.91
     }

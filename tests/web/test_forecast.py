@@ -332,7 +332,7 @@ async def test_capture_points_of_hidden_connections_have_info_series():
         ]
 
 
-async def test_pages_without_bytes_have_no_forecast():
+async def test_pages_without_a_byte_counter_have_no_forecast():
     async with StatusSite(metrics=["rtt"]) as site:
         site.report(make_flow("1", (900, 100, 5, 5)))
         assert (await site.json("/api/status"))["forecast"] is None

@@ -668,7 +668,7 @@ async def test_each_part_ends_with_eof_and_counts_towards_max_scrapes_per_addres
 
 
 @on_both_loops
-async def test_other_methods_are_not_allowed():
+async def test_methods_other_than_get_head_and_options_are_not_allowed():
     async with Site() as site:
         for path in PATHS:
             for method in ("POST", "PUT", "DELETE", "PATCH", "TRACE"):
@@ -976,7 +976,7 @@ async def test_slow_request_head_times_out(monkeypatch):
 
 @on_both_loops
 async def test_idle_connections_outlast_the_usual_scrape_intervals():
-    """The test reads the time of the idle timeout, because waiting would take over five minutes."""
+    """The test reads the deadline instead of waiting, which would take over five minutes."""
     async with Site() as site, await site.ask(request("/metrics/flows")) as client:
         await client.read_response()
         (connection,) = site.server._connections._open
@@ -1201,7 +1201,7 @@ async def test_immediate_rendering_error_gets_status_500(caplog):
 
 
 @on_both_loops
-async def test_later_rendering_error_aborts_the_page(caplog):
+async def test_rendering_error_in_the_middle_of_a_page_aborts_the_page(caplog):
     async with Site(FakeTable(BIG, break_at=len(BIG) // 2), max_scrapes=1) as site:
         for version in ("1.1", "1.0"):
             async with await site.ask(request("/metrics/flows", version=version)) as client:

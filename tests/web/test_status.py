@@ -1070,7 +1070,7 @@ async def test_page_explains_why_the_first_request_shows_no_rates():
         page = (await site.get("/?by=bytes_per_second"))[1]
         text = "connections; averages over the last 1 min; agents report each flow every 60 s<"
         assert f">1 of 3 {text}" in page
-        # Once rates are available, the page does not explain why a list is empty.
+        # Once rates are available, even an empty list has no explanation.
         page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
         assert f">0 of 3 {text}" in page
 
@@ -1201,7 +1201,7 @@ async def test_page_offers_groupings_and_views():
             assert len(cells(page, "top")) == (2 if text in ("connection", "address") else 1)
             assert f'data-group="{group}" data-view="{view}" aria-current="true">{text}<' in page
             assert "<option selected>50</option>" in page
-            # If a view does not have the metric, its rows are ranked by its default metric.
+            # If the view does not have the metric, the view's default metric ranks the rows.
             by = "bytes" if text in ("application", "view services") else "rtt"
             assert f'name="by" value="{by}"' in page
         assert ">1 of 1 row of the view services<" in page
@@ -1229,7 +1229,7 @@ async def test_metric_that_ranks_the_list_is_shown_once():
             assert len(re.findall("<td [^>]*hidden>", body)) == len(hidden) * rows
 
 
-async def test_page_names_histograms_that_are_not_listed():
+async def test_page_mentions_histograms_that_are_not_listed():
     buckets = {"type": "histogram", "buckets": [1, 2]}
     view = {
         "prefix": "app",

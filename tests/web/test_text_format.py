@@ -164,7 +164,7 @@ def test_bucket_bound_is_written_as_in_openmetrics(bound, text):
     assert bound_text(bound) == text
 
 
-def test_formatted_values_are_rendered_as_lines():
+def test_each_formatted_value_is_rendered_as_a_line():
     family = MetricFamily(name="x", type="gauge", help="Help.")
     assert family.lines([('{a="b"}', "1"), ("", "2.5")]) == 'x{a="b"} 1\nx 2.5\n'
 
