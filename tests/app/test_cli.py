@@ -389,7 +389,7 @@ pipeline:
     ]
 
 
-def test_warnings_are_shown_with_errors() -> None:
+def test_warnings_are_shown_in_addition_to_errors() -> None:
     text = "Logging: {levels: debug}\nweb: {port: 1}\n"
     result = run("--check", "-", stdin=text, SKYDIVE_LOGGING_FORMATT="json")
     assert result.returncode == 2

@@ -84,7 +84,7 @@ def test_invalid_websocket_url_is_rejected(url: str) -> None:
         parse_url(url)
 
 
-def test_resolved_address_changes_the_name_but_not_the_url() -> None:
+def test_resolved_address_changes_the_name_of_an_endpoint_but_not_its_url() -> None:
     endpoint = parse_url("dns+ws://analyzers:8082/ws").at("2001:db8::7")
     assert endpoint.name == "[2001:db8::7]:8082"
     assert endpoint.url == "ws://analyzers:8082/ws"

@@ -503,7 +503,7 @@ def test_addresses_in_rules_are_normalized(written: str, text: str) -> None:
     assert parse(rules).filter.drop[0].conditions[0].values == {text}
 
 
-def test_too_long_lists_are_rejected() -> None:
+def test_lists_that_are_too_long_are_rejected() -> None:
     ports = list(range(4097))
     key = "pipeline.filter.drop"
     assert "target_port: a list has more than 4096 entries" in error(
@@ -1304,7 +1304,7 @@ def test_documented_examples_work(key: schema.Key[Any]) -> None:
 
 
 @pytest.mark.parametrize("page", ["docs/configuration.md", "docs/choosing-metrics.md", "README.md"])
-def test_documented_files_cause_no_notes(page: str) -> None:
+def test_documented_configurations_cause_no_notes(page: str) -> None:
     blocks = re.findall(r"(?ms)^```yaml\n(pipeline:.*?)^```", (ROOT / page).read_text())
     assert blocks
     for block in blocks:

@@ -205,7 +205,7 @@ def test_numbers_and_layers_are_kept() -> None:
 @pytest.mark.parametrize(
     "value", [None, True, 1, 1.5, "text", [], {}], ids=lambda item: type(item).__name__
 )
-def test_values_of_wrong_type_keep_their_type(value: object) -> None:
+def test_values_of_wrong_types_in_a_message_keep_their_type(value: object) -> None:
     for field in ("Metric", "Network", "UUID", "Start"):
         assert type(flow(**{field: value})[field]) is type(value)
     obj = anonymized({"Namespace": "flow", "Type": "store", "Obj": value})["Obj"]
@@ -466,7 +466,7 @@ def test_addresses_have_the_same_pseudonyms_in_nodes_and_flows() -> None:
     }
 
 
-def test_unknown_fields_and_values_of_wrong_types_are_removed() -> None:
+def test_unknown_fields_and_values_of_wrong_types_are_removed_from_the_topology() -> None:
     def filled(shape: Any) -> Any:
         if isinstance(shape, dict):
             return {key: filled(inner) for key, inner in shape.items()} | {"X": SECRET}

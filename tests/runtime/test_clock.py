@@ -75,7 +75,7 @@ def test_clock_stops_while_held() -> None:
     assert clock.paused_s == 0
 
 
-def test_time_before_the_hold_is_included() -> None:
+def test_clock_includes_the_time_before_a_hold() -> None:
     source = Source(0.0)
     clock = Clock(source)
     source.now_s += 3

@@ -349,7 +349,7 @@ def test_reset_of_a_log_limit_allows_another_line_per_cause_and_keeps_counts(
     assert limited.warn("a") is None
 
 
-def test_limited_line_has_level_and_logger(
+def test_log_limit_keeps_the_level_and_the_logger_of_a_line(
     limited: Limited, caplog: pytest.LogCaptureFixture
 ) -> None:
     for level in (logging.INFO, logging.WARNING, logging.ERROR):
@@ -358,7 +358,7 @@ def test_limited_line_has_level_and_logger(
     assert levels == [(level, "skyfast.limited") for level in (20, 30, 40)]
 
 
-def test_limited_line_is_formatted_if_it_has_arguments(limited: Limited) -> None:
+def test_log_limit_formats_lines_that_have_arguments(limited: Limited) -> None:
     limited.limit.warn(limited.LOG, 1, "%s had %d, 100 %% of it", "it", 7)
     assert limited.line() == "it had 7, 100 % of it"
     limited.limit.warn(limited.LOG, 2, "100 % of %s")
@@ -382,7 +382,7 @@ def test_callable_arguments_are_called_only_for_logged_lines(limited: Limited) -
     assert limited.line() == "it is 100 %s"
 
 
-def test_exception_of_limited_line_is_logged(
+def test_log_limit_logs_the_exception_of_a_line(
     limited: Limited, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = ValueError("x")
