@@ -46,7 +46,7 @@ BUILT_IN = {"stat", "timeseries", "table", "bargauge", "row"}
 ANSWER_S = 40.0
 POLL_S = 0.5
 
-# Without the rule, the panel of dropped flows would be empty. No other panel needs DNS flows.
+# The rule drops flows so that the panel of dropped flows has data. No other panel needs DNS flows.
 CONFIG = f"""{VIEWS}
       naming: NAMING
       interface_info: true

@@ -134,8 +134,8 @@ def test_file_size_is_limited(
     size = path.stat().st_size
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
-    # When the recorder logs that the maximum is reached, the file is complete. Even gzip has no more
-    # data in its buffer.
+    # The recorder logs "maximum size reached" only after it has written the whole file, including
+    # the data that gzip had buffered.
     assert 90_000 < size == path.stat().st_size < 250_000
     assert 50 < Recording.load(str(path)).messages < 450
 

@@ -35,7 +35,10 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 def found(
     tmp_path: Path, *flows: dict[str, Any], min_share: float = 0.0, **settings: Any
 ) -> dict[str, float]:
-    """Process flows, but no topology. Map each set of empty labels to its share of the bytes."""
+    """Process flows in a dry run that has no topology.
+
+    Map each set of empty labels to its share of the bytes.
+    """
     path = tmp_path / "a.jsonl"
     path.write_bytes(message(*flows) + b"\n")
     config = configured(**settings)

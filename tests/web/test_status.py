@@ -1070,7 +1070,7 @@ async def test_page_explains_why_the_first_request_shows_no_rates():
         page = (await site.get("/?by=bytes_per_second"))[1]
         text = "connections; averages over the last 1 min; agents report each flow every 60 s<"
         assert f">1 of 3 {text}" in page
-        # Once rates are available, even an empty list has no explanation.
+        # Once rates are available, the page gives no reason for an empty list.
         page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
         assert f">0 of 3 {text}" in page
 
