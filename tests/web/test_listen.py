@@ -137,7 +137,7 @@ def test_demo_uses_only_the_configured_port(tmp_path: Path, origin: str) -> None
 def activation(*sockets: str, fds: int | None = None, pid: str = "os.getpid()") -> list[str]:
     """Return a command that opens these sockets, and then runs the command that follows it.
 
-    The program inherits the sockets in the same way as from systemd.
+    The last command inherits the sockets in the same way as from systemd.
     """
     code = f"""
 import os, socket, sys
