@@ -56,8 +56,8 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
     return i
 
 
-cdef bint update_label_ids(const View *view, uint32_t number, const uint32_t *new_label_ids,
-                           uint32_t *label_ids) noexcept nogil:
+cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *new_label_ids,
+                             uint32_t *label_ids) noexcept nogil:
     # Set `label_ids` to the new labels of a flow in row `number`, for the columns of the view.
     # Returns whether any label changes. If `number` is 0 or the overflow row, no label changes.
     cdef const uint32_t *old
@@ -83,13 +83,13 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_id
     cdef const View *view
     cdef uint32_t i, number
     cdef bint moves, link_moves
-    moves = update_label_ids(&table.views[0], row, new_label_ids, label_ids)
+    moves = find_new_label_ids(&table.views[0], row, new_label_ids, label_ids)
     for i in range(1, table.view_count):
         view = &table.views[i]
         number = link_of(table, view, flow, connection)[0]
         link_moves = moves
         if view.linked_from_flow:
-            link_moves = update_label_ids(view, number, new_label_ids, label_ids)
+            link_moves = find_new_label_ids(view, number, new_label_ids, label_ids)
         if number and link_moves:
             connection_at(view, number).flows -= 1
     if not moves:
@@ -114,10 +114,10 @@ cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) n
         view = &table.views[i]
         if view.linked_from_flow:
             link = link_of(table, view, flow, old)
-            if update_label_ids(view, link[0], new_label_ids, label_ids):
+            if find_new_label_ids(view, link[0], new_label_ids, label_ids):
                 done &= move_link(table, view, link, flow, label_ids)
                 count_flow(table, view, link[0], flow)
-    if update_label_ids(&table.views[0], flow.connection & ROW, new_label_ids, label_ids):
+    if find_new_label_ids(&table.views[0], flow.connection & ROW, new_label_ids, label_ids):
         done &= move_connection(table, flow, new_label_ids, label_ids)
     return done
 
@@ -159,7 +159,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
             link = link_of(table, view, flow, connection)
             if not links_are_set:
                 link[0] = link_of(table, view, flow, old)[0]
-                if update_label_ids(view, link[0], new_label_ids, label_ids):
+                if find_new_label_ids(view, link[0], new_label_ids, label_ids):
                     done &= move_link(table, view, link, flow, label_ids)
             if link[0]:
                 count_flow(table, view, link[0], flow)
