@@ -95,8 +95,8 @@ cdef struct Flow:
     # previous row of the list. `wheel_next` is the next row of the list. `deadline_s` is the time
     # at which the flow was added to the list. Instead of a flow, a dormant row can store the
     # counters of a removed connection. The key of such a row is a hash of the connection's labels.
-    # Its `last_ms` contains the connection's number of new flows and its start time (see
-    # `pack_saved`).
+    # The field `last_ms` of the row contains the connection's number of new flows and start time
+    # (see `pack_saved`).
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number

@@ -1467,9 +1467,9 @@ class Model:
     ) -> None:
         """Observe a report in the histograms of its rows.
 
-        ``known`` is None if the table does not store the flow. ``first`` defines what happens to a
-        first value above 0: "observe" observes the value, "mark" only sets ``has_first_value``,
-        and "" ignores the value.
+        ``known`` is None if the table does not store the flow. ``first`` defines what happens if
+        the report has the first value of its flow: "observe" observes the value, "mark" only sets
+        ``has_first_value``, and "" does neither.
         """
         events = set()
         has_value = any(

@@ -259,7 +259,7 @@ def parse_url(text: str) -> Endpoint:
     if "@" in parts.path + parts.query:
         # "ws://user:80/x@host" is a valid URL with the host "user" and the path "/x@host". But
         # probably, "80/x" is a password, and messages would show a part of it. So reject the URL.
-        problem = "has an @ after the host; in a password, write %40 for @, %2F for / and %3F for ?"
+        problem = "has / or ? before an @; in a password, write %2F for /, %3F for ? and %40 for @"
         raise EndpointError(problem, text)
     userinfo = parts.netloc.rpartition("@")[0]
     return Endpoint(

@@ -201,8 +201,8 @@ _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_"
 _ALL_LABELS = "; ".join(
     [
         ", ".join(_OTHER_LABELS),
-        f"{' or '.join(PREFIXES)} followed by {', '.join(_PARTS['initiator'])}",
-        f"{_NODE}_ followed by {', '.join(_PARTS[_NODE])}",
+        f"{' or '.join(PREFIXES)} followed by one of {', '.join(_PARTS['initiator'])}",
+        f"{_NODE}_ followed by one of {', '.join(_PARTS[_NODE])}",
     ]
 )
 

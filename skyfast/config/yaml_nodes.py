@@ -270,10 +270,10 @@ def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str
     if "cannot start any token" in problem:
         if "\t" in (before[len(before.rstrip()) :] + behind[:1]):
             return "a tab is not allowed here; indent with spaces"
-        return f"a value cannot begin with {behind[:1]}; put it in quotes"
+        return f"a value cannot begin with {behind[:1]}; put the whole value in quotes"
     if "mapping values are not allowed" in problem:
         if ": " in before:
-            return "a second colon followed by a space; put the value in quotes"
+            return "the line has a second colon followed by a space; put the value in quotes"
         if above is not None and _WITHOUT_SPACE.fullmatch(lines[above]):
             return f"a space is missing after the colon on line {above + 1}"
         return "the key is indented deeper than the key above it, which already has a value"

@@ -272,7 +272,8 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="vlan",
         path=("Link", "ID"),
         cardinality="medium",
-        help="the VLAN number, or 0 if there is none; with QinQ, one number with 12 bits per tag",
+        help="the VLAN number, or 0 if there is none; with QinQ, all VLAN tags as one number, with "
+        "12 bits for each tag",
     ),
     LabelDef(
         name="capture_id",

@@ -201,7 +201,7 @@ class Shard:
 
 
 UNSHARDED: Final = Shard(0, 1)
-"""The shard of an unsharded instance."""
+"""The only shard of an instance that runs without ``--shard``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -246,7 +246,10 @@ class GraphIndex:
 
 
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
-    """Return whether the missing node of an edge certainly has a type that skyfast reads."""
+    """Return whether an edge lacks a node. ``parent`` or ``child`` is None, because it is unknown.
+
+    The edge does not lack a node if the unknown node may have a type that skyfast does not read.
+    """
     if relation == OWNERSHIP:
         # skyfast reads neither Kubernetes namespaces nor Kubernetes clusters. It also does not read
         # some nodes that hosts own.

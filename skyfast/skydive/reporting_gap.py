@@ -24,8 +24,8 @@ MISSING_UPDATES: Final = 2
 subscription delivers."""
 
 INCIDENT_UPDATES: Final = 4
-"""Maximum number of reporting intervals for which one subscription can hold the clock. All
-subscriptions together have the same limit."""
+"""Maximum number of reporting intervals for which one subscription can hold the clock. The total
+over all subscriptions has the same maximum."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -84,8 +84,8 @@ class ReportingGap:
       other analyzers. The subscription is considered again once it is healthy.
     * A subscription is also ignored if it has held the clock for `INCIDENT_UPDATES` intervals. This
       time is counted from 0 again after one interval in which the subscription was healthy.
-    * The total time for which the clock is held has the same limit. The total is counted from 0
-      again after one interval in which all considered subscriptions were healthy.
+    * The total time for which the clock is held is also limited to `INCIDENT_UPDATES` intervals. It
+      is counted from 0 again after one interval in which all considered subscriptions were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

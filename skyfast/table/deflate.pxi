@@ -19,8 +19,8 @@
 # literals.
 #
 # Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. New
-# codes are learnt in two cases: if a slice is much larger than the slice that the codes were learnt
-# from, and after a slice that needed too many bits per byte. A block ends only when its codes are
+# codes are learnt before a slice that is much larger than the slice that the codes come from, and
+# after a slice that needed too many bits per byte. A block ends only when its codes are
 # replaced, so a block can contain many slices. All symbols have codes, because later slices can
 # contain any text. The codes are complete, because some decoders reject incomplete codes. The codes
 # have at most 12 bits, so that the codes of four literals can be written at once.

@@ -41,7 +41,7 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
     end = min(scan.view.rows.end, scan.end)
     scan.stop = min(end, scan.start + RENDER_ROWS)
     if scan.stop == end:
-        scan.end = end          # rows that are added after this slice are not visited
+        scan.end = end          # the last slice: rows added from now on are not visited
     return True
 
 
@@ -533,8 +533,8 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
 
 cdef inline bint has_values(const TableState *table, const Family *family,
                             const View *view) noexcept nogil:
-    # Whether a family belongs to a view, and has one value per series. Histograms have several
-    # values per series.
+    # Whether a family belongs to a view, and is not a histogram. Each row has several series of
+    # a histogram.
     return view_of(table, family) == view and family.text == NULL
 
 

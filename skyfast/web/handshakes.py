@@ -132,7 +132,7 @@ class Handshake:
         if not isinstance(error, ssl.SSLError) or isinstance(error, ssl.SSLEOFError):
             return "disconnected", "connection closed by the client"
         if not self.first.startswith(_RECORD_HANDSHAKE):
-            return "not_tls", "not a TLS handshake"
+            return "not_tls", "the client did not start a TLS handshake"
         if "_ALERT_" in reason:
             text = "rejected by the client, usually because it does not trust the certificate"
             return "rejected", text + details

@@ -120,8 +120,8 @@ _SUBSCRIPTIONS: Final = (
     ),
     histogram(
         "skyfast_report_delivery_seconds",
-        "Time from when an agent updates a flow until the report of the flow arrives, for randomly"
-        " chosen reports.",
+        "Delay from an agent's update of a flow to the arrival of the report, for randomly chosen"
+        " reports.",
         histogram_by_analyzer(lambda analyzer: analyzer.delivery),
     ),
 )

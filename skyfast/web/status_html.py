@@ -85,7 +85,7 @@ _LIMITS = (
     Limit("flows", "Flows", ("table.flows", "table.dormant_flows"), "table.flows_limit"),
     Limit(
         "series",
-        "Series, including views, at most",
+        "Series, including views (upper bound)",
         ("table.series_at_most",),
         "table.series_limit",
     ),
@@ -93,7 +93,7 @@ _LIMITS = (
 
 _FIGURES = (
     ("prometheus", "expired", "expired series (upper bound)", "prometheus"),
-    ("prometheus", "memory-range", "memory in Prometheus now", "prometheus"),
+    ("prometheus", "memory-range", "estimated memory in Prometheus", "prometheus"),
     ("table.bytes", "bytes", "table memory", "memory"),
     ("table.created_total", "count", "connections created", "churn"),
     ("table.expired_total", "count", "connections expired", "churn"),

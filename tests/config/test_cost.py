@@ -333,7 +333,7 @@ def test_views_with_histograms_count_traffic_several_times() -> None:
     assert cost.double_counted(config) == ["view a", "view b", "view c"]
 
 
-def test_reported_memory_of_histograms_matches_the_table() -> None:
+def test_memory_of_histograms_shown_by_check_matches_the_table() -> None:
     count, taken = 20_000, []
     own = {"prefix": "a", "labels": ["tracking_id"], "direction": "sum"}
     histograms = [
@@ -352,12 +352,12 @@ def test_reported_memory_of_histograms_matches_the_table() -> None:
     assert (taken[1] - taken[0]) / count == pytest.approx(expected, rel=0.1)
 
 
-def test_reported_memory_of_new_flows_matches_the_table() -> None:
+def test_memory_of_new_flows_shown_by_check_matches_the_table() -> None:
     taken = row_bytes(metrics=("bytes", "new_flows")) - row_bytes(metrics=("bytes",))
     assert taken == cost.NEW_FLOWS_BYTES
 
 
-def test_reported_memory_of_topology_labels_matches_the_table() -> None:
+def test_memory_of_topology_labels_shown_by_check_matches_the_table() -> None:
     row_alignment = 8
     for labels, keys in (
         (["node_name", "node_host", "node_type"], 1),
@@ -367,7 +367,7 @@ def test_reported_memory_of_topology_labels_matches_the_table() -> None:
         assert abs(taken - cost.CELL_BYTES * (len(labels) + keys)) <= row_alignment
 
 
-def test_reported_memory_of_strings_matches_the_table() -> None:
+def test_memory_of_strings_shown_by_check_matches_the_table() -> None:
     count, taken = 20_000, []
     for different in (False, True):
         config = make_config(labels=["tracking_id", "application"], views=[])
@@ -384,7 +384,7 @@ def test_reported_memory_of_strings_matches_the_table() -> None:
     assert (taken[1] - taken[0]) / count == pytest.approx(cost.STRING_BYTES, rel=0.1)
 
 
-def test_reported_memory_of_names_matches_the_table() -> None:
+def test_memory_of_names_shown_by_check_matches_the_table() -> None:
     count, taken = 20_000, []
     labels = [f"initiator_{name}" for name in ADDRESS_NAMES]
     for different in (False, True):

@@ -783,13 +783,16 @@ def test_file_without_read_permission_is_an_error(tmp_path: Path) -> None:
         ("a:\n  - b\n  c: 1\n", "the indentation matches no line above; indent all keys"),
         ("a:\n  b:1\n  c: 2\n", "a space is missing after the colon on line 2"),
         ("a:\n  c: 2\n  b:1\n", "line 3 has no colon followed by a space"),
-        ("host_id: a: b\n", "a second colon followed by a space; put the value in quotes"),
+        (
+            "host_id: a: b\n",
+            "the line has a second colon followed by a space; put the value in quotes",
+        ),
         ("host_id: 'a'b\n", "unexpected text after a value; put the whole value in quotes"),
         (
             "analyzers: [2001:db8::1]:8082\n",
             "unexpected text after a value; put the whole value in quotes",
         ),
-        ("host_id: @a\n", "a value cannot begin with @; put it in quotes"),
+        ("host_id: @a\n", "a value cannot begin with @; put the whole value in quotes"),
         ("host_id: 'a\nb: c\n", "the quote that starts on line 1 is not closed"),
         ("analyzers: [a, b\nhost_id: c\n", "the [ on line 1 is not closed"),
         ("logging: {level: INFO\nhost_id: c\n", "the { on line 1 is not closed"),

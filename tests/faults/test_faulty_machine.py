@@ -188,8 +188,8 @@ async def test_connections_of_a_lost_analyzer_expire(directory: Path) -> None:
 async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
     """Check that connections expire while the analyzer is down, and return when it is up again.
 
-    When the analyzer stops, skyfast first stops its clock for the maximum time. During this time,
-    no connection expires.
+    When the analyzer stops, skyfast first holds the clock of its table for four times
+    ``flow.update``. During this time, no connection expires.
     """
     connections = len(trial.totals)
     before = await trial.skyfast.self_metrics()

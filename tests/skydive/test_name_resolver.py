@@ -612,7 +612,7 @@ def test_the_host_of_a_pod_has_the_name_that_the_agent_uses(topology):
     assert (candidate.names[1], candidate.host) == ("agent-7", "agent-7")
 
 
-def test_the_host_of_a_pod_without_agent_is_named_after_its_node(topology):
+def test_a_pod_host_without_agent_has_the_name_of_the_kubernetes_node(topology):
     topology.pod("web-1", "10.1.0.5", node="n1")
     topology.kubernetes_node("n1")
     topology.kubernetes_node("n2", topology.host("agent-7"))
@@ -808,7 +808,7 @@ def test_owners_are_in_the_namespace_and_cluster_of_the_pod(topology, options):
     assert workload_of(topology) == ("ReplicaSet", "web-5d")
 
 
-def test_a_replica_set_without_owner_is_followed_along_its_only_edge(topology):
+def test_the_only_edge_of_a_replica_set_without_owner_leads_to_its_workload(topology):
     topology.pod("web-1", "10.1.0.5", owners=[owner("ReplicaSet", "web-5d")])
     replica_set = topology.workload("replicaset", "web-5d")
     assert workload_of(topology) == ("ReplicaSet", "web-5d")

@@ -66,7 +66,7 @@ def gaps(sink: Sink) -> tuple[int, int, int]:
     return sink.analyzer.reports_checked, counts["lost"], counts["ours"]
 
 
-def test_complete_reports_have_no_gap(sink: Sink) -> None:
+def test_a_complete_sequence_of_reports_has_no_gap(sink: Sink) -> None:
     for update in range(5):
         send(sink, report(update, 10 * (update + 1), 10))
     send(sink, closing(4, 50, 10))

@@ -751,7 +751,7 @@ class Analyzer:
         """Add a subscriber (``serveMessages``, ``OnConnected``).
 
         Only the first subscriber of a namespace is stored in ``nsSubscriber``. A subscriber that
-        asked for no namespaces receives messages of all namespaces, and is stored for ``flow`` and
+        named no namespace receives messages of all namespaces, and is stored under ``flow`` and
         ``stats``.
         """
         if any(speaker.host_id == subscriber.host_id for speaker in self.speakers):

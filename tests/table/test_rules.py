@@ -1152,7 +1152,7 @@ def test_flow_without_transport_and_icmp_is_skipped(make):
     assert make().report(icmp(make_flow()), 0) == "no_transport"
 
 
-def test_addresses_do_not_identify_a_connection_with_icmp(make):
+def test_include_icmp_separates_connections_of_protocols_with_the_same_addresses(make):
     table = make(ICMP)
     table.report(icmp(make_flow("a1", **LATER)), 0)
     assert samples(table, "a_bytes_total") == {"10.0.0.1,10.0.0.2,,,ICMPV4": "11"}
@@ -1233,7 +1233,7 @@ def test_transport_takes_precedence_over_icmp(make):
     assert samples(table, "b_flows") == {"TCP,>": "1"}
 
 
-def test_addresses_do_not_identify_a_connection_with_other_protocols(make):
+def test_include_other_separates_connections_of_protocols_with_the_same_addresses(make):
     table = make(WITH_OTHER)
     table.report(portless("Ethernet/IPv4/GRE", make_flow("a1", **LATER)), 0)
     table.report(make_flow("b2", **LATER), 0)
@@ -2488,8 +2488,8 @@ def test_report_with_finish_type_fin_or_rst_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # A report with this finish type is not a closing report. Therefore the report does not count as
-    # a repetition of the last update, although ``Last`` is before ``LastUpdateMetric.Last``.
+    # A closing report whose ``Last`` is before ``LastUpdateMetric.Last`` repeats the last update.
+    # The next report has such times, but its finish type is not that of a closing report.
     update = LATER | {"update_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)

@@ -459,7 +459,7 @@ async def test_page_is_accessible(visited, dark):
         # The focused element has a visible outline.
         focused = []
         before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]
-        before += ["Connections", "Flows", "Series, including views, at most"]
+        before += ["Connections", "Flows", "Series, including views (upper bound)"]
         before += ["Analyzers", "share", "lag", "age of data", "lost", "Busiest connections"]
         expected = [*before, *_choices()]
         for _ in expected:

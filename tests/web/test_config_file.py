@@ -539,7 +539,7 @@ async def test_failed_handshake_is_reported_to_the_client_and_logged(file, autho
     untrusted = "usually because it does not trust the certificate (TLSV1_ALERT_UNKNOWN_CA)"
     assert lines == [
         f"{begin}no common TLS version, cipher suite or curve (UNSUPPORTED_PROTOCOL)",
-        f"{begin}not a TLS handshake",
+        f"{begin}the client did not start a TLS handshake",
         f"{begin}rejected by the client, {untrusted}",
         f"{begin}no common TLS version, cipher suite or curve (NO_SHARED_CIPHER)",
     ]
