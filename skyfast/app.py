@@ -402,7 +402,7 @@ class App:
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Relabel, in slices, flows whose addresses have different names in ``old`` and ``new``.
+        """In slices, relabel the flows whose addresses have different names in ``old`` and ``new``.
 
         Only the addresses in the table are checked. Flows that are not in the table yet get the new
         names with their first report.

@@ -24,7 +24,7 @@ Reports
   restarts in this report, the table forgets the flow's total of the counter. The next report that
   has the object then adds the whole total.
 * If a label value is computed from fields, only the computed value is validated, not the fields.
-  There is one exception: the table stores the keys of lookups, so it validates them.
+  The exception is a field that is the key of a lookup: the table stores and validates this field.
 * Drop and keep rules are not applied to a flow without a required object. Such a flow is counted
   as skipped. A flow that a rule drops is counted under the name of the rule, but not as skipped.
 * The *lifecycle times* are ``Start``, ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``.
@@ -73,8 +73,8 @@ Names
   next slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Now "b" has 1 byte, and
   "a" has 302 bytes. After the second slice, "a" has no flows and is removed.
 * The limits do not apply to flows that move. The deadline of the new row is extended as if
-  the row had received the flow's latest report. The new row gets a series for each counter that
-  the flow ever had. If the row lacked such a series, the series starts at zero.
+  the row had received the flow's latest report. The row that the flow joins gets a series for each
+  counter that the flow ever had. A series that this row did not have yet starts at zero.
 
 Dormant flows
 -------------
@@ -99,8 +99,8 @@ New flows
 
 * A flow is *new* if its report counts as a first report, or if the flow began so late that it
   cannot have been counted before. Each row of a new flow, even an overflow row, counts the flow.
-* A flow is not new if it adds its total only because it creates a row. It may create a row in one
-  view and not in another, but all views must count the same new flows.
+* A flow is not new if it adds its total only because it creates a row: the flow may create a row in
+  one view but not in another, and all views must count the same flows as new.
 * Live and dormant flows are never new, even if they restart.
 * If a row of the first view is restored from the totals of a dormant flow, the row counts one new
   flow. The removed row also counted exactly one new flow: if the number had been different, the
@@ -326,13 +326,14 @@ FAMILIES = (
 class View:
     """Series with the same labels.
 
-    Without the label `DIRECTION`, counters and histograms add both directions. Rows of the first
+    Without the label `DIRECTION`, counters and histograms add up both directions. Rows of the first
     view expire with their last flow. Rows of other views expire ``timeout_s`` after their last
-    report. ``timeout_s`` must be so long that no row expires before its flows.
+    report. ``timeout_s`` must be long enough that no row expires before its flows do.
 
     A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 disables a bound.
-    ``amounts`` are keys of `AMOUNTS`. Their counters exist even if no family shows them. A view
-    with bounds must count "bytes". A view with ``min_packets`` must also count "packets".
+    ``amounts`` are keys of `AMOUNTS`. The counters of these amounts exist even if no family shows
+    them. A view with bounds must count "bytes". A view with ``min_packets`` must also count
+    "packets".
     """
 
     labels: Sequence[Label] = LABELS
@@ -2038,8 +2039,8 @@ def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
 def value_at(flow: JSON, path: Path, default: Any) -> Any:
     """Return the value at a path.
 
-    If the object exists but lacks the field, return ``default``. If the object is missing, too,
-    return "".
+    If only the last element of ``path`` is missing, return ``default``. If an earlier element is
+    missing, return "".
     """
     value: Any = flow
     for name in path:

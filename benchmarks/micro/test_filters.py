@@ -72,7 +72,7 @@ Decode = Callable[[bytes], Any]
 
 
 def test_decoding(per_flow: PerFlow, decode: Decode, messages: list[bytes]) -> None:
-    """The times of filters are compared with this time."""
+    """Measure the decoding of a message. The times of the filters are compared with this time."""
 
     def decode_and_free(message: bytes) -> None:
         decode(message)

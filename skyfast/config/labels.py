@@ -444,10 +444,10 @@ def _rewrite_advice(name: str) -> str:
 
 
 def _to_mask(value: YamlValue) -> RewriteSpec:
-    what = "a rewrite with mask or mask6, such as {mask: 24}"
+    what = "a mapping with the key 'mask' or 'mask6', such as {mask: 24}"
     nodes = mapping_of(value, known=("mask", "mask6"), what=what)
     if not nodes:
-        raise InvalidValue("must contain mask or mask6, such as {mask: 24}", value)
+        raise InvalidValue("must contain the key 'mask' or 'mask6', such as {mask: 24}", value)
     entries = Entries(nodes)
     ipv4 = entries.of("mask", integer(0, 32)) if "mask" in nodes else None
     ipv6 = entries.of("mask6", integer(0, 128)) if "mask6" in nodes else None
@@ -456,10 +456,10 @@ def _to_mask(value: YamlValue) -> RewriteSpec:
 
 
 def _to_port_grouping(value: YamlValue) -> RewriteSpec:
-    what = "a rewrite with above or keep, such as {above: 1023}"
+    what = "a mapping with the key 'above' or 'keep', such as {above: 1023}"
     nodes = mapping_of(value, known=("above", "keep"), what=what)
     if not nodes:
-        raise InvalidValue("must contain above or keep, such as {above: 1023}", value)
+        raise InvalidValue("must contain the key 'above' or 'keep', such as {above: 1023}", value)
     to_ports = unique_list_of(_to_port, "port", most=MAX_ENTRIES)
     entries = Entries(nodes)
     above = entries.of("above", _to_port) if "above" in nodes else None

@@ -20,6 +20,6 @@ def write(config: Config, *, old: Config | None = None) -> None:
             )
     if cost.hides_traffic(config) and not (old and cost.hides_traffic(old)):
         log.warning(
-            "the traffic of connections hidden by min_bytes or min_packets is in no series;"
-            " to avoid this, count bytes in a view without these keys"
+            "min_bytes or min_packets hides small connections, and no series counts their traffic;"
+            " to count it, add a view with the metric bytes and without these two keys"
         )

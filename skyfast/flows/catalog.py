@@ -272,8 +272,8 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="vlan",
         path=("Link", "ID"),
         cardinality="medium",
-        help="the VLAN number, or 0 if there is none; with QinQ, all VLAN tags as one number, with "
-        "12 bits for each tag",
+        help="the VLAN number, or 0 if there is none; for QinQ, a single number "
+        "that contains all VLAN tags, 12 bits each",
     ),
     LabelDef(
         name="capture_id",
@@ -285,13 +285,14 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="tracking_id",
         path=("TrackingID",),
         cardinality="unbounded",
-        help="a new value for each conversation",
+        help="an ID of the conversation; each conversation has a different value",
     ),
     LabelDef(
         name="l3_tracking_id",
         path=("L3TrackingID",),
         cardinality="unbounded",
-        help="a new value for each conversation; the value can differ on the two sides of a router",
+        help="an ID of the conversation; each conversation has a different value, which can differ "
+        "on the two sides of a router",
     ),
     LabelDef(
         name="parent_uuid",

@@ -278,7 +278,7 @@ def _unquoted(prefix: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Split a line of CSV into fields; commas within quotes do not split."""
+    """Split a line of CSV into fields; commas within quotes do not separate fields."""
     try:
         (fields,) = csv.reader([text], strict=True, skipinitialspace=True)
     except csv.Error as error:

@@ -3,9 +3,9 @@
 Reports can get lost. By default, agents send reports to analyzers in UDP datagrams without
 acknowledgement. Reports also get lost when a subscriber disconnects: the analyzer then stops
 sending for a while. The next report of a flow reveals that an earlier report was lost: the totals
-have increased by more than ``LastUpdateMetric``. This module counts such a report as a *gap*, so
-that operators notice lost reports. The counters of the table stay correct, because the table adds
-the whole increase.
+have increased by more than ``LastUpdateMetric``. Such a report has a *gap*. This module counts
+gaps, so that operators notice lost reports. The counters of the table stay correct, because the
+table adds the whole increase.
 
 The sample also shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """

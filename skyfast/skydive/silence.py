@@ -251,7 +251,7 @@ class SilenceDetector:
         return ""
 
     def _is_quiet(self) -> bool:
-        """Return whether no message has arrived for longer than the interval of ``stats``."""
+        """Return whether the time since the last message exceeds the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:

@@ -41,9 +41,9 @@ class TopologyPoller:
         """Create the poller; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
 
         If ``names`` is None, only interfaces are polled. If ``names`` is set, ``wanted`` are the
-        queries that the names need. ``renamed`` is called on the event loop with each changed
-        mapping of ``names`` and its changed keys. ``observe`` is called with each query; the
-        observer that it returns gets a copy of the response.
+        queries that the names need. For each mapping of ``names`` that changes, ``renamed`` is
+        called on the event loop with the mapping and the keys that changed. ``observe`` is called
+        with each query; the observer that it returns gets a copy of the response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.

@@ -163,7 +163,8 @@ class TopologyStore:
     ) -> GraphReader:
         """Return a reader for the response to the query ``kept``, or to ``changes``.
 
-        ``changes`` is a query that returns only the changed elements of ``kept``.
+        ``changes`` is a query that returns only those elements of the query ``kept`` that have
+        changed since its last response.
         """
         return GraphReader(
             changes or kept,

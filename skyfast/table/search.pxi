@@ -1,4 +1,4 @@
-# Searches in label values: for a text, ignoring case, and for given values. `_table.pyx` includes
+# Searches label values for a text (ignoring case) or for given values. `_table.pyx` includes
 # this file.
 #
 # A search belongs to one call of `Table.top` or `top_groups`. All of its memory is allocated before

@@ -82,9 +82,9 @@ def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
     for name in _VARIABLES:
         environ.pop(name, None)
     if not count or pid != str(os.getpid()):
-        reason = "LISTEN_FDS is not set"
-        if count:
-            reason = f"LISTEN_PID is {pid}, another process" if pid else "LISTEN_PID is not set"
+        reason = f"LISTEN_PID is {pid}, not the PID of skyfast"
+        if not count or not pid:
+            reason = f"{'LISTEN_PID' if count else 'LISTEN_FDS'} is not set"
         raise ConfigError(
             f"{SOCKET_OPTION}: no socket passed by the service manager ({reason});"
             " start skyfast through skyfast.socket"

@@ -333,7 +333,7 @@ _NAMES: Final = (
 _OWN_NAMES: Final = (
     metric(
         "skyfast_own_names",
-        "Number of own names: entries of 'names' and of the file set with 'names_file'.",
+        "Number of own names: entries in 'names', and in the file that 'names_file' specifies.",
         of_own_names(lambda own: own.entries),
     ),
     metric(

@@ -97,7 +97,7 @@ _FIGURES = (
     ("table.bytes", "bytes", "table memory", "memory"),
     ("table.created_total", "count", "connections created", "churn"),
     ("table.expired_total", "count", "connections expired", "churn"),
-    ("table.rejected_total", "count", "reports rejected, because the table was full", "full"),
+    ("table.rejected_total", "count", "reports rejected because the table was full", "full"),
     ("table.overflowed_total", "count", "reports added to the overflow connection", "full"),
     ("table.filtered_total", "count", "reports dropped by filter rules", "filtered"),
     ("table.reports_checked_total", "count", "checks for lost reports", "lost"),

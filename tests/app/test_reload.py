@@ -292,7 +292,7 @@ async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == []
 
 
-async def test_invalid_web_configuration_is_the_reason_of_a_failed_reload(tmp_path: Path) -> None:
+async def test_failed_reload_reports_an_invalid_web_configuration_as_reason(tmp_path: Path) -> None:
     web = tmp_path / "web.yml"
     web.write_text("")
     file = tmp_path / "a.yml"
@@ -1032,7 +1032,7 @@ async def test_new_bounds_show_and_hide_connections(tmp_path: Path, analyzer: Fa
         assert not any("connections removed" in line for line in operator.skyfast.log)
 
 
-async def test_changed_networks_keep_the_table_if_no_label_shows_tags() -> None:
+async def test_table_is_kept_if_cluster_net_masks_change_and_no_label_is_tag() -> None:
     assert not await has_new_table({}, {"cluster_net_masks": ["10.0.0.0/8"]})
 
 

@@ -63,7 +63,7 @@ def test_exports_that_count_traffic_several_times_are_named_in_warnings(
     assert not caplog.messages
 
 
-HIDDEN = "the traffic of connections hidden by min_bytes or min_packets"
+HIDDEN = "min_bytes or min_packets hides small connections"
 
 
 @pytest.mark.parametrize(

@@ -356,7 +356,7 @@ async def test_a_replaced_pod_changes_the_names_of_its_address(fast):
         assert {"10.0.0.9"} in [keys for _, keys in poll.renamed]
 
 
-async def test_a_replaced_pod_is_noticed_before_the_next_query_of_all_changes(monkeypatch):
+async def test_a_replaced_pod_is_noticed_before_the_next_query_for_all_changes(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     monkeypatch.setattr(name_poller, "PODS_INTERVAL_S", 2 * FAST_S)
     async with replaced_pod() as (analyzer, _):

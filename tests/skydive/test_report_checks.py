@@ -79,7 +79,7 @@ def test_idle_flow_has_no_gap(sink: Sink) -> None:
     assert gaps(sink) == (2, 0, 0)
 
 
-def test_missing_report_is_a_gap_in_the_next_report(sink: Sink) -> None:
+def test_report_after_a_lost_report_has_a_gap(sink: Sink) -> None:
     send(sink, report(0, 10, 10))
     send(sink, report(2, 30, 10))
     assert gaps(sink) == (2, 1, 0)

@@ -526,7 +526,7 @@ def test_websocket_agents_send_ten_flows_per_message():
     assert [size for size in sizes if size] == [10, 10, 3]
 
 
-def test_clock_step_changes_the_times_of_updates():
+def test_clock_step_appears_in_the_timestamps_of_updates():
     cluster, agent, table, _ = make_cluster()
     agent.step_clock(-5_000)
     agent.packet(table, Packet(WEB, flags="S"))

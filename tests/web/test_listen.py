@@ -191,7 +191,7 @@ INVALID_SOCKETS = {
     "none": ([], "no socket passed by the service manager (LISTEN_FDS is not set)"),
     "for another process": (
         activation(TCP, pid="1"),
-        "no socket passed by the service manager (LISTEN_PID is 1, another process)",
+        "no socket passed by the service manager (LISTEN_PID is 1, not the PID of skyfast)",
     ),
     "negative number": (activation(TCP, fds=-1), "LISTEN_FDS is '-1', not a number from 1 to 64"),
     "too many": (activation(TCP, fds=65), "LISTEN_FDS is '65', not a number from 1 to 64"),
