@@ -548,7 +548,8 @@ cdef class Table:
             if the plan has no overflow rows. After the limit is lowered, `expire` forgets surplus
             dormant flows.
         :param timeout_s: a flow becomes dormant if it has no report for this time, rounded up to a
-            full second. A new timeout applies to a flow from the flow's next report.
+            full second. A new timeout applies to a flow from the flow's next report, but never
+            shortens the current deadline of the flow.
         :param memory_s: a dormant flow is forgotten after this time, rounded up; 0 means
             immediately.
         :param view_timeouts_s: timeouts of the connections in the second and further views, each at
@@ -860,11 +861,11 @@ cdef class Table:
         gauge that keeps the lowest value of its flows, a group has the lowest value of its
         connections. For any other gauge, a group has the highest value.
 
-        Takes 100 to 200 ns per connection, without the GIL, or 1 µs if most groups have only one
-        connection. Uses 64 bytes per group, 8 bytes per group and series, and the bytes of the
-        groups' label values. The label values are limited to 256 bytes per group on average.
-        Callable from any thread. Connections that change during the call may be seen before or
-        after the change.
+        Takes 100 to 200 ns per connection, without the GIL, or 1 µs if most connections are the
+        only connection of their group. Uses 64 bytes per group, 8 bytes per group and series, and
+        the bytes of the groups' label values. The label values are limited to 256 bytes per group
+        on average. Callable from any thread. Connections that change during the call may be seen
+        before or after the change.
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]

@@ -53,8 +53,9 @@ class Endpoint:
     URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
     empty, skyfast connects to this address of the host. ``userinfo`` is empty, or ``user:password``
     in percent-encoding. ``resource`` is path and query. If a recording replaces an analyzer,
-    ``alias`` is the analyzer's name in the recording, because the port of the replay is random. For
-    other endpoints, ``alias`` is empty.
+    ``alias`` is the analyzer's name in the recording, or the name of the file if no name was
+    recorded, made unique with a number. (The port of the replay is random.) For other endpoints,
+    ``alias`` is empty.
     """
 
     host: str

@@ -222,9 +222,10 @@ class View:
     """A set of series with the same label names: one row for each tuple of label values.
 
     ``identifies_connection`` means that every flow has ports, and that the labels include both
-    addresses and both ports. In such a view, flows of different connections never share a row. So
-    if a flow creates a row, its total can be counted, even if its first report was missed.
-    ``direction`` is None if both directions are added up.
+    addresses and both ports. In such a view, flows of different connections rarely share a row:
+    only if they have the same addresses and ports, as TCP and UDP flows can have. So if a flow
+    creates a row, its total can be counted, even if its first report was missed. ``direction`` is
+    None if both directions are added up.
 
     ``bytes`` and ``packets`` have a counter for each direction, or one counter for the sum of both
     directions. ``bytes`` is empty if no family and no bound needs bytes. The same applies to

@@ -4,11 +4,12 @@ Only fields that skyfast reads (`skyfast.flows.fields.FIELDS`) are kept. DNS, DH
 raw packets and unknown fields are removed, so that no address remains in an unexpected place. The
 kept fields are anonymized as follows:
 
-* IP and MAC addresses get pseudonyms of the same type. Pseudonyms of IP addresses preserve
-  prefixes: the pseudonyms of two addresses have as many leading bits in common as the addresses.
-  The algorithm is Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization",
-  2002) with BLAKE2 as the hash function. The type of an address (loopback, private, link-local,
-  multicast) and the prefix lengths of networks stay visible.
+* IP and MAC addresses get pseudonyms of the same type. The type of an address (loopback, private,
+  link-local, multicast) and the prefix lengths of networks stay visible. Within a type, pseudonyms
+  of IP addresses preserve prefixes: two pseudonyms have as many leading bits in common as the two
+  addresses. The algorithm is Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address
+  Anonymization", 2002) with BLAKE2 as the hash function. There is one exception: an address without
+  a special type gets another pseudonym if its first pseudonym has a special type.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is

@@ -270,7 +270,8 @@ class NameIndex:
         self.ambiguous = 0
         """The number of ambiguous addresses, not counting loopback and link-local addresses.
 
-        Loopback and link-local addresses are always ambiguous, because every host has them."""
+        Loopback and link-local addresses are always treated as ambiguous: every host or link can
+        have the same address."""
         self.stats = NameStats()
         """The counters of this index. A reload replaces both index and counters, or neither."""
         self._keep_s = keep_s

@@ -270,8 +270,8 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._detector.delivered:
-            # The subscription ended before the first tick. Expiry must pause, because the
-            # subscription has delivered a message.
+            # The subscription ended before the first tick after its first message. Expiry must
+            # pause, because the subscription has delivered a message.
             self._detector.delivered = True
             self._on_change()
 

@@ -257,7 +257,7 @@ _decode_edge = msgspec.json.Decoder(_Edge).decode
 
 
 def decode_node(element: bytes, skipped: Skipped | None = None) -> Node | None:
-    """Decode the JSON text of a node; return None if the text has no ``Metadata``."""
+    """Decode the JSON text of a node; return None if it is not an object with ``Metadata``."""
     skipped = Counter() if skipped is None else skipped
     try:
         return _decode_node(element)

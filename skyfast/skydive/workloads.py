@@ -187,8 +187,8 @@ class Workloads:
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
         """Return the pods of a runtime container.
 
-        The result is a list of pods in the topology, and a set with the names of pods that are not
-        in the topology. Each name is a pair of the pod's namespace and name. In a consistent
+        The result is a list of pods in the topology, and a set with the names of pods for which no
+        single node was found. Each name is a pair of the pod's namespace and name. In a consistent
         topology, there is at most one pod or name. An edge or the container's ID shows to which
         Kubernetes container the runtime container belongs.
 

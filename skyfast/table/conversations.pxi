@@ -74,8 +74,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void mark_superseded(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Mark row `number` (0: none) as replaced by `successor`, unless both are the same row. Must
-    # only be called if no capture point owns the conversation of row `number`.
+    # Mark row `number` (0: none) as replaced by `successor`, unless both are the same row. If the
+    # rows differ, no capture point may own the conversation of row `number`.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

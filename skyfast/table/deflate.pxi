@@ -19,11 +19,12 @@
 # literals.
 #
 # Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. New
-# codes are learnt before a slice that is much larger than the slice that the codes come from, and
-# after a slice that needed too many bits per byte. A block ends only when its codes are
-# replaced, so a block can contain many slices. All symbols have codes, because later slices can
-# contain any text. The codes are complete, because some decoders reject incomplete codes. The codes
-# have at most 12 bits, so that the codes of four literals can be written at once.
+# codes are learnt from a slice that is much larger than the slice that the codes come from. After a
+# slice that needed too many bits per byte, new codes are learnt from the next slice with at least
+# MIN_SAMPLE bytes. A block ends only when its codes are replaced, so a block can contain many
+# slices. All symbols have codes, because later slices can contain any text. The codes are complete,
+# because some decoders reject incomplete codes. The codes have at most 12 bits, so that the codes
+# of four literals can be written at once.
 #
 # All memory belongs to a page or to the page's `Deflater`. The size of this memory does not depend
 # on the size of the table.
@@ -496,9 +497,9 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 # Slices and chunks
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
-    # Returns False if out of memory. In any case, the caller must destroy the deflater. A slice has
-    # at most one piece per two bytes: only label values can be shorter than two bytes, and the
-    # fixed text before each label value has more than two bytes.
+    # Returns False if out of memory. In any case, the caller must destroy the deflater. On average,
+    # a slice has at most one piece per two bytes: label values, numbers and newlines can be shorter
+    # than two bytes, but the fixed texts between them are longer.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
     cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
     memset(deflater, 0, sizeof(Deflater))

@@ -69,8 +69,8 @@ cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nog
 
 cdef void link_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
     # Add a flow to the list `ended` if its flag ENDED is set, or to the list `dormant` if not. The
-    # flow must be in no list. Ended flows are forgotten sooner than other dormant flows: they are
-    # kept only because reports may still be in transit.
+    # flow must be in no list. If space is needed, ended flows are forgotten before other dormant
+    # flows: they are kept only because reports may still be in transit.
     cdef bint ended = flow_at(table, number).connection & ENDED != 0
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
 
@@ -118,10 +118,10 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty. False
-    # if both lists are empty. If a report of the first ended flow may still be in transit, the
-    # first row of `dormant` is forgotten instead. If the ended flow were forgotten, the report in
-    # transit would be counted again.
+    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty.
+    # Returns False if both lists are empty. If a report of the first ended flow may still be in
+    # transit, the first row of `dormant` is forgotten instead, if there is one. If the ended flow
+    # were forgotten, the report in transit would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -300,10 +300,10 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
     # Add `deltas` to all rows with the labels of a flow, without making the flow live. Only a live
     # flow creates a row in the first view. If the first view has no row with these labels, `deltas`
     # are added to the saved counters of a removed connection. If there are no saved counters, they
-    # are created, unless the flow's totals are enough to restore the connection. Returns False if
-    # out of memory. `flow` is the row of the flow. `number` is the row in the first view, or 0.
-    # `saved` is the dormant row with the saved counters, or 0. `is_new` is true if the flow counts
-    # as new. `start_ms` is the start time of new rows.
+    # are created, unless the flow's totals are enough to restore the connection, or dormant flows
+    # are not kept. Returns False if out of memory. `flow` is the row of the flow. `number` is the
+    # row in the first view, or 0. `saved` is the dormant row with the saved counters, or 0.
+    # `is_new` is true if the flow counts as new. `start_ms` is the start time of new rows.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -317,8 +317,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
         flow_at(table, saved).last_ms = pack_saved(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, saved))[i] = ABSENT if table.optional[i] else 0
-    # If memory runs out in the next call, the row that `add_saved` has added stays. This row has no
-    # effect, because its counters are 0.
+    # If memory runs out in the next call, the row that `add_saved` has added stays. This row adds
+    # nothing to counters, because its counters are 0 or ABSENT.
     if not find_or_add_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):

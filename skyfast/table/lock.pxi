@@ -40,9 +40,9 @@ cdef inline void lock_with_priority(TableState *table) noexcept nogil:
 
 
 cdef inline void lock_for_page(TableState *table) noexcept nogil:
-    # Take the mutex to render a slice. If another page has the mutex, that page releases the mutex
-    # within about 20 µs. Falling asleep and waking up would take longer, so first try for about 20
-    # µs without falling asleep.
+    # Take the mutex to render a slice. If another page has the mutex, that page usually releases
+    # the mutex after about 20 µs. Falling asleep and waking up would take longer, so first try for
+    # about 20 µs without falling asleep.
     cdef uint32_t _i, _j
     for _i in range(LOCK_ATTEMPTS):
         if likely(pthread_mutex_trylock(&table.lock) == 0):

@@ -74,9 +74,9 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Detach a flow from those of its rows whose labels change. If the flow was the last flow of its
-    # connection, the result is the row of the connection. This row is removed from the index, so
-    # that no other flow is attached to it. If the flow was not the last flow, the result is 0.
+    # Detach a flow from those of its rows whose labels change. If the flow leaves its connection
+    # and was its last flow, the result is the row of the connection. This row is removed from the
+    # index, so that no other flow is attached to it. In all other cases, the result is 0.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)

@@ -4,9 +4,9 @@
 # A result is a tuple of strings, and its key is the address of the tuple in memory. The address
 # identifies the strings for two reasons: a tuple of strings cannot change, and the row owns a
 # reference to the tuple, so the address is not reused. The row also owns references to the interned
-# labels. A row is removed if no new flow has used this row for the duration of the connection
-# timeout. Only the thread that updates the table uses the rows of results. This thread takes the
-# mutex to intern and to release strings.
+# labels. A row is removed if no new or dormant flow has used this row for the duration of the
+# connection timeout. Only the thread that updates the table uses the rows of results. This thread
+# takes the mutex to intern and to release strings.
 
 cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
     return <NamesRow *>row_at(&table.names, number)

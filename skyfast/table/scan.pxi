@@ -95,8 +95,8 @@ cdef dict count_label_values(TableState *table, tuple names):
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
     # Count the different values of each label. Each label has a bit set of `words` words in `seen`,
-    # with a bit for each string and for each integer below 2^16. A larger integer uses the bit of its
-    # low 16 bits, so two integers with the same low 16 bits count as one value.
+    # with a bit for each string and for each integer below 2^16. A larger integer uses the bit of
+    # its low 16 bits, so two integers with the same low 16 bits count as one value.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row

@@ -36,8 +36,8 @@ cdef int64_t start_of_total(const TableState *table, const Report *report,
     # The start time of a removed connection that a dormant flow creates again. The counters of the
     # connection are restored from the flow's total. Prometheus may have samples of the removed
     # connection. A start time after these samples would look like a counter reset, so the result is
-    # at most the time of the flow's previous report. `dormant_s` is the time at which the flow
-    # became dormant.
+    # at most the estimated time of the flow's previous report. `dormant_s` is the time at which the
+    # flow became dormant.
     cdef double reported_s = dormant_s - floor(table.min_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:
