@@ -32,8 +32,9 @@ Reports
   histograms, and the fields of counters outside ``Metric``. An optional field that is out of range
   is omitted, and counted once per report. The omitted fields of a skipped report are
   counted only for the reasons ``late``, ``ended`` and ``table_full``.
-* Lifecycle times are read in three cases: if they affect the deltas of an unknown flow, if a view
-  counts new flows, or if a view has the histogram of a first value.
+* Lifecycle times are read in these cases: if they affect the deltas of an unknown flow, if a view
+  counts new flows, if a view has the histogram of a first value, and in the closing reports of
+  unknown and dormant flows.
 * A report without a valid ``FinishType`` does not count as a first report, because the report may
   be a closing report that repeats the flow's last update.
 * If a value is the sum of two fields, only the first invalid field is counted. If both fields are
@@ -56,7 +57,8 @@ Views
   in the other views: it adds its deltas, sets gauges and extends deadlines. These rows do
   not count the flow.
 * An unknown flow that creates a row adds its total to this row if only one conversation can have
-  the labels of the row. This rule no longer applies once any view has created an overflow row.
+  the labels of the row, and there are no saved counters for the row. This rule no longer applies
+  once any view has created an overflow row.
 
 Names
 -----
@@ -131,7 +133,8 @@ These rules apply if the option ``deduplicate`` is "first".
 Histograms
 ----------
 
-* Histograms count each flow at most once. The first view cannot have histograms.
+* Histograms count each flow at most once, unless the table cannot store the flow. The first view
+  cannot have histograms.
 * The histogram of a *first value* observes the first value above 0 of a flow. The first value of a
   live or dormant flow can be in any report that is not late. An unknown flow is observed only if
   it is new. If it is not new, its first value may have been observed before. After such a flow has
@@ -698,8 +701,9 @@ class Model:
     meaning of their ``FinishType``, including late and rejected reports. ``created_total``,
     ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 
-    ``horizon_s`` is the time of the latest report of any forgotten flow, or None before
-    `raise_horizon`. An unknown flow that began after this time has never been counted.
+    ``horizon_s`` is the time of the latest report of all forgotten flows that had not ended, or
+    None before `raise_horizon`. If a flow overflows, ``horizon_s`` becomes the current time. An
+    unknown flow that began after this time has never been counted.
     ``flow_update_s`` is the agents' ``flow.update``. ``wall_ms`` is the wall clock at the latest
     message, in Unix milliseconds, or 0 if it is unknown.
     """

@@ -23,7 +23,7 @@ MAX_REPORT_DELAY_S = 15.0
 """The maximum delay of a report after the agent's update tick."""
 
 ENDED_S = 75.0
-"""The time for which a flow is kept after its closing report."""
+"""The minimum time for which a flow is kept after its closing report."""
 
 NEW_FLOWS = "NewFlows"
 """The counter of new flows, which is not a field of ``Metric``. Each flow is counted once."""

@@ -61,7 +61,7 @@ ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 JOIN_S = 20
 MAX_CHECKED_ROWS = 300
-"""Tables with more rows are not checked after each operation."""
+"""Tables whose peak number of rows of all kinds was higher are not checked after each operation."""
 
 
 class _OfFlow:
