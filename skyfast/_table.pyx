@@ -818,24 +818,25 @@ cdef class Table:
             are then ranked by the growth since this snapshot, not by the value.
         :param containing: return only connections with a label value that contains this string.
             Label values are compared as they appear on a page, with escapes. Case is ignored,
-            except for characters whose upper or lower case has several characters.
+            except for characters whose upper or lower case is longer than one character.
         :param also: pairs of a label and further values of this label. A connection with one of
             these values also matches `containing`. The values are in UTF-8 with escapes, and a
             newline follows each value.
-        :returns: a tuple of four items for each connection, the highest rank first: the rank (the
-            number by which connections are compared), the label values, the values of the view's
-            families in order, and whether pages show the connection. If the view has no bounds,
-            pages show all connections. For a counter, the rank is the sum of both directions. For a
-            gauge, the rank is the higher of the two directions' values. Histograms have no values.
-            If the connection lacks a series, the value of the series is None. All other values are
-            integers as the table stores them, without the family's decimal point.
+        :returns: a list with one tuple for each connection, in descending order of the rank. Each
+            tuple has four items: the rank (the number by which connections are compared), the label
+            values, the values of the view's families in order, and whether pages show the
+            connection. If the view has no bounds, pages show all connections. For a counter, the
+            rank is the sum of both directions. For a gauge, the rank is the higher of the two
+            directions' values. Histograms have no values. If the connection lacks a series, the
+            value of the series is None. All other values are integers as the table stores them,
+            without the family's decimal point.
 
         Connections without a value of the family are omitted. If `since` is set, two more kinds are
         omitted: connections without growth, and connections that were created after the snapshot
-        with the saved counters of a removed connection. Takes about 10 ns per connection, without
-        the GIL. If `containing` is set, the call takes up to 40 ns more per connection and label.
-        Callable from any thread. Connections that change during the call may be seen before or
-        after the change.
+        and started with the saved counters of a removed connection. Takes about 10 ns per
+        connection, without the GIL. If `containing` is set, the call takes up to 40 ns more per
+        connection and label. Callable from any thread. Connections that change during the call may
+        be seen before or after the change.
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]

@@ -242,7 +242,8 @@ class Lookup:
     """Looks up the value of the field ``key`` in ``names``. Labels can share a lookup.
 
     If keys can be ambiguous, ``context`` has the paths of the other address and of the capture
-    point. If a flow lacks the object with the key, the key is an empty string.
+    point. If a flow lacks the object that contains the field ``key``, the empty string is looked
+    up.
     """
 
     names: Names

@@ -62,7 +62,7 @@ def to_label(value: YamlValue) -> LabelSpec:
         # If there is no source, report `_ANY_SOURCE` as the missing key: this text lists the
         # sources.
         required=("name", found[0] if found else _ANY_SOURCE),
-        what=f"a label with name and {_ANY_SOURCE}",
+        what=f"a label with 'name' and {_ANY_SOURCE}",
     )
     if len(found) > 1:
         raise InvalidValue(f"has both {' and '.join(found)}", value)
@@ -82,7 +82,7 @@ def to_label(value: YamlValue) -> LabelSpec:
 _SOURCES = ("path", "k8s_label", "names_key")
 """The keys that define the source of a label's value. The mapping of a label has exactly one."""
 
-_ANY_SOURCE = "one of path, k8s_label, names_key"
+_ANY_SOURCE = "one of 'path', 'k8s_label' and 'names_key'"
 
 
 def expand_label(label: LabelSpec) -> tuple[LabelSpec, ...]:
@@ -278,7 +278,7 @@ def _to_keyed_label(value: YamlValue, kind: str, kinds: str) -> str:
     text = _to_label_name(value)
     if text.startswith(f"{_NODE}_"):
         prefixes = " or ".join(PREFIXES)
-        problem = f"starts with node_: {kinds} start with {prefixes}, or have no prefix"
+        problem = f"must not start with node_: {kinds} start with {prefixes}, or have no prefix"
         raise InvalidValue(problem, text)
     if text in PREFIXES:
         raise InvalidValue(f"is a prefix without a name; write a name such as {text}team", text)

@@ -178,8 +178,8 @@ class _FunctionSource:
 
         The function counts each dropped flow at the position of the first condition that matches.
         """
-        # `complete` is true if the table would not skip the flow. To save time, the function tests
-        # `complete` only for flows that match a condition.
+        # The expressions in `complete` are all true for a flow that the table accepts. To save
+        # time, the function evaluates them only for flows that match a condition.
         complete = ["flow.UUID"]
         for requirement in requirements:
             alternatives = [f"flow.{part} is not None" for (part,) in requirement.paths]

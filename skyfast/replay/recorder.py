@@ -47,7 +47,7 @@ MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
 """Returns what to record for a message and an analyzer's name, or None to omit the message."""
 
 TopologyFilter = Callable[[Update], Update]
-"""Maps an update of the topology to the recorded update."""
+"""Returns what to record for an update of the topology."""
 
 _Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
 """A queued message with its time and analyzer, or queued topology data with its time."""

@@ -2,10 +2,10 @@
 # capture point are counted. The row of a conversation stores this point. `_table.pyx` includes this
 # file.
 #
-# A capture point owns a conversation while one of the point's flows is live or claims the
-# conversation. If a report of a dormant flow is counted, but the flow stays dormant, the flow
-# claims its conversation. This happens with two kinds of reports: a closing report that repeats the
-# flow's previous report, which was lost, and a report that is added to the overflow row. Without
+# A capture point owns a conversation while one of its flows of this conversation is live, or has a
+# claim on the conversation. If a report of a dormant flow is counted, but the flow stays dormant,
+# the flow claims its conversation. This happens with two kinds of reports: a closing report that
+# repeats a lost report of the flow, and a report that is added to the overflow row. Without
 # the claim, another point could take over the conversation and count the same packets. A claim ends
 # after `timeout_s`, the time after which a live flow without reports becomes dormant.
 #

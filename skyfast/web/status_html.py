@@ -234,7 +234,7 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
         *([f"min_bytes {size(min_bytes)}"] if min_bytes else ()),
         *([f"min_packets {min_packets:,}"] if min_packets else ()),
     ]
-    note = f"; configured: {' or '.join(configured)}" if configured else ""
+    note = f"; configured bounds: {' and '.join(configured)}" if configured else ""
     others = ""
     if report.views:
         others = f"; the views add {elements.value('forecast.other_series', 'count')} series"

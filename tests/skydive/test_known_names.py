@@ -80,7 +80,7 @@ def test_names_can_be_searched(names: KnownNames) -> None:
     assert list(names.addresses_like(lambda _: True)) == ["10.0.0.1"]
     assert set(names.nodes_like(lambda name: "eth0" in name)) == {"pod", "container", "netns"}
     assert list(names.nodes_like(lambda name: "bond" in name)) == ["only"]
-    # If the index has a name for an interface, the exported name is not searched.
+    # `INTERFACES` is searched only for interfaces that have no name in the index.
     assert list(names.nodes_like(lambda name: "elsewhere" in name)) == []
 
 

@@ -1213,8 +1213,8 @@ def test_edges_to_missing_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # skyfast reads only some of the nodes that interfaces own or services select. Therefore it does
-    # not count a missing node at the end of such an edge.
+    # An ownership edge from an interface, or an edge from a service to a node that it selects, can
+    # lead to a node that skyfast does not read. Therefore skyfast does not count this missing node.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

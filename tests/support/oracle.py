@@ -237,7 +237,7 @@ class Oracle:
     def _was_never_counted(self, report: JSON, now: float, horizon_s: float) -> bool:
         """Return whether a flow began after ``horizon_s`` (see `Oracle`).
 
-        Closed flows do not count as forgotten, because they are never reported again.
+        The horizons leave out closed flows, because a closed flow is never reported again.
         """
         age_s = (report["LastUpdateMetric"]["Last"] - report["Start"]) / 1000
         began_s = now - age_s - self.flow_update_s - MAX_REPORT_DELAY_S

@@ -305,7 +305,7 @@ async def test_status_page_and_cardinality_page_show_the_same_forecast():
         _, page = await site.get("/")
         hidden = '<span data-key="table.hidden_connections" data-format="count">1</span> hidden'
         assert page.count(hidden) == 2
-        assert "; configured: min_bytes 1500 B</p>" in page
+        assert "; configured bounds: min_bytes 1500 B</p>" in page
         assert ">1500 B (configured)</th>" in (await site.get("/cardinality"))[1]
         for path in ("/metrics", "/metrics/self"):
             _, metrics = await site.get(path)
