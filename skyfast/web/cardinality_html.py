@@ -73,7 +73,7 @@ def _exact(report: CardinalityReport) -> str:
         '<section class="panel"><p>'
         f"Without <code>{escape(without.label)}</code>, there would be "
         f"<strong>{_count(without.connections, 'connection')}</strong> "
-        f"({change(without.connections, report.connections)}), at most "
+        f"({change(without.connections, report.connections)}) with at most "
         f"{_count(without.series_at_most, 'series', 'series')}.</p></section>\n"
     )
 

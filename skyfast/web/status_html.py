@@ -284,7 +284,7 @@ def _own_names_note(report: StatusReport, elements: Elements) -> str:
     if report.own_names is None:
         return ""
     return (
-        "<p>names from 'names' and 'names_file':"
+        "<p>own names (keys 'names' and 'names_file'):"
         f" {elements.value('own_names.entries', 'count')} entries;"
         f" read {elements.value('own_names.last_load_success_timestamp_seconds', 'ago')}"
         f"{elements.value('own_names.last_error', 'last-error')}</p>\n"

@@ -329,7 +329,7 @@ async def test_status_page_shows_own_names(file: Path) -> None:
     app = App(config, load=lambda: config)
     report = await app.status.report()
     page = status_html.as_html(report, app.status.ranking, RankingQuery(by="bytes"), None)
-    assert "<p>names from 'names' and 'names_file': <span" in page
+    assert "<p>own names (keys 'names' and 'names_file'): <span" in page
     assert (
         "A label needs the key &#x27;x&#x27;, but no entry of &#x27;names&#x27; or"
         " &#x27;names_file&#x27; has this key." in page
