@@ -1284,6 +1284,13 @@ def test_update_waits_for_at_most_one_slice_of_a_scan():
             [make_flow(f"{n:x}", a=f"10.{n >> 8}.{n & 255}.0") for n in range(first, first + 1000)],
             0,
         )
+    # On a busy machine, a single measurement can be too slow. If updates waited for whole scans,
+    # the ratio would be about one half each time.
+    assert any(_wait_of_updates(core) < 0.2 for _ in range(3))
+
+
+def _wait_of_updates(core: Core) -> float:
+    """Return the median time of an update as a fraction of the median time of a scan."""
     scans, waits = [], []
 
     def look():
@@ -1297,7 +1304,7 @@ def test_update_waits_for_at_most_one_slice_of_a_scan():
             start_s = time.perf_counter()
             core.expire(0)
             waits.append(time.perf_counter() - start_s)
-    assert statistics.median(waits) < statistics.median(scans) / 5
+    return statistics.median(waits) / statistics.median(scans)
 
 
 def test_scans_do_not_deadlock_with_updates_under_tracemalloc():
