@@ -5,13 +5,18 @@ function repeat(update, intervalMs) {
   const pause = document.getElementById("pause");
   const isPaused = () => pause.getAttribute("aria-pressed") === "true";
   let timer = 0;
+  let isRunning = false;
 
   async function run() {
     clearTimeout(timer);
-    if (document.hidden || isPaused()) return;
-    await update();
-    clearTimeout(timer);
-    timer = setTimeout(run, intervalMs);
+    if (isRunning || document.hidden || isPaused()) return;
+    isRunning = true;
+    try {
+      await update();
+    } finally {
+      isRunning = false;
+      timer = setTimeout(run, intervalMs);
+    }
   }
 
   document.addEventListener("visibilitychange", run);

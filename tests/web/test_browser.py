@@ -602,3 +602,20 @@ async def test_paused_page_sends_no_requests(visited):
         await tab.click("#pause")
         await tab.until("document.querySelector('#pause').textContent === 'Pause'")
         await until(lambda: len(tab.requested) >= requests + 2)
+
+
+async def test_page_shown_again_during_an_update_starts_no_second_update(visited):
+    async with StatusSite() as site, visited(site) as tab:
+        await tab.until(REFRESHED)
+        await tab.click("#pause")
+        await tab.evaluate(
+            "window.started = [];"
+            " window.fetch = (url) => { started.push(String(url)); return new Promise(() => {}) }"
+        )
+        await tab.click("#pause")
+        await tab.until("started.length")
+        started = await tab.evaluate("started")
+        for _ in range(3):
+            await tab.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        assert await tab.evaluate("started") == started
+        assert len(set(started)) == len(started)
