@@ -33,6 +33,7 @@ from skyfast.config.parsers import LEVELS, to_level
 from skyfast.flows import selection
 from skyfast.runtime import build_info, logs, memory, names_file
 from skyfast.web import listen
+from skyfast.wording import counted
 
 if TYPE_CHECKING:
     from skyfast.replay.recording import Playback, Recording
@@ -374,19 +375,17 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     files = _check_names(configuration) + _check_web(arguments.web_config_file)
     recordings = _check_replay(arguments, configuration)
     if arguments.strict and warnings.count:
-        _print_error(f"{_warnings(warnings.count)}; --strict treats warnings as errors")
+        _print_error(f"{counted(warnings.count, 'warning')}; --strict treats warnings as errors")
         return EXIT_INVALID
     # A blank line separates the parts. The forecast is near the end, to stay visible in a terminal.
     parts = loader.dump(configuration), cost.report(configuration) + files, recordings
     sys.stdout.write("\n".join(filter(None, parts)))
     if warnings.count:
         # On a terminal, the long output may have scrolled the warnings off the screen.
-        sys.stdout.write(f"# {_warnings(warnings.count)}: see the log on standard error.\n")
+        sys.stdout.write(
+            f"# {counted(warnings.count, 'warning')}: see the log on standard error.\n"
+        )
     return EXIT_OK
-
-
-def _warnings(count: int) -> str:
-    return "1 warning" if count == 1 else f"{count} warnings"
 
 
 def _listen(arguments: argparse.Namespace, configuration: model.Config) -> listen.Listen:

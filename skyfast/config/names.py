@@ -27,6 +27,7 @@ from skyfast.flows.own_names import (
 )
 from skyfast.flows.planner import shows_only_own
 from skyfast.flows.selection import ExportSelection
+from skyfast.wording import counted
 
 MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
@@ -82,9 +83,8 @@ class LoadedNames:
 
     def summary(self) -> str:
         """Return one line about the entries and their keys, such as ``2 entries without keys``."""
-        count = self.own.count
         keys = f"with the keys {', '.join(self.keys)}" if self.keys else "without keys"
-        return f"{count} {'entry' if count == 1 else 'entries'} {keys}"
+        return f"{counted(self.own.count, 'entry', 'entries')} {keys}"
 
 
 def to_names(value: YamlValue) -> Mapping[str, tuple[Prefix, OwnNameEntry]]:

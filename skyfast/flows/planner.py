@@ -56,6 +56,7 @@ from skyfast.flows.selection import (
     ViewSpec,
 )
 from skyfast.text_format import MetricType
+from skyfast.wording import noun
 
 
 class NameSource(Protocol):
@@ -315,10 +316,9 @@ def _histogram(view: ViewSpec, metric: MetricSpec) -> Family:
 
 def _custom(view: ViewSpec, metric: MetricSpec) -> Family:
     fields = " and ".join(map(".".join, metric.paths))
-    noun = "field" if len(metric.paths) == 1 else "fields"
     return Family(
         name=f"{view.prefix}_{metric.name}" if view.prefix else metric.name,
-        help=metric.help or f"Skydive flow {noun} {fields}.",
+        help=metric.help or f"Skydive flow {noun(len(metric.paths), 'field')} {fields}.",
         type=metric.type,
         values=_values(metric.paths, metric.type, "latest", direction=view.direction),
         decimals=0,

@@ -20,10 +20,11 @@ from aiohttp import WSCloseCode, web
 
 from skyfast.config.endpoint import SUBSCRIBER_PATH, Endpoint
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.replay.recording import Playback, ScheduledMessage, counted, for_namespaces
+from skyfast.replay.recording import Playback, ScheduledMessage, for_namespaces
 from skyfast.replay.topology import ReplayedTopology, Update, add_to_counters, selected
 from skyfast.runtime.logs import printable
 from skyfast.skydive.topology_queries import Query, parse
+from skyfast.wording import counted
 
 PING_INTERVAL_S: Final = 2.0
 """Interval of the pings to subscribers: Skydive's default for ``http.ws.ping_delay``."""

@@ -20,10 +20,11 @@ from typing import Final
 from isal import igzip
 
 from skyfast.config.yaml_nodes import ConfigError
-from skyfast.replay.recording import counted, message_line, topology_line
+from skyfast.replay.recording import message_line, topology_line
 from skyfast.replay.topology import ObservedResponse, ResponseChanges, Update
 from skyfast.runtime.logs import LogLimit, printable
 from skyfast.skydive.topology_queries import Query
+from skyfast.wording import counted
 
 MAX_FILE_BYTES: Final = 1 << 30
 """Recording stops at this file size. Data that is still buffered can make the file larger."""

@@ -42,6 +42,7 @@ import msgspec
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.flows.fields import UNDECODABLE, Envelope
 from skyfast.replay.topology import Update, decode_update
+from skyfast.wording import counted
 
 MAX_LINE_BYTES: Final = 256 << 20
 """Maximum length of a line: enough for the largest messages in base64."""
@@ -281,11 +282,6 @@ class Recording:
         times = _Times(self.first_ms)
         for message in _Lines(self.path):
             yield times.of(message), message
-
-
-def counted(number: int, noun: str) -> str:
-    """Return text such as ``1 message`` or ``2 messages``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 class _Times:

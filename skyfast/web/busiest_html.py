@@ -10,6 +10,7 @@ from skyfast.web.formats import count, duration, formatted
 from skyfast.web.groupings import Grouping, groupings, pairs
 from skyfast.web.ranked_views import PER_SECOND, RankedMetric, RankedView, RankingKey, Unit
 from skyfast.web.top import Ranking, RankingQuery, Top
+from skyfast.wording import noun
 
 ROWS: Final = (20, 50, 100, 500)
 """The numbers of table rows that the user can choose from."""
@@ -107,17 +108,17 @@ def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
     """Return the text above the table, as HTML."""
     if top.note is not None:
         return escape(top.note)
-    noun = "row" if top.view else "connection"
+    row = "row" if top.view else "connection"
     # Use the total of the ranking's scan. The status report may have a newer total.
     total = top.connections if top.groups is None else top.groups
-    counted = noun if top.groups is None else "group"
-    text = f"{count(len(top.entries))} of {count(total)} {counted}{'' if total == 1 else 's'}"
+    singular = row if top.groups is None else "group"
+    text = f"{count(len(top.entries))} of {count(total)} {noun(total, singular)}"
     if top.view:
         text += f" of the view {top.view}"
     if top.other is not None and top.other.connections:
         key = ranking.views[query.view].keys[query.by]
         format_ = _format(key.metric, is_rate=key.is_rate)
-        others = f"{count(top.other.connections)} other {noun}s"
+        others = f"{count(top.other.connections)} other {row}s"
         text += f"; {others}: {formatted(top.other.rank, format_, 0)}"
     if top.approximate:
         text += "; too many groups: sums are approximate"

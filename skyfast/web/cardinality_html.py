@@ -13,6 +13,7 @@ from skyfast.web.cardinality import (
     ViewCardinality,
 )
 from skyfast.web.forecast import Forecast, listed, percent
+from skyfast.wording import noun
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
@@ -189,5 +190,4 @@ def change(remaining: int, total: int) -> str:
 
 
 def _count(number: int, singular: str, plural: str = "") -> str:
-    noun = singular if number == 1 else plural or f"{singular}s"
-    return f"{number:,} {noun}"
+    return f"{number:,} {noun(number, singular, plural)}"

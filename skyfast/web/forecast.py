@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from skyfast.flows.selection import NO_BOUNDS, Bounds
 from skyfast.web.scan_cache import ScanCache
+from skyfast.wording import counted
 
 LISTED: Final = (10_000, 100_000, 1_000_000, 10_000_000)
 """The values of ``min_bytes`` that every forecast lists."""
@@ -205,7 +206,7 @@ def _line(condition: str, bound: BoundForecast) -> str:
 
 
 def _connections(bound: BoundForecast) -> str:
-    return f"{bound.connections} connection{'' if bound.connections == 1 else 's'}"
+    return counted(bound.connections, "connection")
 
 
 class Forecaster:

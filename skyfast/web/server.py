@@ -65,6 +65,7 @@ from skyfast.web.responses import (
 from skyfast.web.scan_cache import BusyError
 from skyfast.web.status import Status
 from skyfast.web.top import PARAMETERS, RankingQueryError
+from skyfast.wording import counted
 
 if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
@@ -470,11 +471,12 @@ class WebServer:
         ``parts`` is the number of parts in which the scraper reads the page.
         """
         if self._scrapers.total() >= (limit := self._limits.max_scrapes):
-            text = f"{_pages(limit)} being served (web.max_scrapes)"
+            where, key = "", "web.max_scrapes"
         elif self._scrapers[address] >= (limit := self._limits.max_scrapes_per_address):
-            text = f"{_pages(limit)} being served to this address (web.max_scrapes_per_address)"
+            where, key = " to this address", "web.max_scrapes_per_address"
         else:
             return ""
+        text = f"{counted(limit, 'page is', 'pages are')} being served{where} ({key})"
         if parts > limit:
             text += f"; to scrape {parts} parts together, set this limit to at least {parts}"
         return text
@@ -573,10 +575,6 @@ def _not_found(request: web.BaseRequest) -> web.Response:
         response = text_response("Page not found.", HTTPStatus.NOT_FOUND)
     response.headers[hdrs.VARY] = hdrs.ACCEPT
     return response
-
-
-def _pages(number: int) -> str:
-    return "1 page is" if number == 1 else f"{number} pages are"
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:

@@ -49,6 +49,7 @@ from skyfast.web.status_report import (
     ViewStatus,
 )
 from skyfast.web.top import Ranking
+from skyfast.wording import noun
 
 MAX_ANALYZERS: Final = 200
 """The maximum number of analyzers that a report lists."""
@@ -275,7 +276,7 @@ def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
         state = "ready" if up == len(rows) else "degraded"
     return Health(
         state=state,
-        text=f"{up} of {len(rows)} analyzer{'' if len(rows) == 1 else 's'}",
+        text=f"{up} of {len(rows)} {noun(len(rows), 'analyzer')}",
         analyzers=len(rows),
         analyzers_up=up,
     )
