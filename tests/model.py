@@ -1,174 +1,189 @@
 """The rules of the table in plain Python: slow, simple, and independent of the core.
 
-The tests apply the same flows to this model and to skyfast, and compare the results. The model
-defines the contents of a page, so each change of the model needs a worked example in
-``test_rules.py``. Flows are decoded JSON objects of messages. Times are in seconds.
+Tests apply the same flows to this model and to skyfast, and compare the results. Each change of the
+model needs a worked example in ``test_rules.py``.
 
-A `Spec` has the options of a configuration. docs/architecture.md describes most rules. This
-docstring lists the other rules. They use these terms:
+docs/architecture.md describes most rules, and explains terms such as *horizon*. This docstring
+lists the other rules. Times are in seconds. A flow is a decoded JSON object of a message.
 
-* Each connection and each overflow connection of a view is a *row*.
-* A flow is *unknown* if the table does not store it.
+Terms
+-----
+
+Rows:
+
+* A *row* is a connection or an overflow connection of a view.
+* The table *has overflow rows* if the option ``overflow`` is "other".
+* The labels of a view *identify* a conversation if both addresses and both ports are labels,
+  unchanged by rewrites. This is never the case with ``include_icmp`` or ``include_other``.
+* *Saved counters* are the counters of a removed row of the first view.
+* A view is *linked* (to the first view) if all its labels are labels of the first view.
+
+Flows:
+
+* An *unknown* flow is not stored in the table. All other flows are *live* or *dormant*.
+* A flow has *ended* if its closing report (``FinishType`` 1) has arrived, and no newer report after
+  it.
+* A flow is *new* if its report is its first report, or if it began after the horizon.
+
+Reports:
+
+* *Objects* are JSON objects in a report, such as ``Network`` or ``TCPMetric``.
 * *Deltas* are the increases that a report adds to the counters of rows.
+* The *last update* is ``LastUpdateMetric``: the increases since the previous report.
+* The *lifecycle times* are ``Start``, ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``.
 * A report is *late* if neither its ``Last`` nor any of its counters exceeds the stored value.
-* The *objects* of a flow are JSON objects such as ``Network`` or ``TCPMetric``.
-* A table has *overflow rows* if the option ``overflow`` is "other".
+* A *repeat* is a closing report that repeats the previous report. Its ``LastUpdateMetric.Last``
+  differs from its ``Last``, or is out of range.
 
 Reports
 -------
 
-* Values that are not exported are not validated. Such values do not affect whether a report is late
-  or whether a flow restarts. If a counter is the sum of both directions, only the sum is compared
-  with the sum in the previous report.
-* If a report lacks the object of a counter, the counter does not change. If the flow also
-  restarts in this report, the table forgets the flow's total of the counter. The next report that
-  has the object then adds the whole total.
-* If a label value is computed from fields, only the computed value is validated, not the fields.
-  The exception is a field that is the key of a lookup: the table stores and validates this field.
-* Drop and keep rules are not applied to a flow without a required object. Such a flow is counted
-  as skipped. A flow that a rule drops is counted under the name of the rule, but not as skipped.
-* The *lifecycle times* are ``Start``, ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``.
-* These fields are optional: the lifecycle times, ``FinishType``, all fields of gauges and
-  histograms, and the fields of counters outside ``Metric``. An optional field that is out of range
-  is omitted, and counted once per report. The omitted fields of a skipped report are
-  counted only for the reasons ``late``, ``ended`` and ``table_full``.
-* Lifecycle times are read in these cases: if they affect the deltas of an unknown flow, if a view
-  counts new flows, if a view has the histogram of a first value, and in the closing reports of
-  unknown and dormant flows.
-* A report without a valid ``FinishType`` does not count as a first report, because the report may
-  be a closing report that repeats the flow's last update.
-* If a value is the sum of two fields, only the first invalid field is counted. If both fields are
-  valid but their sum is out of range, the second field is counted.
+* The table checks a report in three steps. First, it skips reports with invalid strings, without a
+  UUID or a required object, or with an excluded tag. Then it applies drop and keep rules. Finally,
+  it validates the other values.
+* A dropped flow is counted under the name of the rule, and not as skipped.
+* The table ignores values that it does not export. For example, a table without counters of bytes
+  accepts a negative number of bytes.
+* If a counter is the sum of both directions, only sums are compared. For example, 100 and 200 bytes
+  are followed by 90 and 220 bytes: the flow does not restart, but adds 10 bytes.
+* If a report lacks the object of a counter, this counter does not change. If the flow also restarts
+  in this report, the table forgets the flow's total of this counter. For example, a counter from
+  ``TCPMetric`` is 3, and the flow restarts in a report without ``TCPMetric``. The next report shows
+  1. The counter is then 4.
+* A computed label is validated after the computation. For example, port -1 is valid if it becomes
+  "other". The key of a lookup is validated, too, because the table stores the key.
+
+Omitted values
+--------------
+
+* Optional fields are ``FinishType``, the lifecycle times, and all fields of gauges and histograms.
+  Fields of counters are optional if they are outside ``Metric``.
+* If an optional field is out of range, it is omitted, and counted once per report. In skipped
+  reports, omitted fields are counted only for the reasons ``late``, ``ended`` and ``table_full``.
+* If a counter is the sum of two fields, the first invalid field is counted. If only the sum is out
+  of range, the second field is counted.
+* Lifecycle times are read in closing reports of unknown flows. In other reports of unknown flows,
+  they are read if the deltas depend on them, or if a view shows new flows or first values. For
+  dormant flows, only ``LastUpdateMetric.Last`` of a closing report is read.
+* If an unknown flow has an invalid ``FinishType``, its report may be a repeat. Therefore the report
+  adds nothing to existing rows, and the flow is not new.
+* An invalid ``Start`` or ``LastUpdateMetric.Start`` has the same effect, except in a repeat, or if
+  ``LastUpdateMetric`` is missing.
 
 Views
 -----
 
-* If all labels of a view are labels of the first view, the view is *linked* to the first view.
-  Flows that share a row of the first view also share a row of the linked view. The first of these
-  flows determines the row of the linked view.
-* A view other than the first can be full when a flow becomes live. The flow then belongs to the
-  view's overflow row. If the table has no overflow rows, the flow has no row in this view. This
-  does not change while the flow is live, even if the view has space again. All flows that share a
-  row of the first view have the same row, or no row, in a linked view.
-* Overflow rows do not count towards the limits, but are included in the number of rows. Overflow
-  rows never expire, and have no gauges. If a row with the label values of the
-  overflow row already exists, it becomes the overflow row.
-* If the table has overflow rows, a report that the first view rejects still changes the flow's rows
-  in the other views: it adds its deltas, sets gauges and extends deadlines. These rows do
-  not count the flow.
-* An unknown flow that creates a row adds its total to this row if only one conversation can have
-  the labels of the row, and there are no saved counters for the row. This rule no longer applies
-  once any view has created an overflow row.
+* Flows that share a row of the first view have the same row in a linked view, or none of them has a
+  row there. The first of these flows determines the row.
+* A flow becomes live, but a view other than the first has no space for its row. The flow then
+  belongs to the overflow row of this view. If the table has no overflow rows, the flow has no row
+  in this view. This does not change while the flow is live, even if the view has space again.
+* Overflow rows do not count towards the limits, but are included in the number of rows. They never
+  expire, and have no gauges. If a row already has the label values of the overflow row, it becomes
+  the overflow row.
+* If the table has overflow rows, a report that is skipped as ``table_full`` still adds its deltas.
+  In the first view, the overflow row gets the deltas. In the other views, the row with the flow's
+  labels gets them, or the overflow row if the view is full. The gauges and the deadline of this row
+  are also updated, but its number of flows does not change.
+* An unknown flow that creates a row adds its total if the labels identify its conversation. This
+  rule does not apply if counters are saved for the row, or if any view has an overflow row. These
+  counters and rows may already contain a part of the total.
 
 Names
 -----
 
 * When names change, flows move to the rows of their new labels. A *slice* is a group of flows that
-  move in one step: first, all of them leave their old rows, and then they join their new rows.
-  Therefore the order of flows has no effect. The model does not define which flows are in a slice:
-  `Model.relabel` accepts the flows as an argument.
-* Between two slices, the table can change, and the same names can change again. A slice uses the
-  current names. New flows and flows that become live again also get the current names.
+  move in one step. First, all flows of the slice leave their old rows. Then they join their new
+  rows. Therefore their order has no effect.
+* The caller of `Model.relabel` chooses the flows of a slice. Between two slices, the table and the
+  names can change. A slice uses the current names, as do flows that become live.
 * Flows of a connection can be in different slices. For example, a connection with 300 bytes has two
-  flows, and its name changes from "a" to "b". After the first slice, the first flow belongs to "b",
-  which starts at zero. The second flow still belongs to "a", which stays at 300 bytes. Before the
-  next slice, the first flow adds 1 byte, and the second flow adds 2 bytes. Now "b" has 1 byte, and
-  "a" has 302 bytes. After the second slice, "a" has no flows and is removed.
-* The limits do not apply to flows that move. The deadline of the new row is extended as if
-  the row had received the flow's latest report. The row that the flow joins gets a series for each
-  counter that the flow ever had. A series that this row did not have yet starts at zero.
+  flows, and its name changes from "a" to "b". The first slice moves one flow: "b" starts at zero,
+  and "a" keeps 300 bytes. Then the first flow adds 1 byte to "b", and the second flow adds 2 bytes
+  to "a". The second slice moves the second flow: "b" keeps 1 byte, and "a" is removed with 302
+  bytes.
+* A slice ignores the limits. It extends the deadline of the new row as if this row had received the
+  latest report of the flow.
+* The new row gets a series for each counter of which the flow has a total. If the row did not have
+  this series yet, the series starts at zero.
 
 Dormant flows
 -------------
 
-* A flow is live until `Model.expire` makes it dormant. A live flow counts as a flow of its row,
-  owns its conversation, and keeps its row, even if no page shows the row any more.
-* The table does not store when a dormant flow was last reported. It stores when the flow became
-  dormant, and assumes that the last report came one timeout earlier.
-* Dormant flows are forgotten in the order in which they became dormant. Eviction prefers ended
-  flows that have been dormant for at least 15 s. The order of flows that became dormant in the same
-  second is undefined, so `Model.expire` accepts the order as an argument.
-* When a row of the first view is removed, its counters are saved in two cases: if they differ from
-  the totals of the row's last flow, or if several conversations can have the row's labels. The
-  saved counters of a row count as one flow towards ``max_flows``. In the order of dormant flows,
-  the saved counters come directly after the last flow of the row.
-* A closing report that repeats the flow's last update does not create a row of the first view. The
-  deltas of the report are added to an existing row or to saved counters. If neither exists, and if
-  several conversations can have the labels, the deltas become saved counters.
+* A flow is live until `Model.expire` makes it dormant. Before that, its deadline may already have
+  passed, so that no page shows its row.
+* The table stores only when a flow became dormant. It assumes that the last report came one timeout
+  before.
+* A report can leave its flow dormant: a late closing report, a repeat, or a report that is skipped
+  as ``table_full``. The flow then counts as a flow that has just become dormant, unless it has a
+  claim (see below).
+* If there are too many flows, the table first forgets ended flows that have been dormant for at
+  least 15 s. Then it forgets flows that have not ended, and finally the other ended flows. In each
+  of these groups, the flow that became dormant first is forgotten first.
+* The order of flows that became dormant in the same second is undefined. Therefore `Model.expire`
+  has the argument ``order``.
+* When a row of the first view is removed, its counters are saved if they differ from the totals of
+  its last flow. They are also saved if the labels do not identify the conversation. If
+  ``flow_memory_s`` is 0, counters are never saved.
+* Saved counters count as one flow towards ``max_flows``. They are forgotten like a flow that became
+  dormant just after the last flow of the row, and that has not ended.
+* A repeat does not create a row of the first view. It adds its deltas to an existing row or to
+  saved counters. If neither exists, and the labels do not identify the conversation, the deltas
+  become saved counters.
 
 New flows
 ---------
 
-* A flow is *new* if its report counts as a first report, or if the flow began so late that it
-  cannot have been counted before. Each row of a new flow, even an overflow row, counts the flow.
-* A flow is not new if it adds its total only because it creates a row: the flow may create a row in
-  one view but not in another, and all views must count the same flows as new.
-* Live and dormant flows are never new, even if they restart.
-* If a row of the first view is restored from the totals of a dormant flow, the row counts one new
-  flow. The removed row also counted exactly one new flow: if the number had been different, the
-  counters of the row would have been saved.
+* Each row of a new flow counts the flow, even an overflow row.
+* If a dormant flow creates a row of the first view with its totals, the row counts one new flow.
+  The removed row counted one, too: otherwise its counters would have been saved.
 
 Deduplication
 -------------
 
 These rules apply if the option ``deduplicate`` is "first".
 
-* One capture point owns a conversation. A *duplicate* is a report of the conversation from any
-  other capture point. A duplicate is counted as skipped. Its omitted values and its ``FinishType``
-  are not counted.
-* If another capture point has taken over the conversation of a dormant flow, the flow counts as
-  unknown. The reason is that the other capture point may have counted the same packets.
-* A dormant flow can add deltas and stay dormant in two cases: if its closing report repeats its
-  last update, or if its deltas are added to the overflow row. In both cases, the flow *claims* its
-  conversation. During the claim, no other capture point can take over the conversation and add the
-  same packets again. A duplicate cannot claim a conversation.
-* A claim lasts for one timeout. A live flow without further reports also owns its conversation for
-  one timeout. For example, the timeout is 75 s. At 100 s, the closing report of a dormant flow at
-  node-1 adds a packet from a lost report, and starts a claim. Until 175 s, reports from node-2 are
-  duplicates, because they may contain this packet. Later reports do not contain the packet.
-* A flow with a claim counts as live towards ``max_flows``, and cannot be evicted. If another flow
-  of the same capture point claims the conversation, the earlier claim ends. The flow with the
-  earlier claim then counts as a flow that has just become dormant.
+* A capture point *owns* a conversation while its flow of this conversation is live, or has a claim
+  (see below). Reports of other capture points are then *duplicates*, and are skipped. Their omitted
+  values and their ``FinishType`` are not counted.
+* If another capture point takes over the conversation of a dormant flow, the flow counts as
+  unknown. The reason: the other capture point may have counted the same packets.
+* A dormant flow can add deltas and stay dormant if its report is a repeat, or is added to the
+  overflow row. The flow then *claims* its conversation, so that no other capture point counts the
+  same packets again. Only these reports start or extend a claim.
+* A claim lasts for one timeout, the time for which a live flow without reports owns its
+  conversation. For example, the timeout is 75 s. At 100 s, a repeat from node-1 adds a packet from
+  a lost report, and starts a claim. Reports from node-2 may contain the same packet until 175 s,
+  and are duplicates until then.
+* A flow with a claim counts as live towards ``max_flows``, and is not evicted.
+* A claim also ends when another flow of the same capture point claims the conversation. At the end
+  of a claim, the flow counts as a flow that has just become dormant.
+* If a claim ends after one timeout, an ended flow is forgotten immediately.
 
 Histograms
 ----------
 
-* Histograms count each flow at most once, unless the table cannot store the flow. The first view
-  cannot have histograms.
-* The histogram of a *first value* observes the first value above 0 of a flow. The first value of a
-  live or dormant flow can be in any report that is not late. An unknown flow is observed only if
-  it is new. If it is not new, its first value may have been observed before. After such a flow has
-  reported a value above 0, it is never observed.
-* The histograms of *totals* and of *ages* observe the closing report of a flow. A live flow is
-  observed in its rows, even if the report is late. A dormant or unknown flow is observed in the
-  rows that have its labels. Missing rows are created. Fields of these histograms are read only in
-  closing reports.
-* If ``deduplicate`` is "first", a closing report that is skipped as ``ended`` is not observed,
-  because it may be a duplicate. If ``deduplicate`` is "none", the report is observed, and its flow
-  is stored as an ended flow. If the table has no space for the flow, the flow is not stored. The
-  report and its repetitions are then observed only if the table has overflow rows.
-* The late closing report of a dormant flow is not observed if the report has an invalid label, or
-  if another capture point has taken over the conversation of the flow.
-* A total with an invalid field is not observed. An age is the time in ``Last`` minus the time in
-  another field. An age is not observed if it is negative, or if one of the two fields is 0 or
-  invalid.
-* A report that is skipped as ``table_full`` is observed only if the table has overflow rows. A
-  report that is skipped for a reason other than ``late``, ``ended`` and ``table_full`` is not
-  observed. A view that rejects a report does not observe the report. An observed report extends the
-  deadline of its row.
+* The first value of a dormant flow is observed in any report that is not late.
+* A late closing report of a dormant flow is not observed if it has an invalid label. It is also not
+  observed if another capture point has taken over the conversation.
+* A total with an invalid field is not observed. An age is the time from another field to ``Last``.
+  It is not observed if it is negative, or if one of the two fields is 0 or invalid.
+* A report that is skipped as ``table_full`` is observed only if the table has overflow rows. If the
+  table does not store the flow of this report, the same closing report is observed again when it is
+  repeated.
+* Reports that are skipped for any other reason than ``late``, ``ended`` and ``table_full`` are not
+  observed.
+* A view that rejects a report does not observe it.
 
 Bounds
 ------
 
-* If a view has bounds, its rows are hidden until their bytes or packets reach a bound. Bytes and
-  packets are the counters of the row, summed over both directions.
-* In all other respects, a hidden row is like a shown row: it counts towards the limits, has flows
-  and expires, and its counters can be saved. For example, with ``min_bytes`` 1000, a row with 400
-  bytes from the initiator and 599 bytes from the target is hidden. After one more byte from the
-  target, the page shows all series of the row. Its two series of bytes then have the values
-  400 and 600.
-* Overflow rows are never hidden. Bytes and packets are counted even if no family shows them. The
-  bounds can change at any time.
+* Bytes and packets of a row are sums of both directions. For example, with ``min_bytes`` 1000, a
+  row with 400 and 599 bytes is hidden. After one more byte in the second direction, the page shows
+  all series of the row, with 400 and 600 bytes.
+* Otherwise, a hidden row is like a shown row. For example, it counts towards the limits, and
+  expires.
+* Bounds can change at any time.
 """
 
 from __future__ import annotations
@@ -205,7 +220,7 @@ OTHER = "other"
 
 
 class Rewrite(Protocol):
-    """Maps the value at a label's path to a label value. An empty path stands for the flow."""
+    """Maps the value at a label's path (or the flow, if the path is empty) to a label value."""
 
     def __getitem__(self, value: Any, /) -> str | int: ...
 
@@ -213,10 +228,9 @@ class Rewrite(Protocol):
 class Names(dict[str, tuple[str, ...] | None]):
     """Names that can change: ``count`` names for each key. Unknown keys have empty names.
 
-    A key is ambiguous if its value is None. The names of an ambiguous key depend on the context,
-    which is the flow's other address and its capture point. ``contexts`` has the names of ambiguous
-    keys, by key, other address and capture point. In a context without an entry, the names are
-    empty.
+    If the value of a key is None, the key is ambiguous: several nodes have this address.
+    ``contexts`` has the names of ambiguous keys, by key, other address and capture point of the
+    flow.
     """
 
     def __init__(
@@ -242,8 +256,7 @@ class Lookup:
     """Looks up the value of the field ``key`` in ``names``. Labels can share a lookup.
 
     If keys can be ambiguous, ``context`` has the paths of the other address and of the capture
-    point. If a flow lacks the object that contains the field ``key``, the empty string is looked
-    up.
+    point. If the object with the field ``key`` is missing, the empty string is looked up.
     """
 
     names: Names
@@ -255,7 +268,7 @@ class Lookup:
         return (self.key, *self.context)
 
     def find(self, values: Mapping[Path, str]) -> tuple[str, ...]:
-        """Return the names for a flow. ``values`` has the values of the flow's fields, by path."""
+        """Return the names for a flow. ``values`` are fields of the flow, by path."""
         key, *context = (values[path] for path in self.paths)
         found = self.names[key]
         return self.names.resolve(key, *context) if found is None else found
@@ -265,10 +278,9 @@ class Lookup:
 class Label:
     """A label: its name, and the path of its value in a flow. An empty path means the whole flow.
 
-    The value of a missing field is 0 if ``number`` is true, and "" if ``number`` is false. If
-    ``rewrite`` maps the whole flow, ``reads`` has the fields that ``rewrite`` reads. If ``lookup``
-    is set, the label value is item ``index`` of the names that the lookup finds. Labels are
-    compared by identity. Therefore views that share a label must use the same object.
+    A missing value is 0 if ``number`` is true, otherwise "". If ``rewrite`` maps the whole flow,
+    ``reads`` has the fields that ``rewrite`` reads. With a ``lookup``, the label value is item
+    ``index`` of the names that the lookup finds. Labels are compared by identity.
     """
 
     name: str
@@ -284,13 +296,12 @@ class Label:
 class Family:
     """A metric: the paths of its values from initiator to target and from target to initiator.
 
-    An empty path stands for the number of flows, or for the number of new flows if the ``type`` is
-    "counter". A gauge shows one of the values of its flows: ``keep`` is "latest", "least" or
+    An empty path stands for the number of new flows if ``type`` is "counter", otherwise for the
+    number of flows. A gauge shows one of the values of its flows: ``keep`` is "latest", "least" or
     "most". A page shows values divided by ten to the power of ``decimals``.
 
-    ``observes`` defines what a histogram observes. "first" means the first value above 0 of a flow.
-    "total" and "age" mean the total or the age in the closing report of a flow. ``buckets`` are the
-    upper bounds of the buckets, written as on the page, without "+Inf".
+    A histogram ``observes`` the "first" value above 0 of a flow, or the "total" or "age" in a
+    closing report. ``buckets`` are the upper bounds as on the page, without "+Inf".
     """
 
     name: str
@@ -330,14 +341,12 @@ FAMILIES = (
 class View:
     """Series with the same labels.
 
-    Without the label `DIRECTION`, counters and histograms add up both directions. Rows of the first
-    view expire with their last flow. Rows of other views expire ``timeout_s`` after their last
-    report. ``timeout_s`` must be long enough that no row expires before its flows do.
+    Without the label `DIRECTION`, counters and histograms add up both directions. ``timeout_s``
+    does not apply to the first view. In other views, no row may expire before its flows.
 
-    A row is hidden until it has ``min_bytes`` bytes or ``min_packets`` packets. 0 disables a bound.
-    ``amounts`` are keys of `AMOUNTS`. The counters of these amounts exist even if no family shows
-    them. A view with bounds must count "bytes". A view with ``min_packets`` must also count
-    "packets".
+    The bounds are ``min_bytes`` and ``min_packets``; 0 means no bound. ``amounts`` are keys of
+    `AMOUNTS`: counters that exist even if no family shows them. A view with bounds must count
+    "bytes". A view with ``min_packets`` must also count "packets".
     """
 
     labels: Sequence[Label] = LABELS
@@ -362,8 +371,8 @@ Bounds = tuple[int, int]
 class Spec:
     """The options of a table.
 
-    ``drop`` and ``keep`` are rules as in a configuration file. ``deduplicate`` and ``overflow``
-    have the same values as in a configuration file.
+    The values of ``drop``, ``keep``, ``deduplicate`` and ``overflow`` are those of a configuration
+    file.
     """
 
     views: Sequence[View] = (View(),)
@@ -384,7 +393,7 @@ class Spec:
 def one_view(
     *, labels: Sequence[Label] = LABELS, families: Sequence[Family] = FAMILIES, **others: Any
 ) -> Spec:
-    """Return a spec with a single view; ``others`` are fields of `Spec`."""
+    """Return a spec with one view. ``others`` are fields of `Spec`."""
     return Spec(views=(View(labels, families),), **others)
 
 
@@ -395,7 +404,7 @@ def looked_up(name: str, key: Path, names: Names, context: tuple[Path, ...] = ()
 
 @dataclass(frozen=True)
 class Mask:
-    """Maps an address to its network. If the prefix length is None, the address is unchanged."""
+    """Maps an address to its network. A prefix length of None leaves addresses unchanged."""
 
     ipv4: int | None = None
     ipv6: int | None = None
@@ -410,7 +419,7 @@ class Mask:
 
 @dataclass(frozen=True)
 class PortGrouping:
-    """Maps ports to "other". Ports up to ``above`` and the ports in ``keep`` are unchanged."""
+    """Maps ports to "other", except ports up to ``above`` and the ports in ``keep``."""
 
     above: int = -1
     keep: frozenset[int] = frozenset()
@@ -421,7 +430,7 @@ class PortGrouping:
 
 @dataclass(frozen=True)
 class Tags:
-    """Maps a flow to its tag, which depends on which addresses are in the cluster's networks."""
+    """Maps a flow to its tag, such as "egress". ``masks`` are the networks of the cluster."""
 
     masks: Sequence[str]
 
@@ -442,8 +451,7 @@ class Tags:
 class Protocols:
     """Maps a flow to its protocol: TCP, UDP, SCTP, ICMPV4 or ICMPV6.
 
-    If a flow has none of these protocols, the result is the flow's last layer, or "" if ``other``
-    is false.
+    For all other protocols, the result is the flow's last layer if ``other`` is true, otherwise "".
     """
 
     other: bool = False
@@ -473,7 +481,6 @@ PROTOCOL_OR_OTHER = Label(
 
 
 def tag_label(masks: Sequence[str]) -> Label:
-    """Return the label ``tag``. ``masks`` are the networks of the cluster."""
     return Label("tag", (), rewrite=Tags(masks), reads=(("Network", "A"), ("Network", "B")))
 
 
@@ -511,7 +518,7 @@ KNOWN_LABELS = {
 
 @dataclass(frozen=True)
 class Total:
-    """A counter: the running total in a field of flows, or the sum of several such totals."""
+    """A counter: the total in a field of a flow, or the sum of several such totals."""
 
     paths: tuple[Path, ...]
 
@@ -520,7 +527,7 @@ class Total:
         return any(len(path) > 1 and path[0] != "Metric" for path in self.paths)
 
     def of(self, flow: JSON) -> int | None:
-        """Return the total in a report, or None if an object is missing or a value is omitted."""
+        """Return the total in a report; None if an object is missing or a value is omitted."""
         if self.is_optional and first_invalid(flow, self.paths):
             return None
         numbers = [value_at(flow, path, 0) for path in self.paths]
@@ -528,25 +535,25 @@ class Total:
 
     @property
     def last_update_paths(self) -> tuple[Path, ...]:
-        """The paths of the counter's deltas in ``LastUpdateMetric``; empty if there are none."""
+        """The paths of the last update of the counter; empty if reports do not contain it."""
         if any(path[0] != "Metric" for path in self.paths):
             return ()
         return tuple(("LastUpdateMetric", path[1]) for path in self.paths)
 
     def last_update(self, flow: JSON) -> int:
-        """Return the increase of the counter in the last update; 0 if it is unknown."""
+        """Return the increase in the last update; 0 if it is missing or invalid."""
         if first_invalid(flow, self.last_update_paths):
             return 0
         return sum(value_at(flow, path, 0) for path in self.last_update_paths)
 
 
 NEW_FLOWS = Total(())
-"""The counter of new flows. Each row has this counter, even if no page shows the counter."""
+"""The counter of new flows. All rows have this counter, even if no page shows it."""
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """A gauge. A row has the latest, the least or the greatest nonzero value of its flows."""
+    """A gauge: the latest, the least or the greatest nonzero value of the flows of a row."""
 
     path: Path
     keep: str
@@ -559,13 +566,13 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The values that a histogram observes: see `Family`. A total can be the sum of two fields."""
+    """The values that a histogram observes (see `Family`). A total can be the sum of two fields."""
 
     paths: tuple[Path, ...]
     observes: str
 
     def of(self, flow: JSON) -> int | None:
-        """Return the value in a report, or None if the report has no valid value."""
+        """Return the value in a report; None if the report has no valid value."""
         numbers = [value_at(flow, path, 0) for path in self.paths]
         if first_invalid(flow, self.paths):
             return None
@@ -587,9 +594,8 @@ Group = tuple[int | None, tuple[int | None, ...], int]
 class Row:
     """The series of a view that have the same label values, apart from the direction.
 
-    A row has no series for a counter or gauge that its flows never had. ``start_ms`` is the time at
-    which the row's counters were 0, in Unix milliseconds. ``start_ms`` is 0 if this time is
-    unknown, and None before the first report.
+    A row has no series for a counter or gauge that its flows never had. ``start_ms`` is the start
+    time of the counters, in Unix milliseconds: 0 if it is unknown, None before the first report.
     """
 
     view: View
@@ -602,13 +608,13 @@ class Row:
     is_overflow: bool = False
     start_ms: int | None = None
     linked_rows: dict[int, Row | None] = field(default_factory=dict)
-    """The rows in linked views, by number of the view; only a row of the first view has them."""
+    """The rows in linked views, by number of the view. Only rows of the first view have them."""
 
     def add(self, deltas: Deltas) -> None:
         self.totals = added(self.totals, deltas)
 
     def set_start(self, start_ms: int) -> None:
-        """Set the start time of a new row. Later calls have no effect."""
+        """Set the start time, unless the row already has one."""
         if self.start_ms is None:
             self.start_ms = start_ms
 
@@ -617,9 +623,9 @@ class Row:
             self.gauges[gauge] = gauge.merge(self.gauges.get(gauge, 0), value)
 
     def observe(self, flow: JSON, events: Collection[str]) -> bool:
-        """Observe a report in those histograms of the row that observe one of the ``events``.
+        """Observe a report in the histograms that observe one of the ``events`` (see `event_of`).
 
-        Return whether the row has such histograms. See `event_of`.
+        Return whether the row has such histograms.
         """
         distributions = [
             value
@@ -637,10 +643,7 @@ class Row:
 
 
 def event_of(distribution: Distribution) -> str:
-    """Return the event on which a histogram observes a flow.
-
-    "first" is the report with the first value above 0. "closing" is the closing report.
-    """
+    """Return "first" if a histogram observes the first value above 0, otherwise "closing"."""
     return "first" if distribution.observes == "first" else "closing"
 
 
@@ -656,14 +659,10 @@ class Flow:
     values with which names are looked up, by path. ``ends`` identifies the conversation by its
     protocol and its two endpoints in any order. ``point`` is the capture point.
 
-    While the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which it became
-    dormant. ``is_ended`` means that the closing report has arrived. ``is_superseded`` means that
-    another capture point has taken over the conversation. ``is_claiming`` means that the flow is
-    dormant and claims its conversation.
-
-    ``has_first_value`` means that the flow has had a value above 0: histograms must not observe a
-    first value of the flow any more. ``is_closing_observed`` means that histograms must not observe
-    the flow's closing report any more.
+    If the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which the flow became
+    dormant. ``is_superseded`` means that another capture point has taken over the conversation.
+    ``has_first_value`` and ``is_closing_observed`` mean that histograms must not observe the first
+    value, or the closing report, any more.
     """
 
     uuid: str
@@ -697,20 +696,17 @@ class SavedCounters:
 class Model:
     """The table. Its attributes have the same names as those of the core.
 
-    ``skipped`` counts skipped flows by reason. ``filtered`` counts dropped flows by the name of the
-    rule. ``values_skipped`` counts omitted values by field. ``finished`` counts reports by the
+    ``skipped`` counts skipped flows by reason, ``filtered`` counts dropped flows by the name of the
+    rule, and ``values_skipped`` counts omitted values by field. ``finished`` counts reports by the
     meaning of their ``FinishType``, including late and rejected reports. ``created_total``,
     ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 
-    ``horizon_s`` is the time of the latest report of all forgotten flows that had not ended, or
-    None before `raise_horizon`. If a flow overflows, ``horizon_s`` becomes the current time. An
-    unknown flow that began after this time has never been counted.
-    ``flow_update_s`` is the agents' ``flow.update``. ``wall_ms`` is the wall clock at the latest
-    message, in Unix milliseconds, or 0 if it is unknown.
+    ``horizon_s`` is None before `raise_horizon`. ``flow_update_s`` is the agents' ``flow.update``.
+    ``wall_ms`` is the wall clock at the latest message, in Unix milliseconds; 0 if it is unknown.
     """
 
     def __init__(self, spec: Spec | None = None, **options: Any) -> None:
-        """Make a table for ``spec`` or ``one_view(**options)``."""
+        """Create a table for ``spec`` or ``one_view(**options)``."""
         self.spec = spec or one_view(**options)
         self.views = tuple(self.spec.views)
         self.families = tuple(family for view in self.views for family in view.families)
@@ -733,8 +729,7 @@ class Model:
         self._deduplicates = self.spec.deduplicate == "first"
 
         self._rows: list[dict[Values, Row]] = [{} for _ in self.views]
-        # The keys are UUIDs. Unlike the model, the core stores a UUID as a number if it is
-        # hexadecimal.
+        # by UUID; the core stores a hexadecimal UUID as a number
         self._flows: dict[str, Flow] = {}
         self._dormant: list[Flow | SavedCounters] = []
         self._ended: list[Flow] = []
@@ -778,29 +773,27 @@ class Model:
         return len(self._saved_counters)
 
     def dormant_uuids(self) -> list[str]:
-        """Return the UUIDs of dormant flows: claiming flows, then ended flows, then all others.
+        """Return the UUIDs of dormant flows: flows with a claim, then ended flows, then the others.
 
-        In each of these groups, the oldest flow is first.
+        In each of these groups, the flow that became dormant first is first.
         """
         entries = [*self._claiming, *self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
 
     def raise_horizon(self, now: float) -> None:
-        """Raise the horizon to ``now``: flows that begin after ``now`` have never been counted."""
+        """Move the horizon forward to ``now``."""
         self.horizon_s = max(self.horizon_s or now, now)
 
     # Reports
 
     def message(self, flows: Iterable[JSON], now: float, wall_ms: int = 0) -> None:
-        """Apply the flows of a message."""
         for flow in flows:
             self.report(flow, now, wall_ms)
 
     def report(self, flow: JSON, now: float, wall_ms: int = 0) -> str | None:
         """Apply a report of a flow.
 
-        Return None if the report was applied. Return the reason if the report was skipped, or the
-        name of the rule if a rule dropped the report.
+        Return None, the reason why the report was skipped, or the name of the rule that dropped it.
         """
         self.wall_ms = wall_ms
         self._invalid = set()
@@ -833,7 +826,6 @@ class Model:
         return reason
 
     def _skip_reason_before_rules(self, flow: JSON) -> str | None:
-        """Return the reason to skip a flow before rules are applied, or None."""
         paths = [("UUID",), *CONVERSATION] if self._deduplicates else [("UUID",)]
         for label in self._labels:
             paths += [label.path, *label.reads]
@@ -872,7 +864,7 @@ class Model:
         )
 
     def _field(self, name: str, flow: JSON) -> Any:
-        """Return the value that a rule's condition is compared with; None without its object."""
+        """Return the value to which a rule applies; None if the object of the field is missing."""
         if name == "tag":
             return self.tag(flow)
         path = path_of(name)
@@ -881,7 +873,6 @@ class Model:
         return value_at(flow, path, "" if is_text(path) else 0)
 
     def _skip_reason_after_rules(self, flow: JSON) -> str | None:
-        """Return the reason to skip a flow with an invalid number or UUID, or None."""
         needed = [total for total in self.totals if not total.is_optional]
         if any(first_invalid(flow, total.paths) for total in needed) or not in_range(
             [flow.get("Last", 0)]
@@ -899,7 +890,7 @@ class Model:
                     self._invalid |= first_invalid(flow, [path])
 
     def _labels_of(self, flow: JSON) -> dict[Label, str | int] | str:
-        """Return a flow's labels, or the reason to skip the flow because of its labels."""
+        """Return the labels of a flow, or the reason to skip the flow if a label is invalid."""
         labels = {label: self._label(label, flow) for label in self._labels}
         looked_at = [
             *labels.values(),
@@ -931,7 +922,6 @@ class Model:
         )
 
     def _apply_unknown(self, flow: JSON, now: float) -> str | None:
-        """Apply a report of an unknown flow."""
         labels = self._labels_of(flow)
         if isinstance(labels, str):
             return labels
@@ -995,11 +985,10 @@ class Model:
     def _initial_delta(self, flow: JSON, now: float) -> str:
         """Return which deltas the report of an unknown flow adds to an existing row.
 
-        The result is "total", "nothing", or "update" for the deltas of the flow's last update. If
-        the report is skipped, the result is "ended".
+        The result is "total", "update" for the last update, or "nothing". It is "ended" if the
+        report is skipped.
         """
         last_update = flow.get("LastUpdateMetric")
-        # Without a valid FinishType, the report may repeat the last update.
         lacks_finish_type = ("FinishType",) in self._invalid
         if last_update is None:
             return "nothing" if lacks_finish_type else "total"
@@ -1016,7 +1005,6 @@ class Model:
         return "update"
 
     def _is_repeat(self, flow: JSON) -> bool:
-        """Return whether a report is a closing report that repeats the last update."""
         last_update = flow.get("LastUpdateMetric")
         if flow.get("FinishType", 0) != CLOSING or last_update is None:
             return False
@@ -1024,7 +1012,7 @@ class Model:
         return not in_range([last]) or last != flow.get("Last", 0)
 
     def _was_never_counted(self, flow: JSON, now: float) -> bool:
-        """Return whether an unknown flow began after the latest report of any forgotten flow."""
+        """Return whether an unknown flow began after the horizon."""
         start, last = flow.get("Start", 0), value_at(flow, ("LastUpdateMetric", "Last"), 0)
         if (
             self._deduplicates
@@ -1037,7 +1025,6 @@ class Model:
         )
 
     def _deltas_of_unknown(self, flow: JSON, initial_delta: str) -> Deltas:
-        """Return the deltas that the report of an unknown flow adds to an existing row."""
         totals = self._totals_of(flow)
         self._note_lifecycle_times(flow)
         if initial_delta == "total":
@@ -1051,24 +1038,20 @@ class Model:
     def _start(self, flow: JSON, initial_delta: str) -> int:
         """Return the start time of a row that an unknown flow creates.
 
-        If ``initial_delta`` is "total", the result is the start of the flow. For all other deltas,
-        the result is the start of the flow's last update.
+        If the flow adds its total, the row starts with the flow, otherwise with the last update.
         """
         path = ("Start",) if initial_delta == "total" else ("LastUpdateMetric", "Start")
         start_ms = value_at(flow, path, 0)
         return self._clamp_to_now(start_ms if start_ms != "" and in_range([start_ms]) else 0)
 
     def _clamp_to_now(self, start_ms: int) -> int:
-        """Return the start time, or the current time if the start time is in the future.
-
-        The agent's clock may be wrong.
-        """
+        """Return ``start_ms``, or the current time if the agent's clock is ahead."""
         return min(start_ms, self.wall_ms) if self.wall_ms else start_ms
 
     def _restored_start(self, flow: JSON, known: Flow, now: float) -> int:
         """Return the start time of a connection that a dormant flow creates again.
 
-        The start time is not later than the last report of the removed connection.
+        It is not later than the last report of the removed connection.
         """
         start_ms = self._start(flow, "total")
         if not self.wall_ms:
@@ -1096,14 +1079,14 @@ class Model:
     ) -> None:
         """Add a flow to its rows: an unknown flow, or a dormant flow that becomes live.
 
-        ``initial_delta`` is the result of `_initial_delta` for an unknown flow. ``deltas`` has the
-        deltas of a dormant flow. ``known_totals`` and ``known_ms`` are the dormant flow's totals
-        and its highest ``Last`` before the report.
+        For an unknown flow, ``initial_delta`` is the result of `_initial_delta`. For a dormant
+        flow, ``deltas`` are the deltas of the report. ``known_totals`` and ``known_ms`` are the
+        totals of a dormant flow, and its highest ``Last``, before the report.
         """
         view_values = self._view_values(labels)
         has_room = [self._has_room(n, values) for n, values in enumerate(view_values)]
         saved = self._saved_counters.get(view_values[0])
-        # A new row cannot contain earlier traffic of the flow. Therefore the row gets the total.
+        # the new row cannot contain earlier traffic of the flow
         adds_whole_total = [
             deltas is None
             and self._is_complete(n)
@@ -1158,7 +1141,6 @@ class Model:
         known.is_ended = flow.get("FinishType", 0) == CLOSING
 
     def _take_over(self, known: Flow, flow: JSON) -> None:
-        """Make the capture point of this report the owner of the conversation."""
         known.ends, known.point = self._ends(flow), self._conversation(flow)[-1]
         for other in self._flows.values():
             if other.is_dormant and other.ends == known.ends and other.point != known.point:
@@ -1171,10 +1153,9 @@ class Model:
         known_totals: Mapping[Total, int] | None,
         restored_start_ms: int,
     ) -> None:
-        """Start a new row with the counters of its removed connection.
+        """Start a new row with saved counters, or with the totals of a dormant flow.
 
-        The counters are those in ``saved``, or the totals of a dormant flow.
-        ``restored_start_ms`` is the start time of the row if it gets the totals of a dormant flow.
+        With these totals, ``restored_start_ms`` is the start time of the row.
         """
         if saved:
             del self._saved_counters[saved.values]
@@ -1188,7 +1169,6 @@ class Model:
     # Dormant flows
 
     def _apply_dormant(self, known: Flow, flow: JSON, now: float) -> str | None:
-        """Apply a report of a dormant flow."""
         is_closing = flow.get("FinishType", 0) == CLOSING
         change = self._find_deltas(known, flow)
         if change is None:
@@ -1260,7 +1240,7 @@ class Model:
         return None
 
     def _stay_dormant(self, known: Flow, flow: JSON, now: float) -> None:
-        """Keep a flow dormant after counting its report. With deduplication, start a claim."""
+        """Keep a flow dormant after adding its deltas. With deduplication, start a claim."""
         if not self._deduplicates:
             self._append_dormant(known, now)
             return
@@ -1289,7 +1269,7 @@ class Model:
         known.last_ms = max(flow.get("Last", 0), known.last_ms)
 
     def _store_ended(self, known: Flow, now: float) -> None:
-        """Store a flow without rows as dormant and ended, because more reports may arrive."""
+        """Store a dormant and ended flow, because more reports of it may arrive."""
         known.is_dormant = known.is_ended = True
         self._append_dormant(known, now)
 
@@ -1298,8 +1278,7 @@ class Model:
     ) -> list[Row | None]:
         """Add the deltas of a closing report to all views, without creating a connection.
 
-        In views other than the first, the report can create rows with the start time ``start_ms``.
-        Return the rows of all views except the first.
+        ``start_ms`` is the start time of new rows. Return the rows of all views except the first.
         """
         first = self._rows[0].get(view_values[0])
         if first is not None:
@@ -1318,7 +1297,7 @@ class Model:
     def _row_of_closing(self, n: int, view_values: Sequence[Values]) -> Row | None:
         """Return the row of a closing report in view ``n``, which is not the first view.
 
-        If the view is full, return its overflow row, or None if the table has no overflow rows.
+        If the view is full, return its overflow row; None if there are no overflow rows.
         """
         first = self._rows[0].get(view_values[0])
         if first and first.flows and n in self._linked_views():
@@ -1338,10 +1317,7 @@ class Model:
             self._dormant.append(saved)
 
     def _make_dormant(self, flow: Flow, now: float) -> None:
-        """Make a flow dormant, and remove it from its rows.
-
-        If no flows are left in the connection, remove the connection.
-        """
+        """Make a flow dormant. Remove its connection if it has no other flows."""
         first = flow.rows[0]
         assert first is not None
         for row in flow.rows:
@@ -1366,7 +1342,7 @@ class Model:
         flow.rows = []
 
     def _forget(self, entry: Flow | SavedCounters) -> None:
-        """Forget a dormant flow, or the counters of a connection."""
+        """Forget a dormant flow or saved counters."""
         if isinstance(entry, SavedCounters):
             self._dormant.remove(entry)
             del self._saved_counters[entry.values]
@@ -1378,10 +1354,9 @@ class Model:
             self.horizon_s = max(self.horizon_s, reported_s)
 
     def _evict_surplus(self, now: float) -> None:
-        """Forget flows until at most ``max_flows`` flows are left: the oldest dormant flow first.
+        """Forget dormant flows and saved counters until at most ``max_flows`` are left.
 
-        Prefer ended flows that have been dormant for `MAX_REPORT_DELAY_S`. Reports of these flows
-        can no longer be in transit.
+        Reports of a flow that ended `MAX_REPORT_DELAY_S` ago are no longer in transit.
         """
         while len(self._flows) + len(self._saved_counters) > self.spec.max_flows and (
             self._ended or self._dormant
@@ -1390,7 +1365,6 @@ class Model:
             self._forget(self._ended[0] if is_over or not self._dormant else self._dormant[0])
 
     def _linked_views(self) -> list[int]:
-        """Return the numbers of the views that are linked to the first view."""
         first = set(labels_of(self.views[0]))
         return [n for n, view in enumerate(self.views) if n and first >= set(labels_of(view))]
 
@@ -1417,7 +1391,7 @@ class Model:
         return any(row.is_overflow for rows in self._rows for row in rows.values())
 
     def _row(self, n: int, values: Values) -> Row:
-        """Return the row with these label values, after creating it if necessary."""
+        """Return the row with these label values. Create it if necessary."""
         view = self.views[n]
         if values not in self._rows[n]:
             self._rows[n][values] = Row(view, values, self._zero_totals())
@@ -1425,11 +1399,10 @@ class Model:
         return self._rows[n][values]
 
     def _zero_totals(self) -> dict[Total, int]:
-        """Return the counters of a new row."""
         return {total: 0 for total in (*self.totals, NEW_FLOWS) if not total.is_optional}
 
     def _overflow_row(self, n: int) -> Row:
-        """Return the overflow row of a view, after creating it if necessary."""
+        """Return the overflow row of a view. Create it if necessary."""
         row = self._row(n, tuple(OTHER for _ in labels_of(self.views[n])))
         row.is_overflow = True
         row.gauges.clear()
@@ -1473,9 +1446,8 @@ class Model:
     ) -> None:
         """Observe a report in the histograms of its rows.
 
-        ``known`` is None if the table does not store the flow. ``first`` defines what happens if
-        the report has the first value of its flow: "observe" observes the value, "mark" only sets
-        ``has_first_value``, and "" does neither.
+        ``known`` is None if the table does not store the flow. ``first`` applies to the first value
+        of the flow: "observe" observes it, "mark" only sets ``has_first_value``, and "" ignores it.
         """
         events = set()
         has_value = any(
@@ -1494,7 +1466,7 @@ class Model:
                 self._extend_deadline(row, now)
 
     def _observe_dormant(self, known: Flow, flow: JSON, now: float) -> None:
-        """Observe the late closing report of a dormant flow."""
+        """Observe a late closing report."""
         labels = self._labels_of(flow)
         is_duplicate = self._is_duplicate(flow) or known.is_superseded
         if not (known.is_closing_observed or is_duplicate or isinstance(labels, str)):
@@ -1502,7 +1474,7 @@ class Model:
             self._observe(known, rows, flow, now, first="")
 
     def _observe_ended(self, labels: Mapping[Label, str | int], flow: JSON, now: float) -> None:
-        """Observe the closing report of an unknown flow that may have been counted before."""
+        """Observe a closing report that is skipped as ``ended``."""
         is_full = self.flows + len(self._claiming) >= self.spec.max_flows
         if (
             self._deduplicates
@@ -1521,7 +1493,7 @@ class Model:
     def _rows_of_closing(
         self, labels: Mapping[Label, str | int], start_ms: int
     ) -> list[Row | None]:
-        """Return the rows in which to observe a closing report that adds nothing to counters.
+        """Return the rows that observe a closing report without deltas.
 
         ``start_ms`` is the start time of new rows.
         """
@@ -1546,7 +1518,7 @@ class Model:
     def _find_deltas(
         self, known: Flow, flow: JSON
     ) -> tuple[dict[Total, int], dict[Total, int]] | None:
-        """Return the deltas of a report and the new totals, or None if the report is late."""
+        """Return the deltas of a report and the new totals; None if the report is late."""
         totals = self._totals_of(flow)
         old = {total: known.totals.get(total, 0) for total in totals}
         is_newer = flow.get("Last", 0) > known.last_ms
@@ -1559,7 +1531,6 @@ class Model:
         return deltas, known.totals | highest
 
     def _apply_live(self, known: Flow, flow: JSON, now: float) -> str | None:
-        """Apply a report of a live flow."""
         is_closing = flow.get("FinishType", 0) == CLOSING
         change = self._find_deltas(known, flow)
         if change is None:
@@ -1589,8 +1560,8 @@ class Model:
     ) -> None:
         """Move flows to the rows of their new labels after ``names`` have changed for ``keys``.
 
-        ``uuids`` are the flows of a slice. By default, all flows are in one slice. ``wall_ms`` is
-        the start time of new rows.
+        ``uuids`` are the flows of the slice, by default all flows. ``wall_ms`` is the start time of
+        new rows.
         """
         keys = frozenset(keys)
         linked_views = self._linked_views()
@@ -1655,8 +1626,7 @@ class Model:
     def expire(self, now: float, order: Sequence[str] = ()) -> None:
         """Make flows dormant after their deadlines. Remove expired rows, and forget old flows.
 
-        ``order`` has the UUIDs of the flows that are dormant after the call. Flows with the same
-        deadline become dormant in this order.
+        Flows with the same deadline become dormant in the order of their UUIDs in ``order``.
         """
         positions = {uuid: position for position, uuid in enumerate(order)}
         due = [f for f in self._flows.values() if not f.is_dormant and f.deadline_s <= now]
@@ -1687,14 +1657,14 @@ class Model:
     # The page
 
     def unexpired(self, now: float) -> list[Row]:
-        """Return the rows that have not expired at ``now``, in all views, whether hidden or not."""
+        """Return the rows of all views that have not expired at ``now``, including hidden rows."""
         return [row for n in range(len(self.views)) for row in self._unexpired(n, now)]
 
     def _unexpired(self, n: int, now: float) -> list[Row]:
         return [row for row in self._rows[n].values() if row.is_overflow or row.deadline_s > now]
 
     def shown(self, now: float) -> list[Row]:
-        """Return the rows that a page at ``now`` shows, in all views."""
+        """Return the rows of all views that a page at ``now`` shows."""
         return [
             row
             for n, bounds in enumerate(self.bounds)
@@ -1703,10 +1673,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """Return the number of hidden rows of each view, and the sum of their bytes.
-
-        For a view without bounds, the result is None.
-        """
+        """Return the number of hidden rows and their bytes for each view; None without bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._unexpired(n, now) if not reaches(row, bounds)]
@@ -1715,10 +1682,9 @@ class Model:
         return result
 
     def forecast(self, now: float, n: int, bounds: Iterable[Bounds]) -> list[tuple[int, int, int]]:
-        """Return what view ``n`` would show with other bounds.
+        """Return the numbers of rows, series and bytes that view ``n`` would show.
 
-        For each pair of bounds in ``bounds``, the result has the numbers of rows, of series and of
-        bytes of traffic.
+        The result has an entry for each pair in ``bounds``.
         """
         result = []
         for bound in bounds:
@@ -1733,8 +1699,8 @@ class Model:
     ) -> dict[str, set[str]]:
         """Return the sample lines of a page, by family.
 
-        If ``names`` is not None, the page has only these families. If ``parts`` is above
-        1, the page only has the rows for which `part_of` returns ``part``.
+        The page has only the families in ``names`` (None means all families), and only the rows of
+        part ``part`` of ``parts``.
         """
         shown = [row for row in self.shown(now) if part_of(row, parts) == part]
         return {
@@ -1746,8 +1712,7 @@ class Model:
     def starts(self, now: float) -> dict[str, int]:
         """Return the start times of counters and histograms on a page at ``now``, by series.
 
-        A histogram has one entry, with the name of the family. Series with an unknown start time
-        have no entry.
+        A histogram has one entry, with the name of the family. Unknown start times are left out.
         """
         ends = {"counter": "", "histogram": "_count"}
         return {
@@ -1765,8 +1730,8 @@ class Model:
     def ranked(self, n: int, family: Family) -> list[Ranked]:
         """Return the rows of view ``n`` that have a value of the family, in no particular order.
 
-        For each row, the result has the rank, the label values, all values except histograms, and
-        whether pages show the row.
+        Each entry has the rank, the label values, all values except histograms, and whether pages
+        show the row.
         """
         return [
             (rank, tuple(map(str, row.values)), values, reaches(row, self.bounds[n]))
@@ -1775,9 +1740,9 @@ class Model:
         ]
 
     def groups(self, n: int, family: Family, names: Sequence[str]) -> dict[Values, Group]:
-        """Group the rows of view ``n`` by the values of the labels in ``names``; return the groups.
+        """Group the rows of view ``n`` by the values of the labels in ``names``.
 
-        A group has a rank, its values except histograms, and its number of rows.
+        Each entry has the rank, all values except histograms, and the number of rows.
         """
         view = self.views[n]
         indexes = [[label.name for label in labels_of(view)].index(name) for name in names]
@@ -1829,7 +1794,7 @@ class Model:
         return values
 
     def lines(self, family: Family, row: Row) -> Iterator[str]:
-        """Yield the lines of a row in a family, in order; nothing if the view lacks the family."""
+        """Yield the lines of a row in a family, in order."""
         if family not in row.view.families:
             return
         for direction, value in zip(DIRECTIONS, family_values(family, row.view), strict=False):
@@ -1847,22 +1812,20 @@ class Model:
                 yield f"{series} {decimal(number, family.decimals)}"
 
     def tag(self, flow: JSON) -> str:
-        """Return the tag of a flow."""
         return Tags(self.spec.cluster_net_masks)[flow]
 
 
 def labels_of(view: View) -> list[Label]:
-    """Return a view's labels without the direction."""
+    """Return the labels of a view, except the direction."""
     return [label for label in view.labels if label != DIRECTION]
 
 
 def is_field(label: Label) -> bool:
-    """Return whether a label is the unchanged value at its path."""
+    """Return whether a label is an unchanged field."""
     return label.rewrite is None and label.lookup is None
 
 
 def series_text(name: str, labels: Sequence[str]) -> str:
-    """Return the text of a series: its name and its labels."""
     return f"{name}{{{','.join(labels)}}}" if labels else name
 
 
@@ -1882,7 +1845,7 @@ def histogram_lines(
 def family_values(family: Family, view: View) -> list[Total | Gauge | Distribution | None]:
     """Return the values of a family: one for each direction, or one for the sum of both.
 
-    None stands for the number of flows.
+    None stands for the number of live flows.
     """
     paths = [path for path in (family.forward, family.backward) if path is not None]
     if family.type == "histogram":
@@ -1899,7 +1862,6 @@ def family_values(family: Family, view: View) -> list[Total | Gauge | Distributi
 
 
 def counters_of(view: View) -> list[Total]:
-    """Return the counters of a view."""
     return [value for value in values_of(view) if isinstance(value, Total)]
 
 
@@ -1919,19 +1881,18 @@ def amount_totals(name: str, view: View) -> list[Total]:
 
 
 def counts_amount(name: str, view: View) -> bool:
-    """Return whether the rows of a view have the counters of an amount."""
     return set(amount_totals(name, view)) <= set(values_of(view))
 
 
 def amount_of(row: Row, name: str) -> int:
-    """Return an amount of a row, summed over both directions; 0 if the view lacks the amount."""
+    """Return an amount of a row: the sum of both directions, or 0 if the view lacks the amount."""
     if not counts_amount(name, row.view):
         return 0
     return sum(row.totals.get(total, 0) for total in amount_totals(name, row.view))
 
 
 def reaches(row: Row, bounds: Bounds) -> bool:
-    """Return whether a row is shown with these bounds. Reaching one of the bounds is enough."""
+    """Return whether a row is shown. Reaching one of the bounds is enough."""
     min_bytes, min_packets = bounds
     return (
         row.is_overflow
@@ -1942,10 +1903,7 @@ def reaches(row: Row, bounds: Bounds) -> bool:
 
 
 def number_of(value: Total | Gauge | None, row: Row) -> int | None:
-    """Return a value of a row. If ``value`` is None, return the row's number of flows.
-
-    Return None if the row has no series for the value.
-    """
+    """Return a value of a row; None if the row has no series for the value."""
     if value is None:
         return len(row.flows)
     if isinstance(value, Total):
@@ -1954,7 +1912,7 @@ def number_of(value: Total | Gauge | None, row: Row) -> int | None:
 
 
 def combined(values: Sequence[int | None], kind: Total | Gauge | Distribution | None) -> int | None:
-    """Return the value of a group whose rows have these values; None if no row has a value."""
+    """Return the value of a group of rows with these values; None if no row has a value."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -1967,11 +1925,10 @@ PART_FACTOR = 0xD1B54A32D192ED03
 
 
 def part_of(row: Row, parts: int) -> int:
-    """Return the number of the page part that has a row's series, from 0 to ``parts`` - 1.
+    """Return the number of the page part that has a row, from 0 to ``parts`` - 1.
 
     Each label value has a 64-bit hash, whose seed depends on the position of the label. The sum of
-    the hashes is mixed, and scaled to the number of parts. The hash of a string is computed from
-    its escaped text, in words of 8 bytes. The hash of an integer is computed from the number.
+    the hashes is mixed, and scaled to the number of parts.
     """
 
     def step(h: int, word: int) -> int:
@@ -1992,14 +1949,14 @@ def part_of(row: Row, parts: int) -> int:
 
 
 def mix64(x: int) -> int:
-    """Mix the bits of a 64-bit number with the finalizer of splitmix64."""
+    """Mix the bits of a 64-bit number, as the finalizer of splitmix64 does."""
     x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
     return x ^ x >> 31
 
 
 def decimal(number: int, decimals: int) -> str:
-    """Format a number divided by ten to the power of ``decimals``, exactly, without extra zeros."""
+    """Divide a number by ten to the power of ``decimals``; return the exact decimal fraction."""
     whole, rest = divmod(number, 10**decimals)
     return f"{whole}.{rest:0{decimals}}".rstrip("0") if rest else str(whole)
 
@@ -2007,10 +1964,9 @@ def decimal(number: int, decimals: int) -> str:
 def matches(condition: Any, value: Any) -> bool:
     """Return whether the value of a field matches a condition of a rule.
 
-    A condition is a value, a list of values, ``{"regex": …}``, or ``{"not": …}``. A string with
-    ``/`` is a network, and matches the addresses in the network. A string such as ``"1-5"`` is a
-    range of integers. ``value`` is None if the object of the field is missing. None matches only
-    ``not``.
+    A condition is a value, a list of conditions, ``{"regex": …}``, or ``{"not": …}``. A value with
+    ``/`` is a network, and a value such as ``"1-5"`` is a range of integers. If the object of the
+    field is missing, ``value`` is None, and matches only ``not``.
     """
     if isinstance(condition, Mapping):
         if "not" in condition:
@@ -2030,7 +1986,7 @@ def matches(condition: Any, value: Any) -> bool:
 def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Parse an address. Return None if the text is not an address, or if it has a zone.
 
-    For an IPv4-mapped address, return the IPv4 address.
+    An IPv4-mapped address becomes an IPv4 address.
     """
     try:
         address = ipaddress.ip_address(text or "")
@@ -2042,11 +1998,7 @@ def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
 
 
 def value_at(flow: JSON, path: Path, default: Any) -> Any:
-    """Return the value at a path.
-
-    If only the last element of ``path`` is missing, return ``default``. If an earlier element is
-    missing, return "".
-    """
+    """Return a field of a flow: ``default`` if it is missing, "" if its object is missing."""
     value: Any = flow
     for name in path:
         if value is None:
@@ -2056,12 +2008,12 @@ def value_at(flow: JSON, path: Path, default: Any) -> Any:
 
 
 def path_of(name: str) -> Path:
-    """Return the path of a rule's field, which is a known label or a path with dots."""
+    """Return the path of a field in a rule: a known label, or a path with dots."""
     return KNOWN_LABELS[name].path if name in KNOWN_LABELS else tuple(name.split("."))
 
 
 def is_text(path: Path) -> bool:
-    """Return whether the field at a path is a string. All other fields are integers."""
+    """Return whether the field at a path is a string, not an integer."""
     *part, name = path
     is_port = part == ["Transport"] and name in "AB"
     numbers = ("ID", "Code", "Start", "Last", "FinishType", "RawPacketsCaptured")
@@ -2073,10 +2025,7 @@ def in_range(numbers: Iterable[int]) -> bool:
 
 
 def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
-    """Return a set with the first field that is out of range, or that makes the sum too large.
-
-    Return an empty set if there is no such field.
-    """
+    """Return a set of the first field that is out of range or makes the sum too large, if any."""
     total = 0
     for path in paths:
         number = value_at(flow, path, 0) or 0
@@ -2087,14 +2036,14 @@ def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
 
 
 def added(totals: Mapping[Total, int], deltas: Deltas) -> dict[Total, int]:
-    """Return the counters after deltas have been added to them. No counter exceeds `MAX_SUM`."""
+    """Add deltas to counters; return the new counters, which do not exceed `MAX_SUM`."""
     return dict(totals) | {
         total: min(MAX_SUM, totals.get(total, 0) + delta) for total, delta in deltas.items()
     }
 
 
 def with_new_flow(deltas: Deltas, initial_delta: str) -> Deltas:
-    """Return ``deltas`` and the number of new flows: 1 if the delta is "total", otherwise 0."""
+    """Add the number of new flows to deltas: 1 if the delta is "total", otherwise 0."""
     return {**deltas, NEW_FLOWS: int(initial_delta == "total")}
 
 
@@ -2124,10 +2073,9 @@ def make_flow(
 ) -> dict[str, Any]:
     """Return a flow as an analyzer sends it. The defaults are those of a first report.
 
-    ``total`` and ``last_update`` have numbers in the order of ``COUNTERS``. ``last_update`` has the
-    counters of ``LastUpdateMetric``, which equal ``total`` by default. ``update_start`` and
-    ``update_last`` are ``Start`` and ``Last`` of ``LastUpdateMetric``. As in Skydive's messages,
-    ``RTT`` and ``FinishType`` are omitted if they are 0.
+    ``total`` and ``last_update`` have numbers in the order of ``COUNTERS``. ``last_update`` (by
+    default ``total``), ``update_start`` and ``update_last`` belong to ``LastUpdateMetric``. As in
+    Skydive's messages, ``RTT`` and ``FinishType`` are omitted if they are 0.
     """
     metric = dict(zip(COUNTERS, total, strict=True)) | {"Start": start, "Last": last}
     update = dict(zip(COUNTERS, total if last_update is None else last_update, strict=True))
@@ -2157,8 +2105,8 @@ def escape(value: str) -> str:
 def read_page(page: bytes, families: Sequence[Family] = FAMILIES) -> dict[str, set[str]]:
     """Parse a page of connections; return the sample lines by family.
 
-    Assert that the page is valid: it must have all families in order, each with ``HELP`` and
-    ``TYPE``, and no other lines. It must end with a line feed. No series may appear twice.
+    Assert that the page is valid: it has all families in order, each with ``HELP`` and ``TYPE``,
+    and no duplicate series.
     """
     text = page.decode()
     assert text.endswith("\n")
@@ -2241,7 +2189,7 @@ STANDARD_INTERFACE_FAMILIES = tuple(
 def interface_page(
     nodes: Sequence[JSON], families: Sequence[Family] = INTERFACE_FAMILIES
 ) -> dict[str, set[str]]:
-    """Return the sample lines of the interfaces in a response of the topology API."""
+    """Return the sample lines of interfaces, by family, from a response of the topology API."""
     page: dict[str, set[str]] = {family.name: set() for family in families}
     newest: dict[str, JSON] = {}
     for node in sorted(nodes, key=lambda node: node["UpdatedAt"]):
@@ -2265,8 +2213,8 @@ def interface_page(
 def topology_labels(nodes: Sequence[JSON]) -> dict[str, Label]:
     """Return labels whose values come from a response of the topology API, by name of the label.
 
-    ``nodes`` are the interfaces in the response. No two of them may have the same ``TID``. The name
-    of an address is the host of the interface that has the address.
+    ``nodes`` are the interfaces in the response, with different ``TID``s. The name of an address is
+    the host of the interface that has the address.
     """
     names, hosts, types, owners = Names(), Names(), Names(), Names()
     for node in nodes:
