@@ -148,6 +148,7 @@ These rules apply if the option ``deduplicate`` is "first".
   values and their ``FinishType`` are not counted.
 * If another capture point takes over the conversation of a dormant flow, the flow counts as
   unknown. The reason: the other capture point may have counted the same packets.
+* If the report of a dormant flow is a duplicate, the flow is forgotten.
 * A dormant flow can add deltas and stay dormant if its report is a repeat, or is added to the
   overflow row. The flow then *claims* its conversation, so that no other capture point counts the
   same packets again. Only these reports start or extend a claim.

@@ -148,7 +148,6 @@ def test_lower_counter_in_newer_report_restarts_the_flow(make, counter):
     assert table.report(make_flow(total=new, last=6), 0) is None
     expected = [sum(pair) for pair in zip(old, new, strict=True)]
     assert sums(table) == expected
-    # The next report is compared with the totals after the restart.
     table.report(make_flow(total=[n + 1 for n in new], last=7), 0)
     assert sums(table) == [n + 1 for n in expected]
 
@@ -206,7 +205,7 @@ def test_unknown_flow_of_existing_connection_adds_its_last_update(make):
     table.report(KNOWN, 0)
     table.report(make_flow(**LATER), 0)
     assert sums(table) == [6, 7, 8, 9]
-    # The table now knows the totals of the flow. The next report adds only the increase.
+    # The next report adds only the increase.
     table.report(make_flow(total=(101, 200, 1, 2), last=80_000), 0)
     assert sums(table) == [7, 7, 8, 9]
 
@@ -222,8 +221,7 @@ def test_closing_report_that_repeats_the_last_update_is_skipped(make):
 
 
 def test_closing_report_that_repeats_the_only_update_is_not_a_first_report(make):
-    # Some protocols have their own timeout. When this timeout ends, the closing report of a flow
-    # repeats the last update.
+    # If a protocol has its own timeout, the closing report of a flow repeats the last update.
     table = make()
     repeat = make_flow(start=1_000, update_start=1_000, last=5_000, update_last=10_000, finish=1)
     assert table.report(repeat, 0) == "ended"
@@ -483,16 +481,14 @@ def test_start_is_read_only_if_it_can_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
-    # An unknown flow without a valid start does not add its total, because earlier reports of the
-    # flow may have been counted.
+    # Without a valid start, earlier reports of the flow may have been counted.
     assert table.report(make_flow("b2", start=-1), 0) is None
     assert table.report(make_flow("c3", start=10**22), 0) is None
     assert sums(table) == [100, 200, 1, 2]
     assert table.report(make_flow("a1", start=-1, last=3_000), 0) is None
-    # The start of flow d4 is needed, and therefore read. The start of flow a1 is still ignored.
+    # Flow a1 is known, so its start is not read.
     table.message([make_flow("d4", **LATER), make_flow("a1", start=-1, last=4_000)], 0)
     assert table.values_skipped["Start"] == 2
-    # The next report of flow b2 adds the increase.
     table.report(make_flow("b2", (101, 202, 4, 6), start=-1, last=3_000), 0)
     assert sums(table) == [106, 208, 11, 14]
 
@@ -525,7 +521,6 @@ def test_last_update_is_read_only_if_the_table_adds_it(make, name, number):
     table = make()
     assert table.report(flow("a1"), 0) is None
     assert table.values_skipped[field] == 0
-    # The valid counters are added if the start of the last update is valid.
     assert table.report(flow("b2"), 0) is None
     assert table.values_skipped[field] == 1
     added = [5, 6, 7, 8]
@@ -537,8 +532,7 @@ def test_last_update_is_read_only_if_the_table_adds_it(make, name, number):
     assert table.report(flow("a1", last=80_000), 0) is None
     if name in COUNTERS:
         assert table.report(flow("c3", update_start=1_000), 0) is None
-    # The last update of flow d4 is needed, and therefore read. The last update of flow a1 is still
-    # ignored.
+    # Flow a1 is known, so its last update is not read.
     table.message([make_flow("d4", **LATER), flow("a1", last=90_000)], 0)
     assert table.values_skipped[field] == 1
     assert not table.skipped["out_of_range"]
@@ -630,7 +624,7 @@ def view(prefix, labels, *metrics):
 
 
 def samples(table, family, now=0.0):
-    """Return the value of each series by its label values, with > and < as directions."""
+    """Return the values of a family, by label values such as "node-1,>"."""
     result = {}
     for line in table.page(now)[family]:
         series, _, number = line.rpartition(" ")
@@ -641,13 +635,11 @@ def samples(table, family, now=0.0):
 
 
 def tcp(flow, out_of_order=(0, 0)):
-    """Return a flow with a TCPMetric."""
     names = ("ABSegmentOutOfOrder", "BASegmentOutOfOrder")
     return flow | {"TCPMetric": dict(zip(names, out_of_order, strict=True))}
 
 
 def icmp(flow, version="IPV4"):
-    """Return an ICMP flow."""
     flow = flow | {"ICMP": {"Type": "ECHO", "ID": 7}, "Network": flow["Network"] | {}}
     flow["Network"]["Protocol"] = version
     del flow["Transport"]
@@ -695,8 +687,7 @@ def test_each_view_adds_the_total_or_the_last_update_of_an_unknown_flow(make):
             )
         )
     )
-    # A view adds the total if the flow creates a row and the labels identify the connection. The
-    # labels of the view "node" do not identify the connection, so this view adds the last update.
+    # The labels of the view "node" do not identify a connection, so this view adds the last update.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
@@ -709,7 +700,6 @@ def test_each_view_adds_the_total_or_the_last_update_of_an_unknown_flow(make):
         "10.0.0.1,10.0.0.2,40000,443,node-1": "300",
         "10.0.0.1,10.0.0.2,40000,443,node-2": "3000",
     }
-    # A first report adds its total to all views.
     table.report(make_flow("c3", (1, 2, 0, 0)), 0)
     assert samples(table, "node_bytes_total") == {"node-1": "14", "node-2": "11"}
 
@@ -779,8 +769,6 @@ def test_timeout_is_rounded_up_to_a_full_second(make):
 def test_unused_fields_are_not_read(make):
     table = make(Spec(views=(view("node", (NODE,), "packets"),)))
     table.report(make_flow(total=(100, 200, 1, 2), last=1), 0)
-    # A lower number of bytes does not restart the flow, and a report with an invalid number is not
-    # skipped.
     assert table.report(make_flow(total=(1, -1, 2, 2), last=2, rtt=-1), 0) is None
     assert table.report(make_flow(total=(9, 9, 2, 2), last=2), 0) == "late"
     assert samples(table, "node_packets_total") == {"node-1": "4"}
@@ -930,7 +918,7 @@ def test_out_of_range_number_in_an_optional_counter_is_omitted(make, number):
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "0"}
     assert samples(table, "tcp_packets_total") == {"node-1,>": "5", "node-1,<": "6"}
     assert table.values_skipped["TCPMetric.BASegmentOutOfOrder"] == 1
-    # The next valid value adds the whole increase since the last valid value.
+    # The next valid value adds the increase since the last valid value.
     table.report(tcp(make_flow(total=(1, 1, 5, 6), last=3), (2, 7)), 0)
     assert samples(table, "tcp_tcp_out_of_order_total") == {"node-1,>": "2", "node-1,<": "7"}
 
@@ -986,7 +974,6 @@ def test_gauges_show_the_earliest_start_and_the_latest_packet(make):
     assert times() == ("1600000000.1", "1600000009")
     table.report(make_flow("d4", start=1_600_000_000_200, last=1_600_000_010_020), 0)
     assert times() == ("1600000000.1", "1600000010.02")
-    # A late report changes no gauge.
     table.report(make_flow("d4", start=1, last=1_600_000_010_020), 0)
     table.report(make_flow("a1", start=0, update_start=0, last=1), 0)
     assert times() == ("1600000000.1", "1600000010.02")
@@ -1312,7 +1299,7 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
     }
     assert samples(table, "a_rtt_seconds") == {}
     assert samples(table, "a_tcp_out_of_order_total") == {"bond0,>": "0", "bond0,<": "0"}
-    # In the view "b", rows outlive their flows. Therefore the row with the old name stays.
+    # In the view "b", the row with the old name outlives its flow.
     assert samples(table, "b_bytes_total") == {
         "10.0.0.1,eth0": "301",
         "10.0.0.1,bond0": "0",
@@ -1327,12 +1314,10 @@ def test_renamed_node_moves_flows_to_connections_that_start_at_zero(make, names)
         "10.0.0.1,eth0": "1",
         "10.0.0.1,eth1": "1",
     }
-    # A view without names does not change.
     assert samples(table, "c_bytes_total") == {"10.0.0.1": "331"}
     assert samples(table, "c_flows") == {"10.0.0.1": "2"}
     assert (table.connections, table.view_connections, table.flows) == (2, (3, 1), 2)
     assert (table.created_total, table.expired_total) == (3, 1)
-    # Later reports add their deltas to the row with the new name.
     table.report(tcp(make_flow("a1", (105, 210, 1, 2), last=3_000, rtt=9), (2, 1)), 0)
     assert samples(table, "a_bytes_total") == {
         "bond0,>": "4",
@@ -1380,7 +1365,7 @@ def test_swapped_names_do_not_mix_counters(make, names):
     names |= {"node-1": ("eth1",), "node-2": ("eth0",)}
     table.relabel(names, ["node-1", "node-2"])
     assert set(samples(table, "a_bytes_total").values()) == {"0"}
-    # In the view "b", rows outlive their flows. Therefore each name keeps its row.
+    # In the view "b", each name keeps its row, because rows outlive their flows.
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "30"}
     table.report(make_flow("a1", (107, 200, 1, 2), last=2, node="node-1"), 0)
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "300", "10.0.0.1,eth1": "37"}
@@ -1441,7 +1426,6 @@ def test_relabeling_ignores_max_connections(make):
         "bond0,<": "2",
     }
     assert samples(table, "b_bytes_total") == {"10.0.0.1,eth0": "600", "10.0.0.1,bond0": "3"}
-    # New connections are still rejected.
     assert table.report(make_flow("c3", node="node-3"), 0) == "table_full"
 
 
@@ -1491,8 +1475,7 @@ def test_first_capture_point_can_report_several_flows(make):
     assert table.report(make_flow("c3", node="node-1"), 50) is None
     table.expire(TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), TIMEOUT_S) == "duplicate"
-    # After all flows of the first capture point have become dormant, another capture point takes
-    # over the conversation.
+    # When all flows of the first capture point are dormant, another capture point takes over.
     table.expire(50 + TIMEOUT_S)
     assert table.report(make_flow("b2", node="node-2"), 50 + TIMEOUT_S) is None
     assert table.dormant_flows == 2
@@ -1543,7 +1526,7 @@ def test_reason_duplicate_takes_precedence_over_reason_table_full(make):
     assert table.report(make_flow("c3", node="node-1", a="10.0.0.3"), 0) is None
 
 
-# Full tables and views, which have ``max_connections`` rows
+# Full tables and views
 
 
 def test_rejected_flow_is_not_counted_in_any_view(make):
@@ -1586,7 +1569,6 @@ def test_linked_view_at_max_connections_omits_all_flows_of_a_connection(make):
     assert table.report(make_flow("c3", (5, 0, 0, 0), node="node-2"), now) is None
     assert samples(table, "a_bytes_total", now) == {"10.0.0.1,node-2": "25"}
     assert samples(table, "b_bytes_total", now) == {}
-    # After the connection expires, the second view has a row for the next connection.
     table.expire(now + TIMEOUT_S)
     table.report(make_flow("d4", (7, 0, 0, 0), node="node-2"), now + TIMEOUT_S)
     assert samples(table, "b_bytes_total", now + TIMEOUT_S) == {"node-2": "7"}
@@ -1609,11 +1591,9 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert samples(table, BYTES).keys() == {
         f"10.0.0.1,10.0.0.2,40000,443,{direction},node-1,TCP" for direction in "<>"
     }
-    # A first report adds its total.
     assert table.report(make_flow("b2", (10, 20, 1, 2), a="10.0.0.3", rtt=5), 0) == "table_full"
     assert samples(table, BYTES)[OTHERS.format(">")] == "10"
     assert samples(table, BYTES)[OTHERS.format("<")] == "20"
-    # A later report adds its last update. The closing report repeats this update and adds nothing.
     later = make_flow("b2", (15, 26, 8, 10), a="10.0.0.3", **LATER)
     repeat = LATER | {"update_last": 69_999, "finish": 1}
     assert table.report(later, 0) == "table_full"
@@ -1624,7 +1604,7 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert OTHERS.format(">") not in samples(table, RTT)
     assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
     assert samples(table, "main_tcp_out_of_order_total") == {}
-    # The second view is not full. Its row adds the deltas of flow b2, but does not count the flow.
+    # The second view has room. Its row adds the deltas of flow b2, but does not count it as live.
     assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
     assert samples(table, "a_flows") == {"node-1,>": "1"}
     assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
@@ -1693,7 +1673,6 @@ def test_view_at_max_connections_adds_flows_to_its_overflow_row(make):
     assert samples(table, "b_flows") == {"10.0.0.1": "1", "other": "1"}
     assert samples(table, "b_rtt_seconds") == {"10.0.0.1": "0.000000001"}
     assert (table.overflowed_total, table.view_connections) == (0, (2,))
-    # If the first view is full, too, a rejected flow is added to both overflow rows.
     table.report(make_flow("c3", (4, 4, 0, 0), a="10.0.0.4", protocol="UDP"), 0)
     assert samples(table, "a_bytes_total") == {"TCP": "306", "other": "8"}
     assert samples(table, "b_bytes_total") == {"10.0.0.1": "300", "other": "14"}
@@ -1724,8 +1703,8 @@ def test_new_connection_adds_the_flow_total_even_if_another_view_overflows(
         assert samples(table, "b_bytes_total", 100) == {"node-1": "1", "other": "7"}
     first = make_flow("c3", (100, 0, 0, 0), node="node-2", a="10.0.0.9", **LATER)
     assert table.report(first, 100) is None
-    # An overflow row may already contain earlier traffic of an unknown flow. Therefore flow c3 adds
-    # only its last update if the closing report has created an overflow row.
+    # If the closing report has created an overflow row, this row may contain earlier traffic of
+    # flow c3.
     counted = 11 if has_closing_report else 100
     assert samples(table, "a_bytes_total", 100) == {"10.0.0.9,10.0.0.2,40000,443": f"{counted}"}
     assert samples(table, "b_bytes_total", 100)["other"] == ("18" if has_closing_report else "11")
@@ -1742,7 +1721,7 @@ def test_connection_labelled_other_is_the_overflow_row(make):
     assert table.report(make_flow("c3", (4, 0, 0, 0), ports=(1, 81)), 0) == "table_full"
     assert samples(table, "a_bytes_total") == {"other": "5", "80": "2"}
     assert samples(table, "a_flows") == {"other": "1", "80": "1"}
-    # The row "other" becomes the overflow row, and no longer counts towards ``max_connections``.
+    # The overflow row "other" no longer counts towards ``max_connections``.
     assert table.report(make_flow("d5", (8, 0, 0, 0), ports=(1, 443)), 0) is None
     table.expire(TIMEOUT_S)
     assert samples(table, "a_bytes_total", TIMEOUT_S) == {"other": "5"}
@@ -1862,7 +1841,6 @@ def test_restarted_dormant_flow_adds_its_totals(make):
     table.expire(TIMEOUT_S)
     table.report(make_flow("a1", (10, 20, 3, 4), last=2), A_WHILE_S)
     assert samples(table, "node_bytes_total", A_WHILE_S) == {"node-1": "330"}
-    # The counters of the connection do not decrease.
     assert sums(table, A_WHILE_S) == [110, 220, 4, 6]
 
 
@@ -1896,10 +1874,9 @@ def test_new_flow_evicts_the_flow_that_became_dormant_first(make):
     assert table.report(make_flow("c3", node="node-3"), A_WHILE_S) is None
     assert (table.flows, table.dormant_flows) == (1, 1)
     assert table.dormant_uuids() == ["b2"]
-    # The dormant flow becomes live in its own row, although the table is full.
+    # Flow b2 becomes live in its own row, although the table is full.
     assert table.report(make_flow("b2", (4, 0, 0, 0), last=2, node="node-2"), A_WHILE_S) is None
     assert samples(table, "node_bytes_total", A_WHILE_S)["node-2"] == "4"
-    # Live flows are not evicted.
     assert table.report(make_flow("d4", node="node-4"), A_WHILE_S) == "table_full"
 
 
@@ -1955,8 +1932,7 @@ def test_unknown_flow_continues_counters_of_a_removed_connection(make):
     assert table.dormant_connections == 1
     table.report(make_flow("c3", (7, 0, 0, 0), last=1, last_update=(7, 0, 0, 0)), A_WHILE_S)
     assert sums(table, A_WHILE_S)[0] == 117
-    # The saved counters may already include earlier traffic of flow d4. Therefore flow d4 only adds
-    # its last update, although the flow creates the row.
+    # The saved counters may include earlier traffic of flow d4, so it adds only its last update.
     table.expire(A_WHILE_S + TIMEOUT_S)
     table.report(make_flow("d4", (1000, 0, 0, 0), **LATER), 4 * A_WHILE_S)
     assert sums(table, 4 * A_WHILE_S)[0] == 122
@@ -1996,7 +1972,7 @@ def test_closing_report_with_deltas_does_not_create_a_connection(make):
     table = make(MEMORY)
     table.report(make_flow("a1", (100, 200, 1, 2), last=1_500), 0)
     table.expire(TIMEOUT_S)
-    # The report with the last update is lost. The closing report repeats this update.
+    # The report that this closing report repeats was lost.
     closing = make_flow(
         "a1", (130, 260, 3, 4), last_update=(30, 60, 2, 2), update_start=2_000, update_last=62_000,
         last=2_500, finish=1,
@@ -2019,7 +1995,7 @@ def test_closing_report_with_new_packets_creates_the_connection(make):
     assert table.report(closing, A_WHILE_S) is None
     assert sums(table, A_WHILE_S) == [130, 260, 3, 4]
     assert (table.connections, table.flows, table.dormant_flows) == (1, 1, 0)
-    # The flow has ended. After it becomes dormant, the table keeps it only for one timeout.
+    # An ended flow is kept for one timeout after it became dormant.
     table.expire(A_WHILE_S + TIMEOUT_S)
     assert table.dormant_flows == 1
     table.expire(A_WHILE_S + 2 * TIMEOUT_S)
@@ -2114,7 +2090,7 @@ SERVICE = "10.0.0.2,443"
 
 
 def new_flows(table, prefix, now=0.0):
-    """Return the number of new flows in a view's only row, or None if the view has no row."""
+    """Return the number of new flows in the only row of a view; None if the view has no row."""
     values = [*samples(table, f"{prefix}_new_flows_total", now).values()]
     assert len(values) <= 1
     return int(values[0]) if values else None
@@ -2128,7 +2104,6 @@ def test_first_reports_are_counted_as_new_flows(make):
     assert samples(table, "port_new_flows_total") == {"443,>": "1"}
     table.report(make_flow("b2", last=1_500), 0)
     assert [new_flows(table, prefix) for prefix in ("main", "node", "port")] == [2, 2, 2]
-    # Later reports of a known flow never count as new flows.
     table.report(make_flow("a1", last=1_500), 1)  # a late report
     table.report(make_flow("a1", (101, 201, 2, 3), last=1_600), 2)  # more bytes
     table.report(make_flow("a1", (1, 1, 1, 1), last=1_700), 3)  # lower totals: the flow restarts
@@ -2146,7 +2121,6 @@ def test_view_can_show_only_new_flows(make):
 
 def test_flow_without_a_first_report_is_not_new(make):
     table = make(BOTH)
-    # The flow creates rows, and adds its total to the first view. However, the flow is not new.
     table.report(make_flow("a1", **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}
@@ -2184,7 +2158,7 @@ def test_flow_with_only_a_closing_report_can_be_new(make):
     assert table.report(repeat, now) is None
     assert table.report(repeat, now) == "late"
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [None, 1]
-    # When flow b2 creates the row of the connection, the row also counts the ended flow a1.
+    # The first view counts flow c3, because its connection exists. Flow a1 had no connection.
     table.report(make_flow("b2", last=1), now)
     repeat = an_update("c3", (30, 3, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=9)
     table.report(repeat, now)
@@ -2213,8 +2187,7 @@ def test_dormant_flow_that_becomes_live_is_not_new(make):
     table = make(BOTH)
     table.report(make_flow("a1", last=1), 0)
     table.expire(TIMEOUT_S)
-    # The table need not keep the counters of the connection: they equal the totals of its flow, and
-    # the connection has one new flow.
+    # No counters are saved: they equal the totals of the flow, and the number of new flows is 1.
     assert (table.connections, table.dormant_flows, table.dormant_connections) == (0, 1, 0)
     table.report(make_flow("a1", (101, 201, 2, 3), last=2), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
@@ -2225,8 +2198,7 @@ def test_returning_connection_can_have_zero_new_flows(make):
     table = make(BOTH)
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     table.expire(TIMEOUT_S)
-    # The counters equal the totals of the flow. They are saved because the number of new flows is
-    # not 1.
+    # The counters are saved, because the number of new flows is not 1.
     assert (table.dormant_flows, table.dormant_connections) == (1, 1)
     table.report(make_flow("a1", (101, 201, 2, 3), last=80_000), A_WHILE_S)
     assert sums(table, A_WHILE_S) == [101, 201, 2, 3]
@@ -2239,7 +2211,6 @@ def test_returning_connection_keeps_its_number_of_new_flows(make):
         table.report(make_flow(f"a{number}", (10, 0, 0, 0), ports=(number, 443), last=1), 0)
     table.expire(TIMEOUT_S)
     assert table.dormant_connections == 1
-    # The dormant flow a2 becomes live and is not counted as new. The later flow b2 is counted.
     table.report(make_flow("a2", (11, 0, 0, 0), ports=(2, 443), last=2), A_WHILE_S)
     assert samples(table, "a_new_flows_total", A_WHILE_S) == {SERVICE: "3"}
     table.expire(A_WHILE_S + TIMEOUT_S)
@@ -2279,7 +2250,6 @@ def test_new_flows_of_a_full_table_are_counted_in_the_overflow_row(make):
     )
     table.report(make_flow("a1", last=1), 0)
     assert table.report(make_flow("b2", a="10.0.0.3", last=1), 0) == "table_full"
-    # The rejected flow is not stored. Its later reports do not count as new flows.
     assert table.report(make_flow("b2", a="10.0.0.3", **LATER), 0) == "table_full"
     own = "10.0.0.1,10.0.0.2,40000,443,>,node-1,TCP"
     assert samples(table, "main_new_flows_total") == {own: "1", OTHERS.format(">"): "1"}
@@ -2337,7 +2307,7 @@ def test_duplicate_is_not_a_new_flow(make):
     table.report(make_flow("a1", node="node-1"), 0)
     assert table.report(make_flow("b2", node="node-2"), 0) == "duplicate"
     assert samples(table, "b_new_flows_total") == {"443": "1"}
-    # The other capture point takes over. Flow b2 is not new, because it began earlier.
+    # Flow b2 takes over the conversation. It is not new, because it began earlier.
     table.expire(TIMEOUT_S)
     table.report(make_flow("b2", node="node-2", **LATER), TIMEOUT_S)
     assert samples(table, "a_new_flows_total", TIMEOUT_S) == {"node-2": "0"}
@@ -2374,7 +2344,7 @@ BEGAN = 1_000_000.0
 
 
 def an_update(uuid, total, *, age_s, last_update, finish=0, last_s=None, **fields):
-    """Return a report of a flow. Its last update ends ``age_s`` seconds after the flow's start."""
+    """Return a report whose last update ends ``age_s`` seconds after the start of the flow."""
     start = 5_000_000
     update = start + round(age_s * 1000)
     return make_flow(
@@ -2394,8 +2364,8 @@ def an_update(uuid, total, *, age_s, last_update, finish=0, last_s=None, **field
 def test_unknown_flow_adds_its_total_if_it_began_after_the_horizon(make, age_s, counted):
     table = make(MEMORY)
     table.raise_horizon(BEGAN)
-    # The table allows for 75 s: the update interval of agents (60 s) and a delay of 15 s. After
-    # 200 s, the table therefore adds the totals of flows that are younger than 125 s.
+    # 200 s after the horizon, only flows younger than 125 s have certainly never been counted. The
+    # table subtracts the update interval of agents (60 s) and the maximum delay (15 s).
     report = an_update("a1", (30, 3, 0, 0), age_s=age_s, last_update=(10, 1, 0, 0))
     assert table.report(report, BEGAN + 200) is None
     assert samples(table, "node_bytes_total", BEGAN + 200) == {"node-1": str(counted)}
@@ -2488,8 +2458,7 @@ def test_report_with_finish_type_fin_or_rst_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # A closing report whose ``Last`` is before ``LastUpdateMetric.Last`` repeats the last update.
-    # The next report has such times, but its finish type is not that of a closing report.
+    # Only a closing report with these times would repeat the last update.
     update = LATER | {"update_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)
@@ -2502,7 +2471,7 @@ def test_report_after_the_closing_report_reopens_the_flow(make):
     table = make(MEMORY)
     table.report(make_flow("a1", last=5, finish=1), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=6), 1)
-    # A report that is older than the closing report does not reopen the flow.
+    # An older report does not reopen the flow.
     table.report(make_flow("b2", last=5, a="10.0.0.9", finish=1), 1)
     table.report(make_flow("b2", (101, 200, 1, 2), last=4, a="10.0.0.9"), 1)
     table.expire(1 + TIMEOUT_S)
@@ -2561,7 +2530,7 @@ def test_closing_report_adds_to_other_views_if_the_first_view_is_full(make):
     )
     assert table.report(closing, BEGAN + 1_000) is None
     assert samples(table, "node_bytes_total", BEGAN + 1_000) == {"node-1": "35"}
-    # The flow is kept as an ended flow. No counters are saved for a later connection.
+    # No counters are saved, because the labels identify the conversation.
     assert (table.dormant_flows, table.dormant_connections) == (1, 0)
     table.expire(BEGAN + 1_000 + TIMEOUT_S)
     assert table.dormant_uuids() == ["a1"]
@@ -2620,7 +2589,6 @@ ONCE = Spec(deduplicate="first", views=MEMORY.views)
 
 
 def test_closing_report_of_a_dormant_flow_claims_its_conversation(make):
-    """Until the claim ends, the flows of other capture points are duplicates."""
     table = make(ONCE)
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.expire(80)
@@ -2685,7 +2653,7 @@ def test_next_closing_report_extends_the_claim_on_the_conversation(make):
     second = make_flow("b2", (107, 0, 0, 0), last=60_000, **LOST)
     table.message([first, second], 100)
     assert table.dormant_uuids() == ["b2", "a1"]
-    # A repeated closing report is late. It does not extend the claim.
+    # Late reports do not extend the claim.
     assert table.report(second, 120) == "late"
     assert table.report(first, 130) == "late"
     third = make_flow("b2", (108, 0, 0, 0), last=61_000, **LOST)
@@ -2771,7 +2739,7 @@ def test_closing_report_with_new_addresses_claims_the_new_conversation(make):
     table.report(make_flow("a1", (100, 0, 0, 0), last=1), 0)
     table.report(make_flow("b2", (100, 0, 0, 0), last=1, a="10.0.0.9", node="node-2"), 0)
     table.expire(80)
-    # The closing report has the addresses of flow b2, so flow a1 joins the conversation of flow b2.
+    # The closing report of flow a1 has the addresses of flow b2.
     moved = make_flow("a1", (130, 0, 0, 0), last=60_000, a="10.0.0.9", **LOST)
     assert table.report(moved, 100) is None
     owner = make_flow("b2", (130, 0, 0, 0), last=60_000, a="10.0.0.9", node="node-2")
@@ -2808,7 +2776,7 @@ def test_uuid_of_an_evicted_flow_can_be_a_label_value(make):
     table.report(make_flow("nor this", (1, 0, 0, 0), last=1), 0)
     table.expire(TIMEOUT_S)
     assert (table.dormant_flows, table.dormant_connections) == (2, 1)
-    # Flow b2 evicts a dormant flow. The UUID of the evicted flow is also a label of flow c3.
+    # Flow b2 evicts a flow whose UUID is also a label of flow c3.
     takes = make_flow("b2", (2, 0, 0, 0), last=1, a="10.0.0.8")
     named = make_flow("c3", (4, 0, 0, 0), last=1, node="no number", a="10.0.0.9")
     table.message([takes, named], TIMEOUT_S)
