@@ -34,7 +34,7 @@ def make(request):
 
 
 def bounded(min_bytes=0, min_packets=0, *, families=FAMILIES, labels=LABELS, **others):
-    """Return a spec whose first view has bounds. The second view always shows all traffic."""
+    """Return a spec with bounds in the first view, and all traffic in the second view."""
     amounts = ("bytes", "packets")
     view = View(labels, families, amounts=amounts, min_bytes=min_bytes, min_packets=min_packets)
     totals = View((KNOWN_LABELS["protocol"],), standard("all", "bytes"))
@@ -52,7 +52,7 @@ def test_connection_is_shown_after_it_reaches_the_bound(make):
     assert not any(table.page(0)[family.name] for family in FAMILIES)
     assert values(table, "all_bytes_total") == [999]
     assert table.hidden(0) == [(1, 999), None]
-    # The bound applies to the sum of both directions. The new series include all earlier bytes.
+    # The bound applies to the sum of both directions.
     table.report(make_flow(total=(400, 600, 1, 2), rtt=7, last=2), 0)
     assert values(table, BYTES) == [400, 600]
     assert values(table, PACKETS) == [1, 2]
@@ -151,7 +151,7 @@ def test_forgotten_connection_starts_with_the_total_of_its_next_flow(make):
     table.expire(TIMEOUT_S)
     later = make_flow("a2", (2000, 0, 2, 0), last_update=(20, 0, 1, 0), update_start=60_000, last=2)
     table.report(later, 200)
-    # The labels identify the connection. The connection therefore starts with the flow's total.
+    # The labels identify the connection, so it starts with the total of the flow.
     assert values(table, BYTES, 200) == [2000, 0]
 
 
@@ -225,7 +225,7 @@ def test_forecast_counts_rows_series_and_bytes_for_each_pair_of_bounds(make):
     table.report(make_flow("a1", (90, 0, 10, 0)), 0)
     table.report(make_flow("b2", (500, 400, 2, 2), rtt=5, a="10.0.0.8"), 0)
     table.report(make_flow("c3", (5000, 5000, 2, 2), a="10.0.0.9"), 0)
-    # Each connection has two series of bytes. One connection also has a round-trip time.
+    # Each connection has two series of bytes, and one connection also has a round-trip time.
     pairs = [(0, 0), (91, 0), (900, 0), (901, 0), (10_001, 0), (91, 10), (0, 5)]
     assert table.forecast(0, 0, pairs) == [
         (3, 7, 10_990),
@@ -246,7 +246,6 @@ def test_sums_of_bytes_do_not_overflow(make):
         for uuid in "abcde":
             flow = make_flow(f"{uuid}{n}", (2**61, 2**61, 0, 0), a=f"10.0.0.{n}")
             table.report(flow, 0)
-    # Each counter stops at its maximum.
     assert table.forecast(0, 0, [(0, 0), (MAX_SUM, 0)]) == [(4, 16, 8 * MAX_SUM)] * 2
     table.bounds = [(0, 2), (0, 0)]
     assert table.hidden(0) == [(4, 8 * MAX_SUM), None]
@@ -292,13 +291,12 @@ def test_invalid_forecasts_are_rejected():
 
 
 def test_bounds_need_memory_only_for_counters_that_no_metric_shows():
-    """If metrics show bytes and packets anyway, bounds need no additional counters."""
     plain = Core(Spec(views=(View(),)))
     shown = Core(Spec(views=(View(amounts=("bytes", "packets"), min_bytes=1, min_packets=1),)))
     assert plain.table.row_bytes == shown.table.row_bytes
     hidden = replace(View(families=compatible("rtt")), amounts=("bytes",), min_bytes=1)
     without = Core(Spec(views=(View(families=compatible("rtt")),)))
-    # The row needs two more counters, and the flow needs two more totals.
+    # two counters of the row and two totals of the flow, with 8 bytes each
     assert Core(Spec(views=(hidden,))).table.row_bytes == without.table.row_bytes + 32
 
 

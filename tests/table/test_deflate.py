@@ -1,4 +1,4 @@
-"""Compressed pages: several decoders return exactly the lines of the uncompressed page."""
+"""Compressed pages: several decoders must return the lines of the uncompressed page."""
 
 import random
 import zlib
@@ -74,7 +74,7 @@ TTL = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"
 
 
 def varied_flows(count, *, first=0):
-    """Return ``count`` flows. Some label values are in many flows, and others are unique."""
+    """Return flows with label values that occur once, and others that occur often."""
     return [
         make_flow(
             f"{n + 1:x}",
@@ -117,7 +117,7 @@ def histogram_views():
     return View(), View((*LABELS[:2], DIRECTION), HISTOGRAMS), View((), HISTOGRAMS[:1])
 
 
-# Functions that return the flows and the views of a table, by the name of the case.
+# Flows and views of a table, by case
 TABLES = {
     "empty": lambda: ([],),
     "one connection": lambda: (many_flows(1),),
@@ -218,7 +218,7 @@ def test_page_with_only_some_parts_and_families_can_be_compressed(parts, openmet
 
 @in_all_formats
 def test_page_can_be_compressed_if_some_rows_lack_the_first_direction(openmetrics):
-    """The core marks a line as a copy only if the row has a line of the first direction."""
+    """The line of the second direction is usually a copy of the line of the first direction."""
     for position in (0, 1, 2):
         labels = [LABELS[0], LABELS[1]]
         labels.insert(position, DIRECTION)
@@ -235,7 +235,7 @@ def test_page_can_be_compressed_if_some_rows_lack_the_first_direction(openmetric
 
 @in_all_formats
 def test_strings_can_be_replaced_between_two_chunks(openmetrics):
-    """The table identifies strings by numbers. New strings reuse numbers of removed strings."""
+    """New strings get the numbers of removed strings."""
     core = Core()
     core.message(many_flows(300, node="a" * 40), 0)
     page = core.table.page(0, openmetrics, created=True)
@@ -268,7 +268,6 @@ def test_values_can_change_between_two_chunks(openmetrics):
 
 @pytest.mark.slow
 def test_compressed_pages_are_right_while_connections_change_for_an_hour():
-    """The test reads a page every 15 s, in alternating formats."""
     core = Core(Spec(views=(View(LABELS), View((LABELS[0], DIRECTION), timeout_s=75))))
     rng = random.Random(0)
     now = first = 0
@@ -306,8 +305,7 @@ def test_compressed_pages_are_as_small_as_those_of_isal(views, openmetrics):
     assert len(blocks) < 1.05 * len(zlib.compress(lines, 1))
 
 
-# The renderer divides each page into pieces. A piece tells the compressor where on the page the
-# same text may have occurred earlier.
+# Pieces of pages: a piece tells the compressor where the same text may occur earlier on the page
 
 
 @in_all_formats
@@ -337,8 +335,7 @@ def test_pieces_cover_the_page_and_refer_to_equal_text(name, openmetrics):
     assert len(text) < 3_000 or len(slices) > 2
 
 
-# Arbitrary text with arbitrary pieces. Pieces are only hints: a wrong piece makes the compression
-# worse, but the decompressed text is still right.
+# Arbitrary text with arbitrary pieces: a wrong piece may only make the compression worse
 
 
 def deflated(slices: Slices, **options: int) -> bytes:
@@ -386,10 +383,7 @@ def test_matches_never_reach_back_beyond_the_start():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_matches_are_found_after_the_first_4_gib(seed):
-    """The core stores positions modulo 4 GiB.
-
-    Text after the first 4 GiB may take at most 1 % more bytes than the same text at the start.
-    """
+    """The core stores positions modulo 4 GiB. This may cost at most 1 % of compression."""
     rng = random.Random(seed)
     slices: Slices = []
     while sum(len(text) for text, _ in slices) < WINDOW:
@@ -415,7 +409,7 @@ def test_wrong_pieces_do_not_change_the_text():
 
 
 def test_huffman_codes_adapt_to_the_text():
-    """The Huffman codes of digits compress letters badly, so the codes must change."""
+    """Huffman codes for digits compress letters badly, so the codes must change."""
     rng = random.Random(1)
     size = checked.MAX_SLICE * 4 // 5
     count = 20_000 // size + 5

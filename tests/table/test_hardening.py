@@ -1,7 +1,6 @@
-"""Hardening of the compiled core by compiler and linker flags, which ``setup.py`` sets.
+"""Hardening: compiler and linker flags of ``setup.py`` have their effect in the shared objects.
 
-The tests check the effects of the flags in the shared object. The tests parse this file
-according to the ELF specification and its Linux extensions (``elf.h``).
+The format is that of the ELF specification and its Linux extensions (``elf.h``).
 """
 
 import platform
@@ -25,7 +24,7 @@ DF_BIND_NOW = 8
 
 
 class Elf:
-    """The parts of a 64-bit shared object that the tests use."""
+    """A 64-bit shared object."""
 
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
@@ -40,7 +39,7 @@ class Elf:
         return struct.unpack_from(self._order + layout, self.data, offset)
 
     def flags(self, kind: int) -> list[int]:
-        """Return the flags of all segments of a type."""
+        """Return the flags of all segments of type ``kind``."""
         return [flags for type_, flags, *_ in self.segments if type_ == kind]
 
     @property

@@ -1,7 +1,6 @@
-"""Hashes of untrusted values. An attacker cannot choose values that cause long chains.
+"""Hash tables: an attacker cannot choose values that cause long chains.
 
-The tests use the build `checked` of the core, which reports the lengths of chains: see
-`tests.support.core_builds`.
+The build `checked` of the core (`tests.support.core_builds`) reports the lengths of chains.
 """
 
 import os
@@ -20,7 +19,7 @@ checked = (
 
 COUNT = 4000
 MOST = 16
-"""Maximum length of a chain. With random hashes, only one table in 10^9 has a longer chain."""
+"""Maximum length of a chain. With random hashes, one table in 10^9 has a longer chain."""
 
 SEED = 0x0123456789ABCDEF
 
@@ -34,7 +33,7 @@ def chosen_uuids(seed: int) -> Iterator[str]:
 
 
 def _unmixed(x: int) -> int:
-    """Invert splitmix64's finalizer, which the table uses. An attacker can also invert it."""
+    """Invert the finalizer of splitmix64, which mixes the hashes."""
     x ^= x >> 31 ^ x >> 62
     x = x * pow(0x94D049BB133111EB, -1, 2**64) % 2**64
     x ^= x >> 27 ^ x >> 54

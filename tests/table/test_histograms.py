@@ -62,7 +62,7 @@ NOT_FIRST = {
 """Fields of a report that is not the first report of its flow."""
 
 CLOSING = {"finish": 1, "update_last": 70_000, "update_start": 60_000, "last": 65_000}
-"""Fields of a closing report that repeats the flow's last update. The flow lasted 64 s."""
+"""Fields of a closing report that repeats the last update of a flow of 64 s."""
 
 
 @pytest.fixture(
@@ -79,7 +79,7 @@ def spec_of(*families, labels=(NODE,), **options):
 
 
 def observed(table, name="rtt", now=0.0, part=""):
-    """Return the cumulative counts and the sum of the only histogram whose labels contain ``part``.
+    """Return the cumulative counts and the sum of the only histogram with ``part`` in its labels.
 
     Return None if there is no such histogram.
     """
@@ -222,7 +222,7 @@ def test_late_report_is_not_observed(make):
     table.report(make_flow(last=2), 0)
     assert table.report(make_flow(rtt=MS, last=2), 0) == "late"
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # The first value is the value of the next report, not that of the late report.
+    # The first value is that of the next report, not that of the late report.
     table.report(make_flow(total=(200, 200, 2, 2), rtt=2 * MS, last=3), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.002")
 
@@ -232,7 +232,7 @@ def test_value_that_may_have_been_observed_before_is_not_observed(make):
     table.report(make_flow("a1", rtt=2 * MS, **NOT_FIRST), 0)
     table.report(make_flow("a1", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 0, 0, 0], "0")
-    # This report of flow b2 has no round-trip time. The next report therefore has the first value.
+    # The first report of flow b2 has no round-trip time, so the second report has the first value.
     table.report(make_flow("b2", **NOT_FIRST), 0)
     table.report(make_flow("b2", (200, 200, 9, 9), rtt=3 * MS, last=80_000), 0)
     assert observed(table) == ([0, 1, 1, 1], "0.003")
@@ -287,7 +287,6 @@ def test_size_and_duration_are_observed_in_the_closing_report_of_a_live_flow(mak
     table = make(spec_of(SIZE, DURATION))
     table.report(make_flow(total=(90, 200, 1, 2), start=1_000, last=2_000), 0)
     assert observed(table, "size")[0] == observed(table, "duration")[0] == [0, 0, 0]
-    # The closing report adds new bytes.
     closing = make_flow(total=(95, 300, 2, 2), start=1_000, last=65_000, finish=1)
     assert table.report(closing, 1) is None
     assert observed(table, "size", 1) == ([0, 1, 1], "395")
@@ -330,8 +329,7 @@ def test_late_closing_report_of_a_dormant_flow_is_observed_once(make):
     assert table.report(make_flow(finish=1, **flow), 600) == "late"
     assert observed(table, "size", 600) == ([0, 1, 1], "300")
     assert observed(table, "duration", 600) == ([0, 0, 1], "64")
-    # The table stores the flow as ended. Therefore it observes neither a repetition of the report
-    # nor a later report.
+    # No other closing report of this flow is observed.
     assert table.report(make_flow(finish=1, **flow), 601) == "late"
     assert table.report(make_flow(total=(200, 200, 2, 2), last=66_000), 602) is None
     assert table.report(make_flow(total=(300, 200, 2, 2), last=67_000, finish=1), 603) is None
@@ -342,7 +340,7 @@ def test_closing_report_that_leaves_its_flow_dormant_is_observed_once(make):
     table = make(spec_of(SIZE, DURATION, *standard("a", "bytes")))
     table.report(make_flow(last=2_000), 0)
     table.expire(600)
-    # The flow stays dormant, because the report repeats the last update.
+    # The flow stays dormant, because the closing report repeats the last update.
     assert table.report(make_flow(total=(150, 200, 2, 2), **CLOSING), 600) is None
     assert table.flows == 0
     assert observed(table, "size", 600) == ([0, 1, 1], "350")
@@ -368,15 +366,13 @@ def test_closing_report_of_an_unknown_flow_is_observed_once(make):
     assert (table.connections, table.flows, table.dormant_flows) == (0, 0, 1)
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert observed(table, "duration") == ([0, 0, 1], "64")
-    # The table does not add the round-trip time and the bytes of the flow, because an earlier table
-    # may have counted them.
+    # The round-trip time and the bytes may have been counted before a restart of skyfast.
     assert observed(table) == ([0, 0, 0, 0], "0")
     assert table.page(0)["a_bytes_total"] == {'a_bytes_total{node_tid="node-1"} 0'}
-    # The table stores the flow. A repetition of the report and an older report are therefore late.
+    # The table has stored the flow, so these reports are late.
     assert table.report(closing, 1) == "late"
     assert table.report(make_flow(rtt=2 * MS, total=(90, 90, 1, 1), last=60_000), 1) == "late"
     assert observed(table, "size", 1) == ([0, 1, 1], "300")
-    # The ended flow is forgotten after one timeout.
     table.expire(1 + TIMEOUT_S)
     assert table.dormant_flows == 0
 
@@ -455,10 +451,9 @@ def test_size_with_an_invalid_field_is_not_observed(make):
         table.report(make_flow(f"a{number}", (number, 1, 1, 1), finish=1), 0)
     assert observed(table, "size") == ([0, 0, 0], "0")
     assert table.values_skipped["Metric.ABBytes"] == 2
-    # The field is read only in closing reports.
     table.report(make_flow("b2", (-1, 1, 1, 1)), 0)
     assert table.values_skipped["Metric.ABBytes"] == 2
-    # The sum of both directions is out of range.
+    # Both fields are valid, but their sum is out of range.
     table.report(make_flow("c3", (MAX_NUMBER, 1, 1, 1), finish=1), 0)
     assert observed(table, "size") == ([0, 0, 0], "0")
     table.report(make_flow("d4", (MAX_NUMBER, 0, 1, 1), finish=1), 0)
@@ -487,8 +482,7 @@ def test_row_is_created_for_a_closing_report(make):
 
 
 def test_flows_are_observed_in_linked_and_unlinked_views(make):
-    # A view is linked to the first view if the first view has all labels of the view. The first
-    # view has the label ``node_tid``, but not ``application``.
+    # The first view has the label ``node_tid``, but not ``application``.
     labels = ((NODE,), (APPLICATION,))
     views = [
         View(labels_, (Family(**{**vars(SIZE), "name": f"v{n}"}),))
@@ -515,7 +509,6 @@ def test_observations_stay_in_the_old_row_when_a_flow_gets_new_labels(make):
     table.relabel(names, ["node-1"])
     assert observed(table, part="eth0") == ([0, 1, 1, 1], "0.002")
     assert observed(table, part="eth1") == ([0, 0, 0, 0], "0")
-    # Later observations are in the new row, and the first value is not observed again.
     table.report(make_flow(total=(200, 200, 2, 2), rtt=3 * MS, last=65_000, finish=1), 1)
     assert observed(table, "rtt", 1, "eth1") == ([0, 0, 0, 0], "0")
     assert observed(table, "size", 1, "eth0") == ([0, 0, 0], "0")
@@ -542,7 +535,7 @@ def test_late_closing_report_with_an_invalid_label_is_not_observed(make):
     long = make_flow(last=2_000, node="x" * 1025, finish=1)
     assert table.report(long, 600) == "late"
     assert observed(table, "size", 600) == ([0, 0, 0], "0")
-    # The report was not observed, so its repetition is observed.
+    # The report was not observed. If it is repeated with a valid label, it is observed.
     assert table.report(make_flow(last=2_000, finish=1), 601) == "late"
     assert observed(table, "size", 601) == ([0, 1, 1], "300")
 
@@ -566,7 +559,6 @@ def test_flows_without_a_row_are_not_observed(make):
     assert observed(table, now=1) == ([0, 1, 1, 1], "0.002")
     assert observed(table, "size", 1) == ([0, 0, 0], "0")
     assert table.view_rejected_totals == (1,)
-    # The closing report of an unknown flow is rejected, too.
     assert table.report(make_flow("c3", **CLOSING) | {"Application": "TLS"}, 1) == "ended"
     assert table.view_rejected_totals == (2,)
 
@@ -589,12 +581,11 @@ def test_overflow_rows_have_histograms(make):
 def test_rejected_flows_are_observed_if_the_table_has_overflow_rows(make):
     table = make(spec_of(RTT, SIZE, max_flows=1, overflow="other"))
     table.report(make_flow("a1", rtt=2 * MS), 0)
-    # The first report is observed. Later values of the flow are not observed.
+    # Only the value of the first report is observed.
     assert table.report(make_flow("b2", rtt=3 * MS, b="10.0.0.9"), 0) == "table_full"
     assert table.report(make_flow("b2", rtt=9 * MS, **NOT_FIRST), 0) == "table_full"
     assert observed(table) == ([0, 2, 2, 2], "0.005")
-    # The table does not store the flow. It therefore observes the closing report of the flow, and
-    # also the repetition of that report.
+    # The table does not store the flow, so it observes both closing reports.
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
     assert observed(table, "size") == ([0, 1, 1], "300")
     assert table.report(make_flow("b2", rtt=3 * MS, **CLOSING), 0) == "ended"
@@ -634,7 +625,7 @@ def test_duplicates_are_not_observed(make):
     assert table.report(make_flow("b2", rtt=2 * MS, node="node-2"), 0) == "duplicate"
     assert observed(table) == ([0, 1, 1, 1], "0.002")
     table.expire(600)
-    # The table did not store flow b2. Therefore it cannot know that flow b2 is a duplicate.
+    # The table does not know that flow b2 is a duplicate, because it did not store the flow.
     duplicate = make_flow("b2", node="node-2", **CLOSING)
     assert table.report(duplicate, 600) == "ended"
     assert table.report(make_flow("a1", last=2_000, finish=1), 601) == "late"
@@ -651,7 +642,7 @@ def test_flow_is_not_observed_if_another_flow_took_over_its_conversation(make):
     assert observed(table, "size", 101) == ([0, 0, 0], "0")
 
 
-def test_flow_is_not_observed_while_the_flow_that_took_over_its_conversation_is_dormant(make):
+def test_flow_is_not_observed_even_if_the_flow_that_took_over_its_conversation_is_dormant(make):
     table = make(spec_of(SIZE, labels=(IP_A,), deduplicate="first"))
     table.report(make_flow("a1", last=2_000), 0)
     table.expire(100)

@@ -1,8 +1,8 @@
-"""The table's data must be consistent after every operation, even if an allocation fails.
+"""The table must be consistent after every operation, even if an allocation fails.
 
 The tests use the build `checked` of the core (`tests.support.core_builds`). This build can check
-every row, and can make chosen allocations fail. Its tables grow in small steps: a dozen flows make
-every part of a table grow.
+every row, and can make chosen allocations fail. Its tables grow in small steps, so a dozen flows
+are enough to make them grow.
 """
 
 import gc
@@ -79,11 +79,11 @@ limits = st.sampled_from((1, 2, 5, 1000))
 
 
 class AllocationFailureMachine(RuleBasedStateMachine):
-    """Runs all operations of a table. In each operation, any allocation may fail.
+    """Runs all operations of a table, with failed allocations.
 
-    The test checks that the table is consistent, that its pages are valid, and that no memory
-    leaks. It does not compare pages with a model: after a failure, it does not know which flows
-    were applied.
+    Checks that the table is consistent, that its pages are valid, and that no memory leaks. After a
+    failure, the test does not know which flows were applied, so it does not compare pages with the
+    model.
     """
 
     def __init__(self):
@@ -107,9 +107,9 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         self.pages = []
 
     def with_failures(self, nth, times, operation):
-        """Call an operation in which ``times`` allocations fail, beginning with number ``nth``.
+        """Call an operation in which allocation number ``nth`` and the next ones fail.
 
-        If ``nth`` is 0, no allocation fails.
+        ``times`` is the number of failures. If ``nth`` is 0, no allocation fails.
         """
         if nth == 0:
             operation()
@@ -234,7 +234,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
         while self.core.table.expire(self.now, 1000):
             pass
         checked.check(self.core.table)
-        # The first loop makes live flows dormant. The second loop forgets the dormant flows.
+        # The first loop made live flows dormant. The next loop forgets the dormant flows.
         self.now += END_S
         while self.core.table.expire(self.now, 1000):
             pass
@@ -251,7 +251,7 @@ TestAllocationFailures.settings = TestChecked.settings
 
 
 def assert_is_page(page):
-    """Check that an independent parser accepts a page and finds no duplicate series."""
+    """Assert that an independent parser accepts a page and finds no duplicate series."""
     seen = set()
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -311,7 +311,7 @@ def some_flows(prefix, count):
 
 
 def later(flows):
-    """Return later reports of the flows. One report of each flow was lost in between."""
+    """Return later reports of the flows, after one report of each flow was lost."""
     return [
         flow | {"Last": 900, "Metric": {name: n + 5 for name, n in flow["Metric"].items()}}
         for flow in flows
@@ -442,7 +442,6 @@ def test_closing_reports_of_unknown_flows_survive_any_failed_allocation(times):
         checked.check(core.table)
         core.message(closing, 0)
         checked.check(core.table)
-        # Each flow was observed once.
         page = core.page(0)
         counts = [line for name in ("sizes", "others") for line in page[name] if "_count" in line]
         assert sorted(line.rpartition(" ")[2] for line in counts) == ["1"] * 5 + ["5"]
@@ -465,7 +464,6 @@ SCANS = {
 @pytest.mark.parametrize("scan", SCANS.values(), ids=SCANS.keys())
 @pytest.mark.parametrize("slices", [1, 3])
 def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
-    """The connections are created when the scan releases its lock after its last slice."""
     core = Core(build=checked)
     core.message(many_flows(3 * slices), 0)
     unlocks = 0
@@ -486,11 +484,7 @@ def test_scan_skips_connections_created_after_its_last_slice(scan, slices):
 
 
 def test_scan_omits_strings_that_reuse_the_numbers_of_removed_strings():
-    """The table identifies strings by numbers. A scan first finds numbers, and then reads strings.
-
-    In between, the scan releases its lock. Meanwhile, new strings can get the numbers of removed
-    strings.
-    """
+    """A scan finds numbers of strings, releases its lock, and then reads the strings."""
     core = Core(build=checked)
     core.message([make_flow(f"{n}", node=f"old-{n}") for n in range(1, 4)], 0)
     page = core.table.page(0)
@@ -511,10 +505,7 @@ def test_scan_omits_strings_that_reuse_the_numbers_of_removed_strings():
 
 
 def series(core):
-    """Return the series of a page without their values, for comparison with another table.
-
-    After a failure, a report may be applied twice, so the tables can have different values.
-    """
+    """Return the series of a page. Values differ: after a failure, reports are applied again."""
     return {
         line.rpartition(" ")[0]
         for line in read_all(core.table.page(START_S + 1)).decode().splitlines()
@@ -529,8 +520,7 @@ def test_failed_report_does_not_take_over_a_conversation():
         known = make_flow("a1", (100, 0, 0, 0), last=1, node="node-1")
         core.message([known], 0)
         core.expire(START_S)
-        # These flows fill a slab (a block of memory), so the next connection allocates another
-        # slab.
+        # These flows fill a block of memory, so the next connection allocates another block.
         core.message([make_flow(f"c{n}", a=f"10.0.1.{n}") for n in range(3)], START_S)
         checked.fail_allocation(nth)
         failed = False
@@ -541,7 +531,7 @@ def test_failed_report_does_not_take_over_a_conversation():
         finally:
             left = checked.stop_failing()
         if failed:
-            # Flow a1 is still dormant. Therefore its next report adds only the increase.
+            # Flow a1 is still dormant, so its next report adds only the increase.
             later = known | {"Last": 70_000, "Metric": {"ABBytes": 130}}
             core.message([later | {"LastUpdateMetric": {"Start": 60_000}}], START_S)
             assert any(" 130" in line for line in core.page(START_S)[FAMILIES[0].name])
@@ -557,8 +547,7 @@ def test_uuid_of_an_evicted_flow_can_be_a_label_value_in_the_same_message():
     core.message([make_flow("named like a node", node="node-1")], 0)
     core.message([make_flow("b2", node="node-2")], 1)
     core.expire(100)
-    # The second flow evicts the first flow. The UUID of the first flow is a label of the third
-    # flow.
+    # The second flow of this message evicts the flow whose UUID is a label of the third flow.
     nodes = ("node-3", "node-4", "named like a node")
     core.message([make_flow(f"{n + 5}", node=node) for n, node in enumerate(nodes)], 100)
     assert core.dormant_flows == 0
@@ -604,7 +593,7 @@ def test_destroyed_tables_release_all_references():
     assert (sys.getrefcount(NAMES), sys.getrefcount(name)) == before
 
 
-# The packed number of new flows and start time in the saved counters of a connection
+# Saved counters: the number of new flows and the start time are packed into one number
 
 
 @pytest.mark.parametrize("start_ms", [0, 1, 1_700_000_000_000, 2**42 - 1])

@@ -1,7 +1,7 @@
 """Labels from lookups: several labels of one field, ambiguous keys, and relabeling.
 
-An ambiguous key has several names. The *context* of a flow selects one of the names. The context
-consists of the flow's other address and its capture point.
+An ambiguous key is an address of several nodes. Its names depend on the *context*: the other
+address of the flow and the capture point.
 """
 
 import gc
@@ -48,7 +48,7 @@ def make(request):
 
 
 def ends(names, *, context=True):
-    """Return three labels for each address of a flow. The three labels share a lookup."""
+    """Return three labels for each address of a flow, with one lookup per address."""
     lookups = {
         "initiator": Lookup(names, A, (B, POINT) if context else ()),
         "target": Lookup(names, B, (A, POINT) if context else ()),
@@ -65,14 +65,14 @@ def spec_of(*labels, families=(FORWARD,), **options):
 
 
 def update(core, flow):
-    """Apply a flow that is decoded with all fields, so that no second decoding is necessary."""
+    """Apply a flow that is decoded with all fields."""
     flows = msgspec.convert([flow], list[core.types.FullReport])
     assert core.table.update(flows, 0) == 1
     core.check()
 
 
 def samples(table, name="forward", now=0.0):
-    """Return the sample value of each series of a family as text, by the series' label values."""
+    """Return the values of a family as text, by label values."""
     return {
         tuple(part.partition('="')[2].removesuffix('"') for part in labels.split('",')): value
         for line in table.page(now)[name]
@@ -108,7 +108,7 @@ def test_views_show_different_labels_of_one_lookup(make):
     }
     names["10.0.0.1"] = ("web", "shop2", "node-1")
     table.relabel(names, ["10.0.0.1"])
-    # The row of the first view stays, because its labels have not changed.
+    # The first view does not show the changed label.
     assert samples(table, "a_bytes_total") == {("node-1", "node-2"): "3"}
     assert samples(table, "c_flows") == {("shop",): "0", ("shop2",): "1"}
 
@@ -126,7 +126,7 @@ def test_lookup_in_a_missing_object_uses_an_empty_key(make):
 
 
 class CountingNames(Names):
-    """Names that record each lookup. The core must call the methods of a subclass of dict."""
+    """Names that record each lookup."""
 
     def __init__(self, known=None, *, count=1):
         super().__init__(known, count=count)
@@ -220,7 +220,6 @@ def test_key_can_become_ambiguous_and_unique_again(make):
     names.contexts[("10.0.0.1", "10.0.0.2", "node-1")] = WEB
     names.contexts[("10.0.0.1", "10.0.0.2", "node-2")] = DB
     table.relabel(names, ["10.0.0.1"])
-    # Only the flow that was captured at node-2 gets a new name.
     assert samples(table) == {(*WEB, "1"): "1", (*DB, "2"): "0"}
     del names.contexts[("10.0.0.1", "10.0.0.2", "node-1")]
     table.relabel(names, ["10.0.0.1"])
@@ -338,7 +337,7 @@ def test_flows_with_invalid_names_are_skipped_or_keep_their_labels(found, reason
 
 
 class FailingNames(Names):
-    """Names that raise an error for some keys and contexts."""
+    """Names that raise ``errors`` for some keys and contexts."""
 
     def __init__(self, known=None, *, count=1):
         super().__init__(known, count=count)
@@ -428,8 +427,7 @@ def test_table_releases_lookup_results_that_no_new_flow_used_for_one_timeout():
     core.relabel(names, ["10.0.0.1", "10.0.0.2"])
     core.relabel(names, ["10.0.0.1", "10.0.0.2"], budget=0)
     gc.collect()
-    # The lookups of both addresses have the same result. The table owns one reference to the
-    # result.
+    # The lookups of both addresses have the same result, so the table owns only one reference.
     used = [before[0] + 1, *before[1:]]
     assert [sys.getrefcount(each) for each in (found, *texts)] == used
     core.message([make_flow("fff")], TIMEOUT_S - 1)
@@ -510,8 +508,7 @@ class NewNames(Names):
 
 
 def test_number_of_interned_lookup_results_is_bounded():
-    """Flows get their labels even when the table can store no more results."""
-    count = 70_000  # more than MAX_NAMES
+    count = 70_000  # more than MAX_NAMES, the number of results that the table can store
     core = Core(spec_of(looked_up("name", A, NewNames({"10.0.0.1": ("web",)})), LABELS[2]))
     sizes = []
     for start in range(0, count, 1000):
@@ -619,7 +616,7 @@ def test_reports_between_slices_find_the_new_names():
 
 
 def slice_of(core, model, names, relabeling):
-    """Move one flow in the core and in the model. Return the UUID of the flow."""
+    """Move one flow in the core and in the model; return its UUID."""
     part = relabeling.step(1)
     model.relabel(names, part.keys, part.uuids)
     assert core.page(0) == model.page(0)
@@ -641,10 +638,9 @@ def test_flows_of_one_key_move_in_slices():
     for table in (core, model):
         table.report(make_flow("1", (101, 0, 0, 0), last=2), 0)
         table.report(make_flow("2", (102, 0, 0, 0), last=2), 0)
-        # A new flow gets the new name.
         table.report(make_flow("4", (4, 0, 0, 0), last=2), 0)
     assert samples(core) == {("a",): "302", ("b",): "5"}
-    # The name changes again. All later slices use the current name.
+    # After this change, the slices of both relabelings use the name "c".
     names["10.0.0.1"] = ("c",)
     again = core.relabeling(names, ["10.0.0.1"])
     assert slice_of(core, model, names, relabeling) == "2"
@@ -794,7 +790,7 @@ def test_labels_from_lookups_do_not_identify_connections():
 
 
 def all_strings(table, count):
-    """Read the strings of a table, at most ``count`` at a time. Return all strings, sorted."""
+    """Return the strings of a table, sorted, after reading at most ``count`` at a time."""
     found, first = [], 1
     while first:
         texts, first = table.strings(first, count)

@@ -35,7 +35,7 @@ def make(request):
 
 
 def parts_of(table, parts, now=0):
-    """Return the pages of all parts. Assert that each line of the page is in exactly one part."""
+    """Return the pages of all parts, after checking that each line is in exactly one part."""
     pages = [table.page(now, part=part, parts=parts) for part in range(parts)]
     for name, lines in table.page(now).items():
         assert Counter(line for page in pages for line in page[name]) == Counter(lines)
@@ -137,7 +137,7 @@ def test_row_of_a_view_is_in_one_part(make):
         table.report(make_flow(f"{n + 1:x}", node=f"node-{n % 5}", ports=(n, 443)), 0)
     for parts in (1, 2, 3, 64):
         pages = parts_of(table, parts)
-        # The second view has only one row, because its only label is the direction.
+        # This view has one row, because its only label is the direction.
         assert sorted(len(page["second_bytes_total"]) for page in pages)[-2:] in ([2], [0, 2])
         for page in pages:
             assert 2 * len(page["first_flows"]) == len(page["first_bytes_total"])
@@ -182,7 +182,6 @@ def test_number_of_parts_is_not_truncated(parts):
 
 
 def test_part_omits_rows_created_after_its_start():
-    """The test creates many more rows after the parts have started than before."""
     core = Core()
     core.message(many_flows(10), 0)
     pages = [core.table.page(0, part=part, parts=2) for part in range(2)]

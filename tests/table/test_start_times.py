@@ -50,7 +50,7 @@ def make(request):
 
 
 def report(table, flow, now=0):
-    """Apply a report when the table's clock shows ``now``."""
+    """Apply a report at ``now``."""
     return table.report(flow, now, CLOCK_MS + 1000 * now)
 
 
@@ -73,7 +73,7 @@ def later_report(
 
 
 def starts(table, family, now=0):
-    """Return the start time of each connection, by its label values without the direction."""
+    """Return the start times in a family, by label values without the direction."""
     result = {}
     for series, start_ms in table.starts(now).items():
         if re.split(r"\W", series)[0] == family:
@@ -83,7 +83,7 @@ def starts(table, family, now=0):
 
 
 def start(table, family, now=0):
-    """Return the start time of a family's only connection; None if the start time is unknown."""
+    """Return the start time of the only connection in a family; None if it is unknown."""
     times = [*starts(table, family, now).values()]
     assert len(times) <= 1
     return times[0] if times else None
@@ -106,7 +106,7 @@ def test_counters_that_add_a_total_start_with_the_flow(make):
 
 
 def test_counters_that_add_only_the_last_update_start_with_that_update(make):
-    # The first view adds the flow's total, because its labels identify the connection.
+    # The labels of the first view identify the connection, so this view adds the total.
     table = make(BOTH)
     report(table, later_report())
     assert start(table, BYTES) == START_MS
@@ -157,7 +157,7 @@ def test_start_time_is_not_later_than_the_arrival_of_the_report(make):
     table = make(BOTH)
     report(table, first_report(start=CLOCK_MS + 50_000), 40)
     assert start(table, BYTES, 40) == start(table, "node_bytes_total", 40) == CLOCK_MS + 40_000
-    # The start time does not change when the wall clock reaches the start that the agent reported.
+    # The wall clock is now past the start that the agent reported.
     report(table, later_report(last=LAST_MS + 1), 60)
     assert start(table, BYTES, 60) == CLOCK_MS + 40_000
 
@@ -175,7 +175,7 @@ def test_counters_without_a_valid_start_have_no_start_time(make, start_ms):
     report(table, flow)
     assert start(table, BYTES) is None
     assert len(table.page(0)[BYTES]) == 2
-    # Flow b2 has a valid start, but the row that it joins has no start time.
+    # A row without a start time does not get the start of flow b2.
     report(table, first_report("b2"))
     assert start(table, BYTES) is None
 
@@ -201,7 +201,6 @@ def test_returning_connection_keeps_its_start_time(make):
     now = A_WHILE_S
     report(table, later_report(last=LAST_MS + 1000 * now), now)
     assert start(table, BYTES, now) == START_MS
-    # The row of the second view was not removed.
     assert start(table, "node_bytes_total", now) == START_MS
 
 
@@ -239,7 +238,7 @@ def test_counters_saved_for_a_removed_connection_keep_their_start_time(make):
     report(table, first_report("c3", start=CLOCK_MS, ports=(40_002, 443)), now)
     assert start(table, "a_bytes_total", now) == START_MS
     assert [line.rpartition(" ")[2] for line in table.page(now)["a_new_flows_total"]] == ["3"]
-    # After the saved counters are forgotten, the next connection starts with its flow.
+    # After the saved counters are forgotten, the connection starts with its next flow.
     table.expire(now + TIMEOUT_S)
     now += TIMEOUT_S + FLOW_MEMORY_S
     table.expire(now)
@@ -263,7 +262,7 @@ def test_row_created_by_a_closing_report_starts_with_the_flow(make):
     assert table.report(closing, 1000, CLOCK_MS) is None
     assert (table.connections, table.dormant_connections) == (0, 1)
     assert start(table, "node_bytes_total", 1000) == START_MS
-    # The connection continues the counters that were saved for it.
+    # The connection starts with the saved counters of the closing report.
     assert table.report(first_report("b2", start=LAST_MS), 1001, CLOCK_MS) is None
     assert start(table, "a_bytes_total", 1001) == START_MS
 
@@ -300,7 +299,7 @@ def test_overflow_row_starts_with_its_first_report(make):
         "10.0.0.1,10.0.0.2,40000,443,node-1,TCP": START_MS,
         "other,other,other,other,other,other": UPDATE_MS,
     }
-    # If the second view is full, it has an overflow row, too.
+    # The second view is full, too.
     report(table, first_report("d4", a="10.0.0.5", node="node-2", start=START_MS + 3))
     assert starts(table, "node_bytes_total") == {"node-1": START_MS, "other": START_MS + 3}
 
@@ -325,7 +324,6 @@ def test_connection_with_new_names_starts_at_the_current_time(make):
     names["node-1"] = ("eth1",)
     table.relabel(names, ["node-1"], wall_ms=CLOCK_MS + 5_000)
     assert starts(table, BYTES, 5) == {"eth1": CLOCK_MS + 5_000}
-    # The labels of the second view have not changed.
     assert starts(table, "node_bytes_total", 5) == {"node-1": START_MS}
 
 
@@ -385,11 +383,7 @@ def test_new_names_have_no_start_time_if_the_wall_clock_is_unknown(make):
 
 
 def test_both_versions_of_openmetrics_show_the_same_start_times():
-    """Start times are exact.
-
-    Without the argument ``created``, a page in OpenMetrics 1.0 has the same samples as the page in
-    the text format.
-    """
+    """In OpenMetrics 1.0, only pages with ``created`` have start times."""
     view = View(
         labelled("node_tid"),
         standard("node", "bytes", "rtt"),
@@ -432,7 +426,6 @@ def samples(page):
 
 
 def test_series_of_the_second_direction_has_a_start_time_if_it_is_the_only_series():
-    """A connection may have a series in only one direction."""
     family = standard("t", "tcp_out_of_order")
     core = Core(Spec(views=(View((*labelled("node_tid"), DIRECTION), family),)))
     flow = first_report() | {"TCPMetric": {"ABSegmentOutOfOrder": -1, "BASegmentOutOfOrder": 5}}

@@ -1,7 +1,7 @@
-"""Runs several threads for `STRESS_S` seconds, with all operations that may run concurrently.
+"""Runs operations of the table in several threads for `STRESS_S` seconds.
 
-As in skyfast, one thread updates the table, expires and relabels flows, and changes limits.
-Other threads read pages and scan the table. `make tsan` runs this test with ThreadSanitizer.
+As in skyfast, one thread changes the table, and other threads read pages and scan the table.
+`make tsan` runs this test with ThreadSanitizer.
 """
 
 import contextlib
@@ -85,9 +85,8 @@ class Stress:
                 for label, values in table.label_values().items():
                     assert values >= 0
                     connections, labels, _, without = table.cardinality(3, label)
-                    # A scan visits no row twice, although rows are created and removed. Therefore
-                    # it visits at most the overflow row and two rows per flow: a row with the old
-                    # name, and a row with the new name.
+                    # A scan visits no row twice. A flow has at most two rows: one with its old
+                    # name, and one with its new name. In addition, there is the overflow row.
                     assert 0 <= without <= connections <= 2 * FLOWS + 1
                     for count, top, remaining in labels.values():
                         assert remaining <= connections
@@ -113,7 +112,7 @@ class Stress:
             self.errors.append(error)
 
     def write(self) -> int:
-        """Do the work of skyfast's event loop until the test ends. Return the number of steps."""
+        """Do the work of the event loop until the test ends; return the number of steps."""
         rng = random.Random(0)
         steps = 0
         types = flow_types(self.core.plan, also=[("LayersPath",)])

@@ -61,7 +61,7 @@ def resident_bytes():
 
 
 def run_apart(program, *, timeout_s):
-    """Run Python code in a new process, which must end in time, without errors and warnings."""
+    """Run Python code in a new process, which must end in time, without errors or warnings."""
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -147,7 +147,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # The order of the flows changes, so each connection returns in another row.
+        # In another order of flows, each connection returns in another row.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -231,7 +231,7 @@ def test_threads_read_pages_while_another_thread_updates_the_table():
                 pass
     for page in pages:
         for lines in (read_page(page)[family] for family in (BYTES, PACKETS)):
-            # A page reads both directions at once. Therefore the two directions have equal values.
+            # Both directions are read at the same time, so they have equal values.
             sides = Counter(re.sub('direction="[^"]*"', "", line) for line in lines)
             assert set(sides.values()) == {2}
             assert len(sides) >= 330
@@ -315,8 +315,7 @@ def test_memory_is_reused_by_new_rows():
         now = cycle * TIMEOUT_S
         core.expire(now)
         assert core.connections == core.flows == 0
-        # Each cycle has new addresses, nodes and UUIDs. Some of these strings are too long for a
-        # row.
+        # Some strings are too long for a row.
         for n in range(2_000):
             text = f"{cycle:02}-{n}-" + "x" * (n % 200)
             core.report(make_flow(text, a=text, node=text[::-1]), now)
@@ -339,7 +338,7 @@ def test_resident_memory_does_not_grow_while_strings_are_replaced():
     before = resident_bytes()
     for cycle in range(3, 23):
         one_cycle(core, cycle)
-    # The strings of all cycles need 40 MB. The table must therefore have reused memory.
+    # The strings of these cycles have 40 MB.
     assert resident_bytes() - before < 10_000_000
     assert core.bytes > 2_000 * 1_000
 
@@ -386,7 +385,7 @@ def test_rejected_flows_free_their_strings():
 
 
 def cheap_flows(types, count, *, first=0, total=1, last=1_000):
-    """Return decoded flows of ``count`` connections, which are generated quickly as JSON text."""
+    """Return decoded flows of ``count`` connections, generated quickly as JSON text."""
     head = '{"UUID":"%x","Network":{"A":"10.%d.%d.%d","B":"10.0.0.1"},"Transport":{"A":%d,"B":443},'
     tail = '"Metric":{"ABBytes":%d,"BABytes":%d,"ABPackets":%d,"BAPackets":%d,"RTT":5},"Last":%d}'
     flows = [
@@ -406,8 +405,7 @@ def test_table_handles_two_hundred_thousand_connections():
     lines = read_all(table.page(0)).splitlines()
     assert len(set(lines)) == len(lines) == 6 + 5 * count
 
-    # Later reports find the rows of their flows. All other rows expire in slices. New flows reuse
-    # the memory of the expired rows.
+    # Some rows are updated, all others expire, and new flows reuse their memory.
     table.update(cheap_flows(types, part, first=100_000, total=7, last=2_000), 60)
     assert table.flows == count
     while table.expire(TIMEOUT_S, 5_000):
@@ -618,7 +616,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view per shape. A shape is a pair: number of labels, and families."""
+    """Return a spec with one view per shape: a pair of the number of labels and the families."""
     return Spec(
         views=[
             View(
@@ -684,7 +682,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A dict that serves as a rewrite. It raises values that are exceptions."""
+    """A rewrite that raises those values that are exceptions."""
 
     def __missing__(self, key):
         return key
@@ -746,7 +744,6 @@ def test_exceptions_of_a_rewrite_propagate():
         core.message([*flows[:200], make_flow("bad", node="bad"), *flows[200:]], 0)
     assert core.flows <= 200
     assert sys.getrefcount(answer) == references
-    # The message can be repeated without the bad flow.
     core.message(flows, 1)
     assert core.flows == 300
     assert sys.getrefcount(answer) == references
@@ -756,7 +753,7 @@ def test_exceptions_of_a_rewrite_propagate():
 
 
 class AnyNames(Answers):
-    """Names that can be invalid, or exceptions to raise. The name of an unknown key is the key."""
+    """Names that can be invalid or raise exceptions. The name of an unknown key is the key."""
 
     def __missing__(self, key):
         return (key,)
@@ -780,8 +777,7 @@ def test_flow_whose_label_becomes_other_keeps_its_row_in_the_linked_view():
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
     assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
-    # The row in the linked view expires. A new flow in the overflow row creates another row in the
-    # linked view.
+    # After the row of the linked view has expired, a new flow in the overflow row creates another.
     core.expire(10_000)
     core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
@@ -839,7 +835,7 @@ def test_memory_is_reused_while_names_change_and_flows_overflow():
     for cycle in range(12):
         now = cycle * 500.0
         core.expire(now)
-        # Only the overflow rows of the views are left.
+        # only the overflow row
         assert core.flows == 0
         assert core.connections == (cycle > 0)
         nodes = [f"node-{cycle:02}-{n:02}-" + "x" * 60 for n in range(50)]
@@ -943,14 +939,14 @@ def test_lowered_max_flows_forgets_dormant_flows_in_steps(uuid):
     # A report evicts at most two flows, because every message must take bounded time.
     assert core.report(make_flow("ffff"), 80) is None
     assert core.dormant_flows == 598
-    # `expire` forgets the other dormant flows: at most ``max_rows`` (here 100) in each call.
+    # Each call of `expire` forgets at most ``max_rows`` (here 100) of the other dormant flows.
     turns, before = 1, 598
     while core.table.expire(80, 100):
         assert before - 100 <= core.dormant_flows < before
         turns, before = turns + 1, core.dormant_flows
     assert turns == 6
     assert (core.flows, core.dormant_flows) == (1, 9)
-    # If there are already max_flows live flows, all dormant flows are forgotten.
+    # With ``max_flows`` live flows, all dormant flows are forgotten.
     core.set_limits(max_connections=100, max_flows=1, timeout_s=TIMEOUT_S, memory_s=1290)
     assert not core.table.expire(80, 100)
     assert (core.flows, core.dormant_flows) == (1, 0)
@@ -1094,7 +1090,7 @@ def test_label_values_of_views_are_counted():
 
 
 def test_number_of_connections_without_a_label_is_estimated_in_a_large_table():
-    """The standard error of the estimate is below 0.8 %, so an error of 5 % cannot be chance."""
+    """The standard error of the estimate is below 0.8 %."""
     core = Core(max_connections=200_000, max_flows=200_000)
     for first in range(0, 120_000, 1_000):
         core.message(
@@ -1129,7 +1125,7 @@ def test_distinct_values_are_unescaped():
 
 
 def test_distinct_values_are_the_values_on_the_page():
-    """The values come from all views, but not from rows created after the page's start."""
+    """Rows that are created after the start of the page do not count."""
     node = next(label for label in LABELS if label.name == "node_tid")
     spec = Spec(views=(View(LABELS), View((node,), (ONE_WAY,), timeout_s=3600)))
     core = Core(spec)
@@ -1277,7 +1273,6 @@ while not done.is_set():
 
 @pytest.mark.xdist_group("timing")
 def test_update_waits_for_at_most_one_slice_of_a_scan():
-    """An update waits for one slice of a scan, not for the whole scan."""
     core = Core(max_connections=200_000, max_flows=200_000)
     for first in range(0, 100_000, 1_000):
         core.message(

@@ -1,7 +1,7 @@
 """Random operations that compare the compiled table with the model.
 
-The operations use few labels, few UUIDs and small numbers. Flows then often collide, are late,
-restart and reuse rows. ``HYPOTHESIS_PROFILE=thorough`` runs fifty times as many examples.
+With few UUIDs, few labels and small numbers, many reports are late, restart flows or reuse rows.
+``HYPOTHESIS_PROFILE=thorough`` runs fifty times as many examples.
 """
 
 import pytest
