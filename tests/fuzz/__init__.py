@@ -1,7 +1,6 @@
 """Fuzzing: generates unusual input, and checks that skyfast handles it.
 
-docs/testing.md describes how to run the fuzzer. Each target generates and runs cases for one part
-of skyfast. The module `driver` contains the code that all targets share.
+docs/testing.md describes the targets, and how to run them.
 """
 
 from tests.support import core_builds

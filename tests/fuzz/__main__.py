@@ -1,7 +1,7 @@
 """``python -m tests.fuzz`` fuzzes each target for a while, in a separate process.
 
-If there is a finding, the exit code is 1, and a file in ``build/fuzz`` contains the case. A line of
-the output starts with ``FOUND:`` and contains the command that reproduces the finding.
+The exit code is 1 if a case fails. The case is written to a file in ``build/fuzz``, and a line that
+starts with ``FOUND:`` shows the command that runs the case again.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def run_in_process(name: str, seconds: float, seed: str) -> int:
-    """Fuzz a target in another process; report the case if the process crashes or hangs."""
+    """Fuzz a target in another process. Report the current case if the process crashes or hangs."""
     arguments = (*("--target", name), *("--seconds", str(seconds)), *("--seed", seed))
     command = (sys.executable, "-m", "tests.fuzz", *arguments)
     try:
@@ -58,7 +58,7 @@ def run_in_process(name: str, seconds: float, seed: str) -> int:
 
 
 def run(name: str, seconds: float, seed: str) -> int:
-    """Fuzz a target in this process. After a crash, a file still contains the current case."""
+    """Fuzz a target in this process. If it crashes, the file of the current case remains."""
     path = current(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = fuzz(TARGETS[name](), seconds=seconds, seed=seed, on_case=path.write_bytes)
@@ -78,7 +78,7 @@ def report(name: str, finding: Finding) -> None:
 
 
 def replay(paths: list[Path]) -> int:
-    """Run cases from files. The name of a file's directory is the name of the target."""
+    """Run cases from files. The directory of a file has the name of the target."""
     failed = 0
     for path in paths:
         with TARGETS[path.resolve().parent.name]() as target:
@@ -89,7 +89,7 @@ def replay(paths: list[Path]) -> int:
 
 
 def current(name: str) -> Path:
-    """Return the path of the file that contains a target's current case."""
+    """Return the path of the file with the current case of a target."""
     return FINDINGS_DIR / f"{name}.current"
 
 

@@ -1,7 +1,7 @@
 """Fuzzes the configuration file: with changed examples, and with trees of known keys.
 
-A case is a file. When skyfast loads the file, the result must be a usable configuration, or an
-error of one line.
+A case is a file. Loading the file must result in a usable configuration, or in an error of one
+line.
 """
 
 import random
@@ -29,8 +29,7 @@ SECRET = "hunter2-of-the-fuzzer"
 ENVIRON = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082", "SKYDIVE_HOST_ID": "fuzz"}
 MAX_PROBLEM_CHARS = 700
 
-# If the secret occurs only as the value of the key ``password``, errors must hide the secret. If
-# the secret also occurs elsewhere, an error may show the secret.
+# Errors must hide the secret if it occurs only as the value of the key ``password``.
 _HIDDEN = re.compile(rb"\A(?:(?!hunter2).)*\bpassword: hunter2[\w-]+\n(?:(?!hunter2).)*\Z", re.S)
 
 PIECES = (
@@ -46,14 +45,13 @@ BOMB = "a: &a [x, x]\n" + "".join(
 
 @cache
 def examples() -> list[str]:
-    """Return the texts of the configurations in the test data."""
     paths = [*(DATA / "config").glob("*/*.yml"), *(DATA / "configs").glob("*.yml")]
     return [path.read_bytes().decode(errors="replace") for path in sorted(paths)]
 
 
 @cache
 def example_trees() -> list[Any]:
-    """Return the parsed examples that are valid, use no anchors and are not deeply nested."""
+    """Return the parsed examples, except those that are invalid, nested deeply or use anchors."""
     trees = []
     for text in examples():
         if "&" in text or "[[[[" in text:
@@ -90,7 +88,7 @@ class Configuration(Target):
         except ConfigError as error:
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
-        # It must be possible to dump, parse again and use each accepted configuration.
+        # An accepted configuration can be printed, read again, and used.
         loader.parse(loader.dump(config), ENVIRON, source="the dump")
         names = NameIndex.of(config.export, keep_s=0)
         plan = make_plan(config.export, names=names)
@@ -114,7 +112,7 @@ class Configuration(Target):
 
 
 def check_error(error: ConfigError, *, hides: str | None) -> None:
-    """Check that an error is a short line of text without the secret in ``hides``."""
+    """Check that an error is a short line of text without the secret ``hides``."""
     text = str(error)
     assert text, "the error has no message"
     assert text.isprintable(), repr(text)
@@ -152,7 +150,6 @@ def _dump(rng: random.Random, tree: Any) -> str:
 
 
 def _changed_example(rng: random.Random) -> Any:
-    """Return the tree of an example with some changes."""
     tree = copy_tree(rng.choice(example_trees()))
     keys = [part for path in schema.SCHEMA for part in path.split(".")]
     keys += ["name", "labels", "metrics", "prefix", "path", "not", "regex", "timeout", "type"]
@@ -176,7 +173,7 @@ def _examples_of(path: str) -> list[Any]:
 
 
 def _tree_of_keys(rng: random.Random) -> Any:
-    """Return a tree of some known keys. Values are arbitrary, or come from the examples."""
+    """Return a tree of known keys, with values from the examples or arbitrary values."""
     tree: dict[str, Any] = {}
     for path in rng.sample(sorted(schema.SCHEMA), rng.randrange(1, 12)):
         *sections, name = path.split(".")

@@ -1,8 +1,7 @@
-"""The code of the fuzzer that all targets share: time, seeds, hangs and findings.
+"""The code that all targets of the fuzzer share: time, seeds, hangs and findings.
 
-A target generates cases with a random generator, and runs the cases. A case is a byte string. The
-cases in the files ``corpus/NAME`` run first. A case is a finding if it raises an exception, hangs,
-or ends the process. The cases of findings are stored.
+A target first runs the cases in the files ``corpus/NAME``, and then generated cases. A case is a
+byte string. If it raises an exception, hangs, or ends the process, it is a finding.
 """
 
 import faulthandler
@@ -35,7 +34,7 @@ MAX_REDUCTIONS = 300
 
 
 class Target(ABC):
-    """A part of skyfast that handles untrusted input. Use it as a context manager."""
+    """A part of skyfast that handles untrusted input. A context manager."""
 
     name: ClassVar[str]
 
@@ -52,15 +51,13 @@ class Target(ABC):
         """Create the resources that cases need, and register their cleanup in ``stack``."""
 
     @abstractmethod
-    def generate(self, rng: random.Random) -> bytes:
-        """Generate a case."""
+    def generate(self, rng: random.Random) -> bytes: ...
 
     @abstractmethod
     def run(self, case: bytes) -> None:
-        """Run a case; raise an exception if a check fails."""
+        """Run a case. If a check fails, raise an exception."""
 
     def corpus(self) -> list[Path]:
-        """Return the files of the corpus, in order."""
         return sorted(path for path in (CORPUS / self.name).iterdir() if path.is_file())
 
 
@@ -74,8 +71,6 @@ class Finding:
 
 @dataclass
 class Result:
-    """The result of fuzzing a target."""
-
     runs: int = 0
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
@@ -89,7 +84,7 @@ def fuzz(
     max_runs: int = sys.maxsize,
     on_case: Callable[[bytes], None] = lambda case: None,
 ) -> Result:
-    """Run the corpus, and then generated cases until ``seconds`` or ``max_runs`` is reached.
+    """Run the corpus. Then run generated cases until ``seconds`` or ``max_runs`` is reached.
 
     ``on_case`` is called before each case.
     """
@@ -129,20 +124,19 @@ def attempt(target: Target, case: bytes) -> str | None:
 
 
 def _cases(target: Target, seed: str) -> Iterator[bytes | None]:
-    """Yield the cases of the corpus, then None as a separator, then generated cases without end."""
+    """Yield the cases of the corpus, then None, then generated cases without end."""
     for path in target.corpus():
         yield path.read_bytes()
     yield None
     number = 0
     while True:
-        # Each case has a random generator of its own. Only the seed, the target and the number of
-        # the case affect the generator.
+        # A case depends only on the seed, the target, and its own number.
         yield target.generate(random.Random(f"{seed}/{target.name}/{number}"))
         number += 1
 
 
 def _reduce(target: Target, case: bytes, problem: str) -> bytes:
-    """Remove parts of a case as long as the error stays the same. Return the remaining case."""
+    """Return a smaller case with the same error."""
     error = problem.rstrip().rpartition("\n")[2].partition(":")[0]
     tries = 0
     size = len(case) // 2

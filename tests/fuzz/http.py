@@ -1,8 +1,7 @@
 """Fuzzes the web server with requests on a real socket.
 
-A case is the data that a client sends. The client then shuts down its sending direction. The first
-byte of a case is not sent. It selects one of two servers: a server without authentication, or a
-server with users and a rate limit.
+The first byte of a case selects one of two servers: without authentication, or with users and a
+rate limit. The client sends the rest of the case, and then shuts down its sending direction.
 """
 
 import asyncio
@@ -104,8 +103,6 @@ BODIES = (
 
 
 class ErrorLog(logging.Handler):
-    """Collects log records of level ERROR."""
-
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.errors: list[str] = []
@@ -116,7 +113,7 @@ class ErrorLog(logging.Handler):
 
 
 class Http(Target):
-    """Sends requests to two servers, which run in one thread."""
+    """Sends requests to two servers in one other thread."""
 
     name: ClassVar[str] = "http"
 
@@ -178,8 +175,7 @@ class Http(Target):
     def run(self, case: bytes) -> None:
         """Check that the responses are valid and that the server still works.
 
-        The client must receive complete responses, one after the other, until the server closes the
-        connection. The server must log no error, and must respond to another request.
+        The server must log no error, and must respond to another request.
         """
         port = self._ports[1 if case[:1] == b"g" else 0]
         self._error_log.errors.clear()
@@ -215,8 +211,7 @@ def _exchange(port: int, data: bytes) -> bytes:
 def check_responses(data: bytes) -> None:
     """Check that ``data`` consists of responses. The last response may be truncated.
 
-    Each response may or may not have a body, because the check does not know which responses
-    belong to the method ``HEAD``.
+    Any response may lack its body, because ``data`` does not show which requests were ``HEAD``.
     """
     positions = [0]
     best = 0
@@ -231,7 +226,7 @@ def check_responses(data: bytes) -> None:
 
 
 def _ends(data: bytes, position: int) -> list[int]:
-    """Return the positions where the response that begins at ``position`` can end."""
+    """Return the possible ends of the response that begins at ``position``."""
     if position == len(data):
         return [position]
     if not (status := _STATUS.match(data, position)):

@@ -1,7 +1,7 @@
-"""Fuzzes the ingest with modified messages of recordings. The checks are in `Messages.run`.
+"""Fuzzes the ingest with modified messages of recordings.
 
-A case is a JSON text sequence (RFC 7464), in which each record starts with the byte 0x1E. The first
-record is the name of a configuration in ``tests/data/configs``. The other records are messages.
+A case consists of records that start with the byte 0x1E (RFC 7464). The first record is the name of
+a configuration in ``tests/data/configs``. The other records are messages.
 """
 
 import json
@@ -41,7 +41,7 @@ GOOD = {
 
 
 class Verbatim(bytes):
-    """Valid or invalid JSON that is inserted into messages unchanged."""
+    """Valid or invalid JSON that is inserted unchanged."""
 
 
 VERBATIM = tuple(
@@ -58,7 +58,6 @@ VERBATIM = tuple(
 
 @cache
 def recorded_messages() -> list[dict[str, Any]]:
-    """Return the messages of all recordings."""
     lines = [
         line
         for path in sorted(RECORDINGS.glob("*.jsonl"))
@@ -69,7 +68,7 @@ def recorded_messages() -> list[dict[str, Any]]:
 
 @cache
 def load_config(name: str) -> model.Config:
-    """Return the configuration ``name``, or the default configuration if there is no such file."""
+    """Return the configuration ``name``; the default configuration if there is no such file."""
     path = DATA / "configs" / f"{name}.yml"
     text = path.read_text() if path.is_file() else ""
     environ = {"SKYDIVE_ANALYZERS": "192.0.2.9:8082"}
@@ -94,13 +93,7 @@ class Messages(Target):
         return RECORD + RECORD.join(records)
 
     def run(self, case: bytes) -> None:
-        """Check the counters and the page after every message.
-
-        No message may raise an exception. Each message is counted once. If no object of a
-        message has equal keys, each flow that Python's JSON module reads is counted once. Each
-        received flow is either skipped or in the table. An independent parser accepts the page, and
-        each series is unique. After all messages of the case, a good message is accepted.
-        """
+        """Check the counters and the page after every message, and finally send a good message."""
         _, name, *messages = (case if case.startswith(RECORD) else RECORD + case).split(RECORD)
         ingest = _CheckedIngest(name.decode(errors="replace"))
         for now, message in enumerate(messages, 100):
@@ -116,7 +109,7 @@ class Messages(Target):
 
 
 def _message(rng: random.Random, known: list[dict[str, Any]]) -> bytes:
-    """Generate a message with new or earlier flows, and add its flows to ``known``."""
+    """Generate a message with new flows and flows in ``known``. Add its flows to ``known``."""
     message = dict(rng.choice(recorded_messages()))
     if isinstance(message["Obj"], list):
         flows = rng.sample(message["Obj"], min(len(message["Obj"]), rng.randrange(1, 4)))
@@ -138,7 +131,7 @@ def _message(rng: random.Random, known: list[dict[str, Any]]) -> bytes:
 
 
 def _later(rng: random.Random, flow: dict[str, Any]) -> dict[str, Any]:
-    """Return a later report of a flow, with numbers that are higher, lower or absurd."""
+    """Return a later report of a flow, with higher, lower or absurd numbers."""
     later: dict[str, Any] = copy_tree(flow)
     later["Last"] = rng.choice((later.get("Last", 0) + 1000, *NUMBERS))
     metric = later.get("Metric")
@@ -193,7 +186,7 @@ def _encoded(rng: random.Random, tree: Any) -> bytes:
 
 
 class _CheckedIngest(IngestSetup):
-    """An ingest with checks after each message."""
+    """An ingest that is checked after each message."""
 
     _numbers = count()
 
@@ -205,7 +198,7 @@ class _CheckedIngest(IngestSetup):
         self._check = getattr(_table, "check", lambda table: None)
 
     def counts(self) -> tuple[int, int, int]:
-        """Return how many messages were counted, and how many flows were counted and skipped."""
+        """Return the counted messages, the counted flows, and the skipped or dropped flows."""
         errors = self.analyzer.errors
         return (
             sum(self.analyzer.messages.values()) + errors["malformed"] + errors["not_a_message"],
@@ -257,7 +250,7 @@ class _CheckedIngest(IngestSetup):
 
     def check_page(self) -> None:
         names = {family.name for view in self.plan.views for family in view.families}
-        # The parser appends _total to names of counters.
+        # the parser appends _total to names of counters
         suffixes = ("", "_total", "_bucket", "_sum", "_count")
         known = {f"{name}{suffix}" for name in names for suffix in suffixes}
         text = self.page().decode()
@@ -280,8 +273,7 @@ class _CheckedIngest(IngestSetup):
 def _flows_in(message: bytes) -> int | None:
     """Return the number of flows that Python's JSON module reads in a message.
 
-    Return None if the message has no list of flows. Also return None if an object has two equal
-    keys, because parsers treat such keys differently.
+    Return None if the message has no list of flows, or if an object has two equal keys.
     """
     try:
         tree = json.loads(message.decode(), object_pairs_hook=_reject_equal_keys)

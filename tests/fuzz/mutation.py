@@ -29,7 +29,7 @@ BYTES = (
 
 
 def change_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Return ``data`` with one or more random changes that ignore its format."""
+    """Return ``data`` with random changes that ignore its format."""
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         start = rng.randrange(len(data) + 1)
         end = min(len(data), start + rng.choice((1, 1, 2, 8, 64, 1000)))
@@ -75,7 +75,7 @@ def any_value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def list_entries(tree: Any) -> list[tuple[Any, Any]]:
-    """Return the place of each value in a tree: its dict or list, and its key or index."""
+    """Return the dict and key, or the list and index, of each value in a tree."""
     entries = []
     nodes = [tree]
     while nodes:
@@ -112,7 +112,6 @@ def change_value(rng: random.Random, tree: Any, keys: list[str]) -> None:
 
 
 def copy_tree(tree: Any) -> Any:
-    """Return a deep copy of a tree."""
     if isinstance(tree, dict):
         return {key: copy_tree(value) for key, value in tree.items()}
     return [copy_tree(value) for value in tree] if isinstance(tree, list) else tree

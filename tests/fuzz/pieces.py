@@ -1,8 +1,8 @@
 """Fuzzes the compression of pages, with any text and any pieces: see `tests.support.pieces`.
 
-A case is a list of slices. A slice has these parts, in this order: the length of its text (2
-bytes), its text, the number of its pieces (2 bytes), and its pieces. A piece has a length and a
-source (4 bytes each). Bytes that are missing at the end of a case are zeros.
+A case is a list of slices: the length of the text (2 bytes), the text, the number of pieces (2
+bytes), and the pieces. A piece has a length and a source (4 bytes each). Bytes that are missing at
+the end of a case are zeros.
 """
 
 import random
@@ -26,7 +26,7 @@ MAX_SLICE = 500
 
 
 class Pieces(Target):
-    """Compresses slices of text, and checks that decompression returns the same text."""
+    """Compresses slices, and checks that decompression returns the same text."""
 
     name: ClassVar[str] = "pieces"
 
@@ -49,7 +49,6 @@ class Pieces(Target):
 
 
 def encode(slices: Slices) -> bytes:
-    """Return the bytes of a case that consists of these slices."""
     return b"".join(
         struct.pack("<H", len(text))
         + text
@@ -60,7 +59,7 @@ def encode(slices: Slices) -> bytes:
 
 
 def decode(case: bytes) -> Slices:
-    """Return the slices of a case. Truncate texts and lists of pieces that are too long."""
+    """Return the slices of a case. Texts and lists of pieces that are too long are truncated."""
     slices: Slices = []
     while case:
         size, case = _numbers("<H", case)

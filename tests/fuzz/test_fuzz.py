@@ -1,6 +1,6 @@
 """Short fuzzing runs with a fixed seed, and tests of the fuzzer itself.
 
-`make fuzz` runs longer, with random seeds. The fuzzer must find the fault of `FaultyTarget`.
+`make fuzz` runs longer, with random seeds.
 """
 
 import random

@@ -51,8 +51,7 @@ VALUES = (
 )
 
 
-# If the secret occurs only as the hash of the user ``carol``, errors must hide the secret. If the
-# secret also occurs elsewhere, an error may show the secret.
+# Errors must hide the secret if it occurs only as the hash of the user ``carol``.
 _HIDDEN = re.compile(
     rb"\A(?:(?!hunter2).)*^basic_auth_users:\n  carol: hunter2[\w-]+\n(?:(?!hunter2).)*\Z",
     re.DOTALL | re.MULTILINE,
@@ -99,8 +98,7 @@ class WebConfiguration(Target):
             check_error(error, hides=SECRET if _HIDDEN.search(case) else None)
             return
         assert config.summary().isprintable()
-        # Hashes are secret. Headers and allowed names are not secret, so they may contain the text
-        # of a hash.
+        # Headers and allowed names are not secret, even if they look like a hash.
         public = (config.headers, config.allowed_sans, config.rate_limit)
         assert repr(config).count(HASH) == sum(repr(value).count(HASH) for value in public)
         for name, value in config.headers.items():
