@@ -40,7 +40,7 @@ Reports
 
 * The table checks a report in three steps. First, it skips reports with invalid strings, without a
   UUID or a required object, or with an excluded tag. Then it applies drop and keep rules. Finally,
-  it validates the other values.
+  it checks the range of numbers and the length of strings.
 * A dropped flow is counted under the name of the rule, and not as skipped.
 * The table ignores values that it does not export. For example, a table without counters of bytes
   accepts a negative number of bytes.
@@ -48,8 +48,8 @@ Reports
   are followed by 90 and 220 bytes: the flow does not restart, but adds 10 bytes.
 * If a report lacks the object of a counter, this counter does not change. If the flow also restarts
   in this report, the table forgets the flow's total of this counter. For example, a counter from
-  ``TCPMetric`` is 3, and the flow restarts in a report without ``TCPMetric``. The next report shows
-  1. The counter is then 4.
+  ``TCPMetric`` is 3. The flow restarts in a report without ``TCPMetric``, and its next report has
+  the value 1. The counter is then 4.
 * A computed label is validated after the computation. For example, port -1 is valid if it becomes
   "other". The key of a lookup is validated, too, because the table stores the key.
 
@@ -63,8 +63,8 @@ Omitted values
 * If a counter is the sum of two fields, the first invalid field is counted. If only the sum is out
   of range, the second field is counted.
 * Lifecycle times are read in closing reports of unknown flows. In other reports of unknown flows,
-  they are read if the deltas depend on them, or if a view shows new flows or first values. For
-  dormant flows, only ``LastUpdateMetric.Last`` of a closing report is read.
+  they are read if the deltas depend on them. They are also read if a view shows new flows or first
+  values. For dormant flows, only ``LastUpdateMetric.Last`` of a closing report is read.
 * If an unknown flow has an invalid ``FinishType``, its report may be a repeat. Therefore the report
   adds nothing to existing rows, and the flow is not new.
 * An invalid ``Start`` or ``LastUpdateMetric.Start`` has the same effect, except in a repeat, or if
@@ -73,8 +73,8 @@ Omitted values
 Views
 -----
 
-* Flows that share a row of the first view have the same row in a linked view, or none of them has a
-  row there. The first of these flows determines the row.
+* Flows that share a row of the first view also share their row in a linked view, or have none
+  there. The first of these flows determines the row.
 * A flow becomes live, but a view other than the first has no space for its row. The flow then
   belongs to the overflow row of this view. If the table has no overflow rows, the flow has no row
   in this view. This does not change while the flow is live, even if the view has space again.
@@ -116,15 +116,16 @@ Dormant flows
   before.
 * A report can leave its flow dormant: a late closing report, a repeat, or a report that is skipped
   as ``table_full``. The flow then counts as a flow that has just become dormant, unless it has a
-  claim (see below).
+  claim (see below). Other late reports change nothing.
 * If there are too many flows, the table first forgets ended flows that have been dormant for at
   least 15 s. Then it forgets flows that have not ended, and finally the other ended flows. In each
   of these groups, the flow that became dormant first is forgotten first.
 * The order of flows that became dormant in the same second is undefined. Therefore `Model.expire`
   has the argument ``order``.
 * When a row of the first view is removed, its counters are saved if they differ from the totals of
-  its last flow. They are also saved if the labels do not identify the conversation. If
-  ``flow_memory_s`` is 0, counters are never saved.
+  its last flow. If the first view counts new flows, they are also saved if this number is not 1.
+  Counters are also saved if the labels do not identify the conversation. If ``flow_memory_s`` is 0,
+  counters are never saved.
 * Saved counters count as one flow towards ``max_flows``. They are forgotten like a flow that became
   dormant just after the last flow of the row, and that has not ended.
 * A repeat does not create a row of the first view. It adds its deltas to an existing row or to
@@ -149,9 +150,9 @@ These rules apply if the option ``deduplicate`` is "first".
 * If another capture point takes over the conversation of a dormant flow, the flow counts as
   unknown. The reason: the other capture point may have counted the same packets.
 * If the report of a dormant flow is a duplicate, the flow is forgotten.
-* A dormant flow can add deltas and stay dormant if its report is a repeat, or is added to the
-  overflow row. The flow then *claims* its conversation, so that no other capture point counts the
-  same packets again. Only these reports start or extend a claim.
+* If the report of a dormant flow is a repeat, or is added to the overflow row, the flow adds deltas
+  but stays dormant. The flow then *claims* its conversation: no other capture point can count the
+  same packets. Only these reports start or extend a claim.
 * A claim lasts for one timeout, the time for which a live flow without reports owns its
   conversation. For example, the timeout is 75 s. At 100 s, a repeat from node-1 adds a packet from
   a lost report, and starts a claim. Reports from node-2 may contain the same packet until 175 s,
@@ -172,7 +173,7 @@ Histograms
 * A report that is skipped as ``table_full`` is observed only if the table has overflow rows. If the
   table does not store the flow of this report, the same closing report is observed again when it is
   repeated.
-* Reports that are skipped for any other reason than ``late``, ``ended`` and ``table_full`` are not
+* Reports that are skipped for any reason other than ``late``, ``ended`` and ``table_full`` are not
   observed.
 * A view that rejects a report does not observe it.
 
@@ -697,8 +698,8 @@ class SavedCounters:
 class Model:
     """The table. Its attributes have the same names as those of the core.
 
-    ``skipped`` counts skipped flows by reason, ``filtered`` counts dropped flows by the name of the
-    rule, and ``values_skipped`` counts omitted values by field. ``finished`` counts reports by the
+    Flows are counted in ``skipped`` by reason, and in ``filtered`` by the name of the dropping
+    rule. ``values_skipped`` counts omitted values by field. ``finished`` counts reports by the
     meaning of their ``FinishType``, including late and rejected reports. ``created_total``,
     ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 

@@ -1,7 +1,7 @@
 """``python -m tests.fuzz`` fuzzes each target for a while, in a separate process.
 
-The exit code is 1 if a case fails. The case is written to a file in ``build/fuzz``, and a line that
-starts with ``FOUND:`` shows the command that runs the case again.
+If a case fails, the exit code is 1, and the case is written to ``build/fuzz``. A line that starts
+with ``FOUND:`` shows the command that runs the case again.
 """
 
 import argparse

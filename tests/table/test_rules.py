@@ -124,7 +124,7 @@ def test_older_report_adds_only_its_higher_counter(make, counter):
     assert sums(table) == best
     assert rtt_ns(table) == 7
     assert table.page(60 + TIMEOUT_S - 1)[BYTES]
-    # The report decreased neither the stored totals of the flow nor the stored time ``Last``.
+    # The stored totals and the stored ``Last`` have not decreased.
     assert table.report(make_flow(total=best, last=5), 60) == "late"
     assert table.report(make_flow(total=[n + 1 for n in best], last=6), 60) is None
     assert sums(table) == [n + 1 for n in best]
