@@ -270,7 +270,7 @@ class Lookup:
         return (self.key, *self.context)
 
     def find(self, values: Mapping[Path, str]) -> tuple[str, ...]:
-        """Return the names for a flow. ``values`` are fields of the flow, by path."""
+        """Return the names for a flow with these ``values``, by path."""
         key, *context = (values[path] for path in self.paths)
         found = self.names[key]
         return self.names.resolve(key, *context) if found is None else found
@@ -371,11 +371,7 @@ Bounds = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """The options of a table.
-
-    The values of ``drop``, ``keep``, ``deduplicate`` and ``overflow`` are those of a configuration
-    file.
-    """
+    """The options of a table. Rules are dicts, as in a configuration file."""
 
     views: Sequence[View] = (View(),)
     max_connections: int = 1_000_000
@@ -395,7 +391,6 @@ class Spec:
 def one_view(
     *, labels: Sequence[Label] = LABELS, families: Sequence[Family] = FAMILIES, **others: Any
 ) -> Spec:
-    """Return a spec with one view. ``others`` are fields of `Spec`."""
     return Spec(views=(View(labels, families),), **others)
 
 
@@ -568,7 +563,7 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The values that a histogram observes (see `Family`). A total can be the sum of two fields."""
+    """The values that a histogram observes (see `Family`)."""
 
     paths: tuple[Path, ...]
     observes: str
@@ -777,7 +772,7 @@ class Model:
     def dormant_uuids(self) -> list[str]:
         """Return the UUIDs of dormant flows: flows with a claim, then ended flows, then the others.
 
-        In each of these groups, the flow that became dormant first is first.
+        In each of these groups, flows are in the order in which they became dormant.
         """
         entries = [*self._claiming, *self._ended, *self._dormant]
         return [entry.uuid for entry in entries if isinstance(entry, Flow)]
@@ -1344,7 +1339,6 @@ class Model:
         flow.rows = []
 
     def _forget(self, entry: Flow | SavedCounters) -> None:
-        """Forget a dormant flow or saved counters."""
         if isinstance(entry, SavedCounters):
             self._dormant.remove(entry)
             del self._saved_counters[entry.values]
@@ -1393,7 +1387,7 @@ class Model:
         return any(row.is_overflow for rows in self._rows for row in rows.values())
 
     def _row(self, n: int, values: Values) -> Row:
-        """Return the row with these label values. Create it if necessary."""
+        """Return the row with these label values, which is created if necessary."""
         view = self.views[n]
         if values not in self._rows[n]:
             self._rows[n][values] = Row(view, values, self._zero_totals())
@@ -1404,7 +1398,7 @@ class Model:
         return {total: 0 for total in (*self.totals, NEW_FLOWS) if not total.is_optional}
 
     def _overflow_row(self, n: int) -> Row:
-        """Return the overflow row of a view. Create it if necessary."""
+        """Return the overflow row of a view, which is created if necessary."""
         row = self._row(n, tuple(OTHER for _ in labels_of(self.views[n])))
         row.is_overflow = True
         row.gauges.clear()
@@ -1834,7 +1828,6 @@ def series_text(name: str, labels: Sequence[str]) -> str:
 def histogram_lines(
     family: Family, observed: Sequence[int], labels: Sequence[str]
 ) -> Iterator[str]:
-    """Yield the lines of a histogram, in order."""
     bounds = [*((text, Fraction(text) * 10**family.decimals) for text in family.buckets)]
     for text, bound in [*bounds, ("+Inf", math.inf)]:
         series = series_text(f"{family.name}_bucket", [*labels, f'le="{text}"'])
@@ -1894,7 +1887,7 @@ def amount_of(row: Row, name: str) -> int:
 
 
 def reaches(row: Row, bounds: Bounds) -> bool:
-    """Return whether a row is shown. Reaching one of the bounds is enough."""
+    """Return whether a row is shown. It must reach one of the bounds."""
     min_bytes, min_packets = bounds
     return (
         row.is_overflow

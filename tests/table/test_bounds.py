@@ -42,7 +42,6 @@ def bounded(min_bytes=0, min_packets=0, *, families=FAMILIES, labels=LABELS, **o
 
 
 def values(table, family, now=0.0):
-    """Return the values of a family, sorted by series."""
     return [int(line.rpartition(" ")[2]) for line in sorted(table.page(now)[family])]
 
 

@@ -24,8 +24,6 @@ DF_BIND_NOW = 8
 
 
 class Elf:
-    """A 64-bit shared object."""
-
     def __init__(self, path: Path) -> None:
         self.data = path.read_bytes()
         assert self.data[:5] == b"\x7fELF\x02", "not a 64-bit ELF file"
@@ -39,7 +37,6 @@ class Elf:
         return struct.unpack_from(self._order + layout, self.data, offset)
 
     def flags(self, kind: int) -> list[int]:
-        """Return the flags of all segments of type ``kind``."""
         return [flags for type_, flags, *_ in self.segments if type_ == kind]
 
     @property

@@ -69,7 +69,6 @@ CLOSING = {"finish": 1, "update_last": 70_000, "update_start": 60_000, "last": 6
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a table class: the model, the core, or the core that reads fields as attributes."""
     return request.param
 
 

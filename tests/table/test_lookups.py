@@ -43,7 +43,6 @@ WEB, DB, CACHE = ("web", "shop", "node-1"), ("db", "shop", "node-2"), ("cache", 
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a table class: the model, the core, or the core that reads fields as attributes."""
     return request.param
 
 

@@ -30,7 +30,6 @@ from tests.support.table_adapter import ODD_TEXTS, Core, many_flows, read_all
 
 @pytest.fixture(params=[Model, Core], ids=["model", "core"])
 def make(request):
-    """Return a table class: the model or the core."""
     return request.param
 
 

@@ -43,7 +43,6 @@ from tests.support.table_adapter import Core
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a table class: the model, the core, or the core that reads fields as attributes."""
     return request.param
 
 

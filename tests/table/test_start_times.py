@@ -45,12 +45,10 @@ SHARED = Spec(
     params=[Model, Core, partial(Core, slots=False)], ids=["model", "core", "core-attributes"]
 )
 def make(request):
-    """Return a table class: the model, the core, or the core that reads fields as attributes."""
     return request.param
 
 
 def report(table, flow, now=0):
-    """Apply a report at ``now``."""
     return table.report(flow, now, CLOCK_MS + 1000 * now)
 
 

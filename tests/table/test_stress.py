@@ -139,7 +139,6 @@ class Stress:
         return steps
 
     def rename_owners(self, rng):
-        """Change the owners of some addresses, and move the flows in slices."""
         keys = [f"10.0.0.{rng.randrange(20)}" for _ in range(8)]
         for key in keys:
             owner = (f"owner {rng.randrange(3)}", f"namespace {rng.randrange(2)}" * 6)
