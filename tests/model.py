@@ -1887,7 +1887,7 @@ def amount_of(row: Row, name: str) -> int:
 
 
 def reaches(row: Row, bounds: Bounds) -> bool:
-    """Return whether a row is shown. It must reach one of the bounds."""
+    """Return whether a row is shown. If there are bounds, reaching one of them is enough."""
     min_bytes, min_packets = bounds
     return (
         row.is_overflow
