@@ -2,26 +2,23 @@
 
 Only fields that skyfast reads (`skyfast.flows.fields.FIELDS`) are kept. DNS, DHCP and VRRP data,
 raw packets and unknown fields are removed, so that no address remains in an unexpected place. The
-kept fields are anonymized as follows:
+kept fields:
 
-* IP and MAC addresses get pseudonyms of the same type. The type of an address (loopback, private,
-  link-local, multicast) and the prefix lengths of networks stay visible. Within a type, pseudonyms
-  of IP addresses preserve prefixes: two pseudonyms have as many leading bits in common as the two
-  addresses. The algorithm is Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address
-  Anonymization", 2002) with BLAKE2 as the hash function. There is one exception: an address without
-  a special type gets another pseudonym if its first pseudonym has a special type.
+* IP and MAC addresses get pseudonyms. The type of an address (loopback, private, link-local,
+  multicast) and the prefix lengths of networks stay visible. Within a type, two pseudonyms of IP
+  addresses have as many leading bits in common as the two addresses. The algorithm is Crypto-PAn
+  (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002) with BLAKE2 as the hash
+  function. If an address has no special type, but its pseudonym would have one, the pseudonym is
+  scrambled again.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
-  services, clusters, virtual machines and label values get pseudonyms, too. In names, each word is
-  replaced by its own pseudonym, but ASCII punctuation such as ``-``, ``.`` and ``_`` stays. So the
-  pseudonym of a replica set still begins with the pseudonym of its deployment. The pseudonym of a
-  container name of the kubelet (``k8s_NAME_POD_NAMESPACE_UID_N``) still contains the pseudonyms of
-  the container, the pod and the namespace. A word gets the same pseudonym everywhere. Words that
-  have a meaning for skyfast (``k8s``, ``POD``) and names that most hosts have (``eth0``) are
-  unchanged.
+  services, clusters, virtual machines and label values get pseudonyms, too. In names, each word
+  gets a pseudonym, and ASCII punctuation such as ``-``, ``.`` and ``_`` stays. Example: the
+  pseudonym of a replica set begins with the pseudonym of its deployment. Words that have a meaning
+  for skyfast (``k8s``, ``POD``) and names that most hosts have (``eth0``) are unchanged.
 * Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
-  The keys of labels, the types and states of nodes, and the kinds of Kubernetes' own workloads are
-  unchanged, too.
+  So are the keys of labels, the types and states of nodes, and the kinds of Kubernetes' own
+  workloads.
 
 Equal values get equal pseudonyms, and different values get different pseudonyms. So an anonymized
 recording has as many connections as the original, with the same counters.
@@ -147,7 +144,6 @@ class Anonymizer:
     """Anonymizes messages with its own random key, which is never stored."""
 
     def __init__(self) -> None:
-        """Generate a key."""
         self._key = secrets.token_bytes(32)
         self._address, self._mac = _cached(self._address_of), _cached(self._mac_of)
         self._hash, self._id = _cached(self._hash_of), _cached(self._id_of)
@@ -172,7 +168,6 @@ class Anonymizer:
         self._edge = rewriter(EDGE, self._rewrite_of)
 
     def topology(self, update: Update) -> Update:
-        """Return the anonymized update of the topology."""
         return Update(
             nodes=[_rewritten(raw, self._node) for raw in update.nodes],
             edges=[_rewritten(raw, self._edge) for raw in update.edges],
@@ -216,10 +211,7 @@ class Anonymizer:
                 return empty_like(value)
 
     def __call__(self, data: bytes, analyzer: str) -> tuple[bytes, str] | None:
-        """Return the anonymized message and analyzer name.
-
-        Returns None if the message cannot be parsed, and therefore cannot be anonymized.
-        """
+        """Return the anonymized message and analyzer; None if ``data`` is not a JSON object."""
         try:
             message = msgspec.json.decode(data)
         except UNDECODABLE:
@@ -280,16 +272,14 @@ class Anonymizer:
         return blake2b(value, digest_size=size, key=self._key, person=kind).digest()
 
     def _text(self, text: str) -> str:
-        """Return a pseudonym for any string. Empty strings stay empty; long strings stay long."""
+        """Return a pseudonym that is at least as long as ``text``; "" if ``text`` is empty."""
         data = text.encode(errors="surrogatepass")
         return f"x{self._digest(b'text', data, 12).hex()}".ljust(len(data), "x") if data else ""
 
     def _word(self, text: str) -> str:
-        """Return ``text`` if it matches `_WORD`, otherwise a pseudonym."""
         return text if _WORD.fullmatch(text) else self._text(text)
 
     def _hash_of(self, text: str) -> str:
-        """Return a 64-bit pseudonym of a hash, in hexadecimal without leading zeros."""
         if not _HASH.fullmatch(text):
             return self._text(text)
         return f"{int.from_bytes(self._digest(b'hash', text.encode(), 8)):x}"
@@ -300,7 +290,6 @@ class Anonymizer:
         return str(UUID(bytes=self._digest(b"id", text.encode(), 16)))
 
     def _name(self, text: str) -> str:
-        """Return a pseudonym of a name, word by word."""
         if _UNCHANGED_NAMES.fullmatch(text):
             return text
         if kubelet := _KUBELET_NAME.fullmatch(text):
@@ -324,7 +313,7 @@ class Anonymizer:
         return "".join(_LETTERS[number >> 5 * i & 31] for i in range(_WORD_LETTERS))
 
     def _network(self, text: str) -> str:
-        """Return the pseudonym of an address, the same as in flows. A prefix length is kept."""
+        """Return the pseudonym that the address has in flows, with its zone and prefix length."""
         text, slash, length = text.partition("/")
         text, percent, zone = text.partition("%")
         octets = addresses.read(text)
@@ -346,8 +335,8 @@ class Anonymizer:
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # If the address is outside the ranges of _KINDS, the pseudonym must be outside, too.
-            # Otherwise it could equal the pseudonym of an address inside a range.
+            # An address outside all ranges of _KINDS needs a pseudonym outside them. A pseudonym
+            # inside a range could equal the pseudonym of another address.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 

@@ -1,7 +1,6 @@
 """Replays recordings through servers that behave like analyzers.
 
-The replayed analyzers serve the flow subscription and the topology API. The messages and their
-times are a pure function of the recordings and the start time (:mod:`skyfast.replay.recording`).
+The replayed analyzers serve the flow subscription and the topology API.
 """
 
 import asyncio
@@ -47,18 +46,14 @@ log = logging.getLogger("skyfast.player")
 class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
-    The replay starts when all analyzers have a subscriber, but at most `START_WAIT_S` after the
-    first subscription. Subscribers receive only messages that are sent after they have connected.
-    As with real analyzers, messages without a subscriber are lost.
+    The replay starts when all analyzers have a subscriber, or `START_WAIT_S` after the first
+    subscription. As with real analyzers, a message is lost if nobody is subscribed when it is sent.
     """
 
     def __init__(
         self, playback: Playback, *, observe: Callable[[Update], object] | None = None
     ) -> None:
-        """Create the analyzers; `start` opens the ports.
-
-        ``observe`` is called with each update of the topology when the update takes effect.
-        """
+        """``observe`` is called with each update of the topology, when the update takes effect."""
         self._playback = playback
         self._observe = observe
         self._topology = ReplayedTopology()
@@ -75,10 +70,7 @@ class ReplayServer:
         """Listen, and return the endpoint of each analyzer.
 
         The alias of an endpoint is the recorded name of the analyzer, or the name of the file if no
-        name was recorded. If several analyzers have the same name, a number is appended to every
-        name except the first.
-
-        Topology updates that precede the first message are applied before the replay starts.
+        name was recorded.
 
         Raises:
             OSError: None of `LOOPBACKS` is available.
@@ -108,7 +100,6 @@ class ReplayServer:
         return tuple(endpoints)
 
     async def stop(self) -> None:
-        """Close all subscriptions and ports."""
         if self._playing is not None:
             self._playing.cancel()
             await asyncio.wait([self._playing])
@@ -144,7 +135,6 @@ class ReplayServer:
             self._topology.rewind()
 
     async def _wait_for_subscribers(self) -> None:
-        """Wait for the first subscriber, then at most `START_WAIT_S` for the others."""
         waiting = [
             asyncio.create_task(analyzer.subscribed.wait()) for analyzer in self._analyzers.values()
         ]
@@ -168,7 +158,6 @@ class ReplayServer:
             self._observe(update)
 
     async def _answer(self, query: Query) -> bytes:
-        """Return the current response to a query of the topology."""
         now_ms = _unix_ms()
         first_ms, speed, began_ms = self._playback.first_ms, self._playback.speed, self._began_ms
         is_loop, offsets = bool(self._playback.loop_s), self._topology.offsets()
@@ -184,8 +173,7 @@ class ReplayServer:
                 match element:
                     case {"ID": str(element_id), "Metadata": {"Metric": dict()}}:
                         add_to_counters(element, offsets.get(element_id, {}))
-                        # The offsets have changed the counters, so set the time of the update to
-                        # now.
+                        # The counters have changed, so the node was updated now.
                         element["UpdatedAt"] = now_ms
 
         # For a large topology, `selected` takes a fraction of a second, so it runs in a thread.
@@ -248,7 +236,6 @@ class _Analyzer:
         return socket
 
     async def _topology_response(self, request: web.Request) -> web.Response:
-        """Respond to a topology query. All queries that skyfast can send are supported."""
         try:
             asked = msgspec.json.decode(await request.read(), type=dict[str, str])
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -287,7 +274,6 @@ def _unique(name: str, taken: Set[str]) -> str:
 
 
 def _pace(playback: Playback) -> str:
-    """Return the settings of a playback for the log; "" for a single replay at recorded speed."""
     speed = f", {playback.speed:g} times as fast" if playback.speed != 1 else ""
     loop = f", repeated every {playback.loop_s:g} s" if playback.loop_s else ""
     return speed + loop

@@ -1,9 +1,9 @@
 """Records the messages and the topology of analyzers to a file, in parallel with the export.
 
-The event loop only copies each message into a queue; a thread writes the messages to the file. The
-thread also determines what has changed in the topology. If the queue is full, messages are dropped,
-counted and logged. When the file reaches its maximum size or the disk fails, the recording stops
-and the export continues. :mod:`skyfast.replay.recording` describes the format.
+The event loop copies each message into a queue. A thread writes the messages to the file, and finds
+the changes of the topology. If the queue is full, messages are dropped, counted and logged. When
+the file reaches its maximum size or the disk fails, the recording stops and the export continues.
+:mod:`skyfast.replay.recording` describes the format.
 """
 
 import contextlib
@@ -55,10 +55,9 @@ _Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
 
 
 class Recorder:
-    """Writes messages and topology updates to a file, in a thread that reads them from a queue.
+    """Writes messages and topology updates to a file.
 
-    Call the methods on the thread of the event loop. Only `stop`, which must be the last call, may
-    run in another thread.
+    Call the methods on the event loop. The last call, `stop`, can come from another thread.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Recorder:
         message_filter: MessageFilter | None = None,
         topology_filter: TopologyFilter | None = None,
     ) -> None:
-        """Create the file, readable only by its owner. If its name ends with ``.gz``, compress it.
+        """Create the file, readable only by its owner; a name that ends with ``.gz`` means gzip.
 
         Raises:
             ConfigError: The file already exists or cannot be created.
@@ -101,7 +100,7 @@ class Recorder:
         log.info("recording to %s", printable(path))
 
     def message(self, data: bytes | bytearray | memoryview, analyzer: str) -> None:
-        """Queue a copy of a message, or count it as dropped if the queue is full."""
+        """Queue a copy of a message, or drop and count the message if the queue is full."""
         if self._has_capacity(len(data)):
             self._queue.put((bytes(data), _unix_ms(), analyzer))
 
@@ -110,7 +109,7 @@ class Recorder:
         return ObservedResponse(query, self._store_response)
 
     def update(self, update: Update) -> None:
-        """Queue an update of a replayed topology, or count it as dropped if the queue is full."""
+        """Queue an update of a replayed topology."""
         if self._has_capacity(_size(update)):
             self._queue.put((update, _unix_ms()))
 
@@ -181,13 +180,12 @@ class Recorder:
             self._is_stopped = True
             with contextlib.suppress(OSError):
                 self._file.close()
-            # Discard the rest of the queue.
             with contextlib.suppress(queue.Empty):
                 while True:
                     self._queue.get_nowait()
 
     def _write_all(self) -> bool:
-        """Write entries. Return True when the file is full, and False when `stop` is called."""
+        """Write entries until the file is full (return True) or `stop` is called (return False)."""
         flush_at_s = time.monotonic() + FLUSH_INTERVAL_S
         unflushed = False
         while True:

@@ -1,7 +1,6 @@
 """The format of recordings: one JSON message per line, optionally compressed.
 
-`message_line` formats a message, and `Recording` reads a file. Both keep one message in memory at a
-time, so a recording can have any size. This module has no clock and no socket:
+Messages are read and written one at a time, so a recording can have any size.
 :mod:`skyfast.replay.recorder` records, and :mod:`skyfast.replay.player` replays.
 
 Any file with one message or one flow per line can be replayed. When skyfast records a message, it
@@ -11,8 +10,8 @@ adds a key at the start::
 
 ``At`` is the time of receipt in Unix milliseconds. After the key ``Recorded``, the message follows
 byte for byte, without surrounding white space. If the message is not UTF-8, has more than one line,
-or is not a JSON object, it is encoded in base64 and stored in the key ``Base64`` of ``Recorded``.
-In this case, ``Recorded`` is the only key of the line.
+or is not a JSON object, the line has only the key ``Recorded``. Its key ``Base64`` contains the
+message in base64.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::
@@ -75,7 +74,7 @@ _HEAD: Final = re.compile(
 _TOPOLOGY_HEAD: Final = re.compile(rb'\{"Recorded":\{"At":(\d{1,15})\},"Topology":')
 
 # Unix milliseconds have 13 digits from 2001 to 2286. Quotes inside strings are escaped, so these
-# patterns only match keys.
+# patterns match only keys.
 _LAST: Final = re.compile(rb'"Last"\s*:\s*([1-9]\d{12})(?!\d)')
 _TIME: Final = re.compile(
     rb'("(?:Start|Last|(?:AB|BA)(?:Syn|Fin|Rst)Start)"\s*:\s*)([1-9]\d{12})(?!\d)'
@@ -94,10 +93,10 @@ _text: Final = msgspec.json.Decoder(str)
 class Message:
     """A recorded message, or an update of the topology.
 
-    ``at_ms`` is the time of receipt in Unix milliseconds. If no time was recorded, ``at_ms`` is
-    None, and ``analyzer`` is empty. ``kind`` is the kind of the line: "message", "flow", "topology"
-    (an `Update`), or "other" (something that no analyzer sends). If the line is a flow, ``data`` is
-    a message with only this flow. If the line is an update, ``analyzer`` is empty.
+    ``at_ms`` is the time of receipt in Unix milliseconds, or None if no time was recorded.
+    ``analyzer`` is empty in updates, and in messages without a recorded time. ``kind`` is the kind
+    of the line. The kind "other" means that no analyzer sends such a line. If the line is a flow,
+    ``data`` is a message with only this flow.
     """
 
     data: bytes
@@ -106,7 +105,7 @@ class Message:
     kind: Literal["message", "flow", "other", "topology"] = "message"
 
     def update(self) -> Update:
-        """Return the update of the topology. ``kind`` must be "topology"."""
+        """Decode the update of the topology. ``kind`` must be "topology"."""
         return decode_update(self.data)
 
 
@@ -120,7 +119,6 @@ def message_line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
 
 
 def topology_line(update: Update, *, at_ms: int) -> bytes:
-    """Return the line of an update of the topology, without the newline."""
     return b'{"Recorded":{"At":%d},"Topology":%b}' % (at_ms, msgspec.json.encode(update))
 
 
@@ -184,7 +182,6 @@ def _parse_topology(text: bytes, head: re.Match[bytes]) -> Message:
 
 
 def _keys(text: bytes) -> Set[str] | None:
-    """Return the keys of a JSON object, or None if ``text`` is not a JSON object."""
     try:
         return _object.decode(text).keys()
     except UNDECODABLE:
@@ -206,11 +203,10 @@ def _kind(keys: Set[str]) -> Literal["message", "flow", "other"]:
 class Recording:
     """A validated recording.
 
-    ``analyzers`` are the names of the recorded analyzers. ``messages`` counts all messages,
-    including ``flows`` (lines with a single flow) and ``others`` (lines that no analyzer sends).
-    ``first_ms`` and ``last_ms`` are the times of the first and last message, in Unix milliseconds.
-    ``updates`` counts the updates of the topology, which are not messages. If ``truncated`` is
-    true, the last line is incomplete and is ignored.
+    ``messages`` counts all messages, including ``flows`` (lines with a single flow) and ``others``
+    (lines that no analyzer sends). Topology ``updates`` do not count as messages. ``first_ms`` and
+    ``last_ms`` are the times of the first and last message, in Unix milliseconds. If ``truncated``,
+    the last line is incomplete and is ignored.
     """
 
     path: str
@@ -262,7 +258,6 @@ class Recording:
         )
 
     def summary(self) -> str:
-        """Return the number of messages and analyzers, and the duration, for the log."""
         seconds = (self.last_ms - self.first_ms) / 1000
         messages = counted(self.messages, "message")
         analyzers = counted(len(self.analyzers), "analyzer")
@@ -310,12 +305,12 @@ class _Times:
 
 
 def _newest_ms(data: bytes) -> int:
-    """Return the newest plausible time in a message in Unix milliseconds, or 0 if there is none."""
+    """Return the newest plausible flow time in a message, or 0 if there is none."""
     times = sorted(map(int, _LAST.findall(data)))
     if not times:
         return 0
     # A wrong time in the future would delay all following messages. The lower median is correct
-    # even if half of the times are wrong in this way.
+    # even if half of the times are in the future.
     latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= latest_ms)
 
@@ -372,8 +367,7 @@ class Playback:
     """The recordings to replay, and the settings of the replay.
 
     ``speed`` is the number of recorded seconds replayed per second. ``loop_s`` is the time between
-    the starts of two loops in seconds; 0 means a single replay. ``is_demo`` is true for the
-    packaged recording.
+    the starts of two loops in seconds; 0 means a single replay.
     """
 
     recordings: tuple[Recording, ...]
@@ -389,7 +383,7 @@ class Playback:
     def schedule(self, loop: int = 0) -> Iterator["ScheduledMessage"]:
         """Yield the messages and updates of a loop in the order in which they are sent.
 
-        All recordings share a timeline: messages recorded at the same time are sent together.
+        Messages of different recordings that were recorded at the same time are sent together.
         """
         origin_ms = latest_ms = self.first_ms
         streams = [
@@ -427,11 +421,10 @@ DEMO_CONFIG: Final = _DATA / "demo.yml"
 def demo() -> Playback:
     """Return the playback of the packaged recording.
 
-    The recording has traffic and topology of containers and pods, is 80 s long, and is replayed at
-    five times the speed. The replay starts again every `DEMO_LOOP_S` seconds, so every connection
-    is reported at least once in this time. `DEMO_LOOP_S` is shorter than the default
-    ``connection_timeout``, so that connections never expire. A loop is also short enough for a
-    ``rate()`` over one minute at a scrape interval of 15 s.
+    The recording shows containers and pods for 80 s. Every connection is reported at least once in
+    each loop of `DEMO_LOOP_S` seconds. This is less than the default ``connection_timeout``, so
+    connections never expire. It is also short enough for a ``rate()`` over one minute at a scrape
+    interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
@@ -445,9 +438,9 @@ def demo() -> Playback:
 class ScheduledMessage:
     """A message to send ``due_s`` seconds after the start of the replay.
 
-    ``recording`` is the index of the recording that contains the message. The loop starts
-    ``begins_ms`` after the start of the replay, and this start corresponds to the time
-    ``origin_ms`` in the recording. ``mask`` changes the UUIDs; 0 keeps them.
+    ``recording`` is the index of the recording that contains the message. Recorded times are mapped
+    to the present: ``origin_ms`` becomes the start of the loop, which is ``begins_ms`` after the
+    start of the replay. UUIDs are XORed with ``mask``.
     """
 
     recording: int
@@ -459,11 +452,10 @@ class ScheduledMessage:
     mask: int
 
     def data(self, started_ms: int) -> bytes:
-        """Return the bytes to send if the replay started at ``started_ms``, in Unix milliseconds.
+        """Return the bytes to send if the replay started at ``started_ms`` (Unix milliseconds).
 
-        All times of flows are shifted to the present. In further loops, flows and messages get new
-        UUIDs, so every loop is new traffic with the same labels, and each flow counts from zero.
-        Everything else is sent byte for byte as recorded.
+        The times of flows are shifted to the present. From the second loop on, all UUIDs are new,
+        so each loop has new flows with the same labels. Everything else is sent as recorded.
         """
         base_ms = started_ms + self.begins_ms
         return shift_times(
@@ -488,10 +480,10 @@ def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> 
 
 
 def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
-    """Yield a message once for each of the WebSocket ``namespaces`` that it belongs to.
+    """Yield a message once for each of a subscriber's ``namespaces`` that contain the message.
 
-    ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown namespaces are sent
-    to all subscribers.
+    The namespace ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown
+    namespaces are sent to all subscribers.
     """
     try:
         namespace = _envelope.decode(data).Namespace

@@ -1,8 +1,8 @@
 """The topology in recordings: its fields, its changes, and the responses to queries.
 
 Nodes and edges are recorded with the fields that skyfast reads, and recorded again only when one of
-these fields has changed. An `Update` contains the changes found in one response, or a part of these
-changes. Applying the updates in order gives the topology at any time of the recording.
+these fields has changed. Applying the updates in order gives the topology at any time of the
+recording.
 """
 
 import types
@@ -113,9 +113,9 @@ def rewriter(
 ) -> Rewrite:
     """Return a function that copies the fields of ``shape`` from a decoded object.
 
-    ``rewrite_field`` is called once for each field, with its path and type, and returns a function
-    that rewrites the values of this field, whatever their type. If a field should be an object but
-    has another type, the field becomes empty.
+    ``rewrite_field`` is called once for each field, and returns a function that rewrites the values
+    of this field. These values can have a wrong type. A value that should be an object, but is not,
+    becomes empty.
     """
     fields: dict[str, Rewrite] = {}
     for key, kind in shape.items():
@@ -163,8 +163,7 @@ _reduce_edge: Final = rewriter(EDGE, _unchanged)
 class Update(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
     """New and changed nodes and edges, and the IDs of removed nodes and edges.
 
-    The nodes and edges are JSON objects; in an update that was read from a file, they can be any
-    JSON value.
+    Nodes and edges are JSON objects. In an update from a file, they can be any JSON value.
     """
 
     nodes: list[msgspec.Raw] = msgspec.field(default_factory=list)
@@ -178,8 +177,8 @@ decode_update: Final = msgspec.json.Decoder(Update).decode
 class ObservedResponse:
     """The elements of a response, reduced to the fields that skyfast reads.
 
-    The object observes a `TopologyClient`. When the response is complete, the object passes itself
-    to ``done``. ``len()`` returns the size of the kept elements in bytes.
+    A `TopologyClient` calls `add` and `end`. ``len()`` returns the size of the kept elements in
+    bytes.
     """
 
     def __init__(self, query: Query, done: Callable[["ObservedResponse"], object]) -> None:
@@ -215,12 +214,12 @@ class ObservedResponse:
         )
 
     def end(self) -> None:
-        """Pass the complete response to ``done``."""
+        """Pass this complete response to ``done``."""
         self._done(self)
 
 
 def decode_element(element: bytes) -> object:
-    """Decode a node or edge; return None for invalid JSON. Invalid text is replaced."""
+    """Decode a node or edge; return None for invalid JSON. Invalid strings are replaced."""
     try:
         return msgspec.json.decode(element)
     except UNDECODABLE:
@@ -240,7 +239,6 @@ class ResponseChanges:
         self._ids_by_query: dict[Query, set[str]] = {query: set() for query in _COMPLETE}
 
     def of(self, response: ObservedResponse) -> Iterator[Update]:
-        """Yield the changes in a response as updates; nothing if there are no changes."""
         known, query = self._known, response.query
         self.left_out += response.left_out
         changed: list[msgspec.Raw] = []
@@ -292,9 +290,8 @@ def _update(query: Query, changed: list[msgspec.Raw], removed: list[str]) -> Upd
 class ReplayedTopology:
     """The nodes and edges at one time of a recording.
 
-    If the recording is replayed in a loop, `rewind` must be called at the start of each further
-    loop. Interface counters continue to grow: each further loop adds the growth of all previous
-    loops to the recorded values.
+    Interface counters continue to grow: from the second loop on, the growth of all previous loops
+    is added to the recorded values.
     """
 
     def __init__(self) -> None:
@@ -307,16 +304,15 @@ class ReplayedTopology:
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:
-        """Start the recording again. The elements stay until updates replace or remove them."""
+        """Start a further loop. The elements stay until updates replace or remove them."""
         self._previous |= self._seen
         self._seen = {}
 
     def offsets(self) -> dict[str, dict[str, int]]:
-        """Return a copy of the offsets: how much to add to each recorded counter, by node ID."""
+        """Return how much to add to each recorded counter, by node ID."""
         return self._offsets.copy()
 
     def apply(self, update: Update) -> None:
-        """Add, replace and remove elements; elements without an ID are ignored."""
         for removed in update.removed:
             self._nodes.pop(removed, None)
             self._edges.pop(removed, None)
@@ -349,7 +345,7 @@ class ReplayedTopology:
             }
 
     def elements(self, query: Query) -> list[bytes]:
-        """Return all nodes, or all edges if the query is for edges. The list is a copy."""
+        """Return a new list of all nodes, or of all edges if the query is for edges."""
         return list((self._edges if query.edges else self._nodes).values())
 
 
@@ -379,7 +375,7 @@ def selected(
 ) -> bytes:
     """Return the response to ``query``: a JSON list of the matching ``elements``.
 
-    ``present`` moves the times of an element to the present, in place.
+    ``present`` changes an element in place, before ``query`` is matched: its times and counters.
     """
     chosen = []
     for text in elements:

@@ -19,10 +19,10 @@ SHORT = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildInfo:
-    """A build of skyfast.
+    """A build of skyfast; unknown values are empty.
 
     ``commit`` is a Git commit hash, followed by ``-dirty`` if files were changed. ``built`` is the
-    time of the build in UTC, in the format of RFC 3339. Unknown values are empty.
+    time of the build in UTC, in the format of RFC 3339.
     """
 
     version: str
@@ -30,7 +30,6 @@ class BuildInfo:
     built: str
 
     def to_text(self) -> str:
-        """Return the version as text, with the commit and the time if they are known."""
         commit, dash, state = self.commit.partition("-")
         known = [
             f"commit {commit[:SHORT]}{dash}{state}" if commit else "",
@@ -40,7 +39,6 @@ class BuildInfo:
         return f"skyfast {self.version} ({details})" if details else f"skyfast {self.version}"
 
     def to_json(self) -> str:
-        """Return a JSON object. Unknown values are null."""
         return json.dumps(
             {
                 "version": self.version,
@@ -52,7 +50,6 @@ class BuildInfo:
 
 
 def read() -> BuildInfo:
-    """Return the build that is running."""
     try:
         build = json.loads(FILE.read_text(encoding="utf-8"))
     except FileNotFoundError:

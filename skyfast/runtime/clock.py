@@ -11,13 +11,11 @@ PAUSE_S = 5.0
 class Clock:
     """Monotonic seconds since an arbitrary point in time, excluding pauses and holds.
 
-    A pause is a time of more than `PAUSE_S` between two readings of the clock. During a pause, the
-    machine was asleep or the process was stopped (SIGSTOP), and messages waited unread in the
-    sockets. Connections must not expire before skyfast has read these messages. The expiry task
-    reads the clock often enough that normal operation has no pauses.
+    A pause is a gap of more than `PAUSE_S` between two readings of the clock: the machine was
+    asleep, or the process was stopped (SIGSTOP). Pauses are excluded, because reports wait unread
+    in the sockets during a pause. Normally, the expiry task reads the clock twice a second.
 
-    A hold is a time for which `hold` has stopped the clock. `skyfast.skydive.reporting_gap` decides
-    when to stop the clock.
+    A hold is a time for which `hold` has stopped the clock: see `skyfast.skydive.reporting_gap`.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
@@ -28,10 +26,9 @@ class Clock:
         self._held_s = 0.0
         self._held_at: float | None = None
         self._latest = -math.inf
-        """The latest result of `now`. Later results are never lower, even if subtraction rounds."""
+        """The latest result of `now`. Rounding errors must not make later results lower."""
 
     def now(self) -> float:
-        """Return the time in seconds, excluding pauses and holds."""
         running = self.running()
         if self._held_at is not None:
             return self._held_at
@@ -48,7 +45,7 @@ class Clock:
         return source_s - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """Stop the clock if ``held`` is true; if not, let it continue from its current value."""
+        """Stop the clock, or let it continue from its current value."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:
@@ -57,7 +54,6 @@ class Clock:
 
     @property
     def held(self) -> bool:
-        """Whether the clock is held."""
         return self._held_at is not None
 
     @property
@@ -69,5 +65,4 @@ class Clock:
 
     @property
     def paused_s(self) -> float:
-        """The total time of all pauses."""
         return self._paused_s

@@ -1,8 +1,7 @@
 """Logging to standard error: one record per line, escaped, and limited in rate.
 
-`set_up` is called once, and `configure` for every configuration. Messages and exceptions may quote
-data from the network. Both log formats, text and JSON, escape this data, so that it cannot forge a
-record or move the cursor.
+Messages and exceptions may quote data from the network. Both log formats, text and JSON, escape
+this data, so that it cannot forge a record or move the cursor.
 """
 
 import json
@@ -36,10 +35,9 @@ LOG_INTERVAL_S: Final = 60.0
 """Default of `LogLimit`: the minimum time between two log lines with the same cause."""
 
 MAX_CAUSES: Final = 1000
-"""Maximum number of causes that a `LogLimit` remembers; for more causes, it forgets the oldest.
+"""Maximum number of causes that a `LogLimit` remembers: it forgets the oldest.
 
-A cause can contain an address of an analyzer, and DNS can return ever new addresses. Without this
-limit, memory would grow forever."""
+A cause can contain an address of an analyzer, and DNS can return ever new addresses."""
 
 INDENT: Final = "  "
 """Prefix of all traceback lines except the first, so that no line looks like a record."""
@@ -114,12 +112,10 @@ def _formatter(form: Literal["text", "json"]) -> logging.Formatter:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """The handler that `set_up` installs. `configure` sets its formatter."""
+    """The handler that `set_up` installs, and whose formatter `configure` sets."""
 
 
 class WarningCounter(logging.Handler):
-    """Counts the records at level WARNING or above in ``count``."""
-
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.count = 0
@@ -131,9 +127,8 @@ class WarningCounter(logging.Handler):
 def is_journal() -> bool:
     """Return whether standard error is connected to the systemd journal.
 
-    JOURNAL_STREAM contains the device and the inode of the journal's socket (systemd.exec(5)). Both
-    are compared, because a parent process may have redirected standard error and passed on the
-    variable.
+    JOURNAL_STREAM contains the device and the inode of the journal's socket (systemd.exec(5)). The
+    variable alone proves nothing: a parent process may pass it on, but redirect standard error.
     """
     try:
         status = os.fstat(2)
@@ -143,10 +138,9 @@ def is_journal() -> bool:
 
 
 def prefix(level: int) -> str:
-    """Return the prefix for a line that is written to standard error, but is not a log record.
+    """Return the prefix for a line on standard error that is not a log record.
 
-    If standard error is the journal, the prefix is the priority of ``level``. If not, the prefix is
-    empty.
+    For the journal, the prefix is the priority of ``level``. Otherwise, it is empty.
     """
     return _priority(level) if is_journal() else ""
 
@@ -180,12 +174,11 @@ def _truncate(traceback: str) -> list[str]:
 def set_up(configured: Logging) -> None:
     """Set up logging to standard error.
 
-    The configured level applies to skyfast only. The level of libraries is always WARNING: at
-    DEBUG, websockets would log every frame.
+    The configured level applies only to skyfast. Libraries always have the level WARNING: at DEBUG,
+    websockets would log every frame.
     """
     handler = _Handler(sys.stderr)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # Log Python warnings and unhandled exceptions, too.
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
@@ -241,18 +234,15 @@ def printable(text: object) -> str:
 class LogLimit:
     """Logs at most one line per cause and interval, with the number of suppressed lines.
 
-    Each method takes the logger, the cause of the line (any hashable value), and a ``%`` format
-    with its arguments. An argument can be a function that returns the value. The function is called
-    only if the line is logged.
+    The ``cause`` of a line is any hashable value. An argument of the ``%`` format can be a
+    function, which is called only if the line is logged.
     """
 
     def __init__(self, interval_s: float = LOG_INTERVAL_S) -> None:
-        """Create a limit that allows the first line of each cause."""
         self._interval_s = interval_s
         self._causes: dict[object, tuple[float, int]] = {}
 
     def warn(self, log: logging.Logger, cause: object, text: str, *args: object) -> None:
-        """Log a warning, unless a line with this cause was logged within the interval."""
         self.log(log, logging.WARNING, cause, text, *args)
 
     def log(
@@ -264,7 +254,7 @@ class LogLimit:
         *args: object,
         exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
     ) -> None:
-        """Log at ``level``. ``exc_info`` is a function that returns an exception to log, too."""
+        """Log at ``level``. ``exc_info`` returns an exception to log, too."""
         suppressed = self._next(cause)
         if suppressed is None:
             return
@@ -280,10 +270,7 @@ class LogLimit:
         }
 
     def _next(self, cause: object) -> int | None:
-        """Return how many lines were suppressed since the last line of ``cause``.
-
-        Returns None if the current line must be suppressed, too.
-        """
+        """Return how many lines of ``cause`` were suppressed; None to suppress another one."""
         now_s = time.monotonic()
         next_s, suppressed = self._causes.get(cause, (-math.inf, 0))
         if now_s < next_s:

@@ -21,11 +21,6 @@ INTERVAL_S: Final = 2.0
 
 
 def warn(*, labels: str, keys: Sequence[str]) -> None:
-    """Log a warning about ``labels``, and a warning about each of ``keys``.
-
-    ``labels`` are the names of labels that are empty because there are no own names. ``keys`` are
-    the keys that a label needs but no entry has.
-    """
     if labels:
         log.warning(
             "labels %s are empty: the configuration sets neither 'names' nor 'names_file'", labels
@@ -40,7 +35,6 @@ class NamesFile:
     """Detects changes to ``names_file``. If the file is invalid, the current names stay in use."""
 
     def __init__(self, stats: Stats) -> None:
-        """Create a watcher that counts names and failures in ``stats``."""
         self._stats = stats
         self._counts = OwnNameStats()
         self._limit = LogLimit()
@@ -66,7 +60,7 @@ class NamesFile:
         self._stats.own_names = counts if is_used else None
 
     async def refresh(self, loaded: LoadedNames, export: ExportSelection) -> LoadedNames | None:
-        """Load the file if it has changed since the last attempt to load it. Return its names.
+        """Load the names if the file has changed since the last attempt.
 
         Returns None if the file is unchanged or invalid. Errors are logged once per change.
         """

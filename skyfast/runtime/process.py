@@ -22,7 +22,6 @@ class ProcessUsage:
 
 
 def process_usage() -> ProcessUsage:
-    """Return the current resource usage of the process."""
     open_fds = len(list((PROC / "self/fd").iterdir())) - 1  # not counting the open directory
     virtual_bytes, resident_bytes = memory_bytes()
     return ProcessUsage(
@@ -41,7 +40,6 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def _start_time_s() -> float:
-    """Return the Unix time at which the process started."""
     # Field 22 of `stat` is the start time in clock ticks since boot. Field 2, the command in
     # parentheses, may contain spaces, so only the text after this field can be split at spaces.
     after_command = (PROC / "self/stat").read_text(errors="replace").rpartition(")")[2]

@@ -19,13 +19,11 @@ log = logging.getLogger("skyfast.systemd")
 class Notifier:
     """Sends notifications to the service manager, if there is one.
 
-    Each notification uses a new socket. Therefore notifications still arrive after the service
-    manager has recreated its own socket. Sending never blocks: a notification that cannot be sent
-    is dropped, and a warning is logged.
+    Each notification uses a new socket, because the service manager may recreate its own socket.
+    Sending never blocks: a notification that cannot be sent is dropped, and a warning is logged.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        """Read the socket address and the watchdog interval from ``environ``."""
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
         self._interval_s = _interval_s(environ) if self._address else 0.0
         self._status = ""  # empty before `ready` and after `stopping`
@@ -37,7 +35,6 @@ class Notifier:
         self._send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
-        """Notify that a reload has started; :meth:`reloaded` notifies that it has finished."""
         # Before `ready`, send nothing: READY=1 at the end of the reload would be too early.
         if self._status:
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -49,15 +46,13 @@ class Notifier:
             self._send("READY=1", _status_line(self._status + problem))
 
     def stopping(self) -> None:
-        """Notify that the process is stopping."""
         self._status = ""
         self._send("STOPPING=1", _status_line("stopping"))
 
     async def watchdog(self) -> None:
         """Send keep-alive notifications at half the watchdog interval.
 
-        If the event loop hangs, the notifications stop, and systemd restarts the process. Returns
-        at once if the watchdog is not enabled.
+        If the event loop hangs, the notifications stop, and systemd restarts the process.
         """
         while self._interval_s:
             self._send("WATCHDOG=1")
