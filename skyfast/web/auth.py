@@ -1,13 +1,11 @@
 """Authentication of HTTP clients: passwords, client certificates, and the rate limit.
 
-`WebSecurity` applies the web configuration in use. This module is imported only with
-``--web.config.file``.
+This module is imported only with ``--web.config.file``.
 
-Password guessing must neither succeed nor slow down other clients. Checking an unknown user takes
-as long as checking a wrong password. A single low-priority thread computes the hashes, and at most
-`MAX_CHECKS` requests wait for it. Results are cached under a keyed hash, so that the same
-credentials are checked only once. An address that tries too many different credentials is
-rate-limited.
+Password guessing must neither succeed nor slow down other clients. A single low-priority thread
+computes the hashes, and at most `MAX_CHECKS` requests wait for it. Results are cached under a keyed
+hash, so that the same credentials are checked only once. The rate of different credentials is
+limited per address.
 """
 
 import asyncio
@@ -99,13 +97,9 @@ class Rejection:
 
 
 class PasswordChecker:
-    """Checks credentials. The number of concurrent checks and the sizes of the caches are limited.
-
-    Hashes are computed in a thread; all other code runs on the event loop.
-    """
+    """Checks credentials: hashes in a thread, everything else on the event loop."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Start with empty caches. ``now`` returns seconds."""
         import bcrypt
 
         self._check_password = bcrypt.checkpw
@@ -133,16 +127,16 @@ class PasswordChecker:
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # The password of an unknown user is checked against the hash of a configured user, so that
-        # the duration does not reveal which users exist.
+        # Check the password of an unknown user against the hash of a configured user, so that the
+        # duration does not reveal which users exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:
             self._verified[digest] = self._verified.pop(digest)
             return None
         client = _client(address)
-        # The digest includes the address. Without the address, a fast response would reveal that
-        # another client has tried the same credentials.
+        # Without the address in the digest, a fast response would reveal that another client has
+        # tried the same credentials.
         failed = self._digest(client.encode(), digest)
         if failed in self._failed:
             self._failed[failed] = self._failed.pop(failed)
@@ -188,13 +182,11 @@ class PasswordChecker:
         return True
 
     def _timed_check(self, password: bytes, expected: bytes) -> tuple[bool, float]:
-        """Return whether the password matches, and the duration of the check."""
         begin_s = time.monotonic()
         matches = self._check_password(password, expected)
         return matches, time.monotonic() - begin_s
 
     def _bucket(self, client: str) -> _Bucket:
-        """Return the bucket that limits the attempts of ``client``."""
         bucket = self._buckets.pop(client, None)
         if bucket is None:
             if len(self._buckets) >= MAX_ADDRESSES:
@@ -223,10 +215,7 @@ def _remember(memory: dict[bytes, None], digest: bytes, limit: int) -> None:
 
 
 def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
-    """Return user and password of a header; the user is None if the header is missing or invalid.
-
-    The password is truncated to `MAX_PASSWORD_BYTES`, as in bcrypt.
-    """
+    """Return user and password; the user is None if the header is missing or invalid."""
     scheme, _, encoded = (authorization or "").partition(" ")
     if scheme.lower() != "basic":
         return None, b""
@@ -240,7 +229,7 @@ def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
 
 
 def _client(address: str) -> str:
-    """Return what counts as one client: an IPv4 address, or the network of an IPv6 address."""
+    """Return the key of a client: an IPv4 address, or the network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -263,7 +252,6 @@ class WebSecurity:
 
     @property
     def config(self) -> WebConfig:
-        """The web configuration in use."""
         return self._file.config
 
     def read(self) -> WebConfig:
@@ -271,11 +259,9 @@ class WebSecurity:
         return self._file.read()
 
     def use(self, config: WebConfig) -> None:
-        """Apply ``config`` to new connections and requests."""
         self._file.use(config)
 
     async def refresh(self) -> WebConfig:
-        """Return the configuration in use, reloaded if its files have changed and are valid."""
         return await self._file.refresh()
 
     def _prepare(self, config: WebConfig) -> None:
@@ -285,7 +271,6 @@ class WebSecurity:
             self._passwords = PasswordChecker(now=self._now)
 
     def close(self) -> None:
-        """Stop the thread that computes hashes."""
         if self._passwords is not None:
             self._passwords.close()
 
@@ -294,7 +279,7 @@ class WebSecurity:
     ) -> Rejection | None:
         """Return the rejection of a request, or None if the request is authorized.
 
-        A ``public`` request needs no authentication. ``address`` is the client's address.
+        A ``public`` request needs no authentication, but counts towards the rate limit.
         """
         config = await self.refresh()
         if self._bucket is not None and not self._bucket.take(self._now()):

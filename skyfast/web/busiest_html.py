@@ -41,7 +41,6 @@ def _format(metric: RankedMetric, *, is_rate: bool = False) -> str:
 
 
 def ranking_links(ranking: Ranking, query: RankingQuery) -> str:
-    """Return a link for each ranking criterion, as HTML."""
     keys = ranking.views[query.view].keys.values()
     return "\n".join(_ranking_link(key, query) for key in keys)
 
@@ -73,18 +72,15 @@ def _grouping_link(grouping: Grouping, query: RankingQuery) -> str:
 
 
 def row_options(chosen: int) -> str:
-    """Return the ``option`` elements for the number of rows, as HTML."""
     return "".join(
         f"<option{' selected' if n == chosen else ''}>{n}</option>" for n in sorted({*ROWS, chosen})
     )
 
 
 def group_options(ranking: Ranking, query: RankingQuery) -> str:
-    """Return the ``option`` elements for the labels to group by, as HTML.
+    """Return an option for each label of the view, and for each pair ``initiator_x``, ``target_x``.
 
-    There is an option for each label of the ranked view, and for each pair of labels
-    ``initiator_x`` and ``target_x``. If connections are ranked, labels that exist only in other
-    views come last.
+    If connections are ranked, labels that exist only in other views come last.
     """
     labels = ranking.views[query.view].labels
     groups = [(), *pairs(labels)]
@@ -109,7 +105,7 @@ def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
     if top.note is not None:
         return escape(top.note)
     row = "row" if top.view else "connection"
-    # Use the total of the ranking's scan. The status report may have a newer total.
+    # Not the total of the status report, which may be newer.
     total = top.connections if top.groups is None else top.groups
     singular = row if top.groups is None else "group"
     text = f"{count(len(top.entries))} of {count(total)} {noun(total, singular)}"
@@ -131,7 +127,6 @@ def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
 
 
 def histograms(ranking: Ranking, query: RankingQuery) -> str:
-    """Return a paragraph with the names of the view's histograms, or "" if it has no histograms."""
     names = [escape(name.replace("_", " ")) for name in ranking.views[query.view].histograms]
     if not names:
         return ""

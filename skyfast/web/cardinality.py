@@ -1,8 +1,7 @@
 """The number of values of each label, and the effect of removing the label.
 
-The values are counted in scans of the table. A scan takes up to hundreds of milliseconds. Scans run
-in threads, one at a time, and their results are cached briefly. All numbers of a view come from the
-same scan.
+A scan of the table takes up to hundreds of milliseconds. Therefore scans run in threads, one at a
+time, and their results are cached briefly. All numbers of a view come from the same scan.
 """
 
 import asyncio
@@ -43,8 +42,6 @@ class CardinalityTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueCount:
-    """A value of a label, and the number of connections that have this value."""
-
     value: str
     connections: int
 
@@ -59,7 +56,7 @@ class Remaining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCardinality:
-    """A label, its number of values, its most frequent values, and the effect of its removal.
+    """The values of a label, and the effect of its removal.
 
     The numbers in ``without`` are estimates if the report is ``approximate``.
     """
@@ -83,8 +80,7 @@ class WithoutLabel:
 class ViewCardinality:
     """The cardinality of a view other than the first view.
 
-    The fields mean the same as in `CardinalityReport`, but ``connections`` counts the rows of the
-    view: the combinations of label values.
+    The fields are those of `CardinalityReport`, but ``connections`` counts the rows of the view.
     """
 
     prefix: str
@@ -98,7 +94,7 @@ class ViewCardinality:
 class CardinalityReport:
     """The cardinality of the first view (the connections), and of the other ``views``.
 
-    ``series_at_most`` is an upper bound: a connection has no series for a missing value, and a
+    ``series_at_most`` is an upper bound, because a connection has no series for a missing value. A
     hidden connection (below ``min_bytes`` and ``min_packets``) has no series at all. All numbers
     except those of ``forecast`` include hidden connections. ``forecast`` is None if the first view
     does not count bytes.
@@ -124,17 +120,12 @@ class Cardinality:
         others: Mapping[str, View] | None = None,
         forecaster: Forecaster | None = None,
     ) -> None:
-        """Initialize for ``table``.
-
-        ``view`` is the first view of the table. ``others`` maps the prefix of each other view to
-        the view, in the order of the table. If there is a ``forecaster``, reports include its
-        forecast.
-        """
+        """``view`` is the first view, and ``others`` are the other views by prefix, in order."""
         self._table = table
         self._forecaster = forecaster
         self.labels = tuple(column.name for column in view.columns)
         """The label names without ``direction``, which has the same values for all connections."""
-        self._series = _series(view)
+        self._series = _max_series_per_row(view)
         self._others = others or {}
         self._scanning = threading.Lock()
         self._values: Mapping[str, int] = {}
@@ -182,7 +173,7 @@ class Cardinality:
 
     def _view(self, index: int, prefix: str, view: View) -> ViewCardinality:
         connections, labels, is_exact, _ = self._table.cardinality(TOP_VALUES, None, index)
-        series = _series(view)
+        series = _max_series_per_row(view)
         return ViewCardinality(
             prefix=prefix,
             connections=connections,
@@ -192,8 +183,7 @@ class Cardinality:
         )
 
 
-def _series(view: View) -> int:
-    """Return the maximum number of series of a row of ``view``."""
+def _max_series_per_row(view: View) -> int:
     return sum(family.series for family in view.families)
 
 
@@ -208,5 +198,4 @@ def _label(name: str, counts: LabelCounts, series: int) -> LabelCardinality:
 
 
 def as_json(report: CardinalityReport) -> bytes:
-    """Return ``report`` as JSON."""
     return msgspec.json.encode(report)

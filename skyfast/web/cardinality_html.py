@@ -17,7 +17,7 @@ from skyfast.wording import noun
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
-connections are shown. Among equally rare values, the choice of the report is arbitrary."""
+connections are shown. The reason: among equally rare values, the report lists arbitrary ones."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""
@@ -34,7 +34,6 @@ views."""
 
 
 def as_html(report: CardinalityReport) -> str:
-    """Return ``report`` as an HTML page."""
     panels = (
         _panel("connections", "Connections", report, row="connection"),
         _forecast(report.forecast),
@@ -66,7 +65,6 @@ def _note(report: CardinalityReport | ViewCardinality, row: str) -> str:
 
 
 def _exact(report: CardinalityReport) -> str:
-    """Return the panel about ``report.without``, or "" if it is None."""
     without = report.without
     if without is None:
         return ""
@@ -80,7 +78,6 @@ def _exact(report: CardinalityReport) -> str:
 
 
 def _forecast(forecast: Forecast | None) -> str:
-    """Return the panel about ``min_bytes``, or "" if there is no forecast."""
     if forecast is None:
         return ""
     rows = "".join(

@@ -1,8 +1,7 @@
 """The web configuration file: TLS, users, headers and a rate limit of the HTTP server.
 
 The format is that of Prometheus's exporter-toolkit (see its ``docs/web-configuration.md``).
-Settings that Python's `ssl` or aiohttp do not support are errors or warnings. `read` parses a file
-into a `WebConfig`, and `skyfast.web.config_watcher` reloads the file after changes. This module is
+Settings that Python's `ssl` or aiohttp do not support are errors or warnings. This module is
 imported only with ``--web.config.file``.
 """
 
@@ -155,7 +154,7 @@ class WebConfig:
 def read(path: str, *, files: Files | None = None) -> WebConfig:
     """Read the file at ``path`` and the files that it names. This blocks.
 
-    Adds the paths of all these files to ``files``, even on errors. Logs warnings.
+    Adds the paths of all these files to ``files``, even on errors.
 
     Raises:
         ConfigError: A file is invalid. The text contains file, line and key, and no secrets.
@@ -173,8 +172,6 @@ def read(path: str, *, files: Files | None = None) -> WebConfig:
 
 
 class _Reader:
-    """Parses one file into a `WebConfig`."""
-
     def __init__(self, path: str, files: Files) -> None:
         self._path = path
         self._name = file_name(path)
@@ -218,7 +215,6 @@ class _Reader:
         return self.origin(node).errors_at(path, hides=hide_all if secret else hide_nothing)
 
     def add_warning(self, node: YamlNode, path: str, text: str) -> None:
-        """Add a warning about ``node``, whose key path is ``path``."""
         self._warnings.append(f"{self.origin(node)}: {path}: {text}")
 
     def _section(self, node: YamlNode, path: str, known: Sequence[str]) -> "_Section":
@@ -255,7 +251,7 @@ class _Reader:
             raise section.error("min_version", "is above max_version")
         context.minimum_version, context.maximum_version = minimum, maximum
         self._ciphers(section, context, minimum)
-        self._identity(section, context)
+        self._load_certificate(section, context)
         return context, self._clients(section, context)
 
     def _ciphers(
@@ -298,8 +294,7 @@ class _Reader:
                     f"contains a curve that OpenSSL does not support{_reason(error)}",
                 ) from None
 
-    def _identity(self, section: "_Section", context: ssl.SSLContext) -> None:
-        """Load the server certificate."""
+    def _load_certificate(self, section: "_Section", context: ssl.SSLContext) -> None:
         with ExitStack() as stack:
             paths: list[str] = []
             for name in ("cert", "key"):
@@ -435,7 +430,6 @@ class _Section:
         return self.get(key, list_of(parse), nothing)
 
     def error(self, key: str, problem: str, *, shown: bool = True) -> ConfigError:
-        """Return a ConfigError about the value of ``key``, with the text ``problem``."""
         node = self.nodes[key]
         refused = InvalidValue(problem, node.value, shown=shown)
         return self.reader.origin(node).error(refused, join(self.path, key))
@@ -449,8 +443,8 @@ class _Section:
 
 
 def _check_mapping(value: YamlValue) -> None:
-    # The error must not show the value. If the space after the colon is missing, "alice:hash" is a
-    # string that contains a password hash.
+    # Never show the value: without the space after the colon, "alice:hash" is a string that
+    # contains a password hash.
     if not isinstance(value, dict):
         problem = "must contain key: value pairs, with a space after the colon"
         raise InvalidValue(problem, shown=False)
@@ -486,8 +480,8 @@ def _to_hash(value: YamlValue) -> bytes:
     text = value if isinstance(value, str) else ""
     match = _HASH.fullmatch(text)
     try:
-        # The pattern also matches some invalid hashes. bcrypt raises ValueError for them, and the
-        # lowest cost makes this check fast.
+        # For some invalid hashes that match the pattern, bcrypt raises ValueError. The lowest cost
+        # makes this check fast.
         if not match or not bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode()):
             raise InvalidValue(_NOT_A_HASH)
     except ValueError:

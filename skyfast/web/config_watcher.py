@@ -15,10 +15,10 @@ log = logging.getLogger("skyfast.web_config")
 
 
 class WebConfigFile:
-    """The web configuration in use. It is reloaded when its file, a certificate or a key changes.
+    """The web configuration in use.
 
     While the process runs, TLS cannot be switched on or off, and authentication cannot be switched
-    off. Without this rule, an editor that empties the file before writing would disable security.
+    off. Otherwise, an editor that empties the file before writing would disable security.
     """
 
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:

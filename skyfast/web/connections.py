@@ -4,9 +4,7 @@ At any time, a connection has exactly one deadline: for the head of a request, f
 for the next request. When the deadline passes, skyfast closes the connection. aiohttp only parses
 requests and encodes responses; this module enforces all limits.
 
-Only this module uses undocumented features of aiohttp. Tested with aiohttp 3.10.11, 3.11.18,
-3.12.15, 3.13.5, 3.14.0 and 3.14.5. aiohttp before 3.13.4 does not limit the number of headers;
-aiohttp up to 3.14.0 accepts ``GET *``. The undocumented features are:
+Only this module uses undocumented features of aiohttp, tested with versions from 3.10.11 to 3.14.5:
 
 * ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
 * ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,
@@ -154,8 +152,8 @@ class HttpConnections:
     def check_descriptors(self, latest: int) -> None:
         """Warn if few descriptors are free.
 
-        ``latest`` is the newest descriptor. The system assigns the lowest free number, so all
-        numbers below ``latest`` are in use.
+        ``latest`` is the newest descriptor. The system assigns the lowest free number, so all lower
+        numbers are in use.
         """
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = limit - 1 - latest
@@ -168,24 +166,20 @@ class HttpConnections:
             )
 
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:
-        """Count and log a failed TLS handshake."""
         self._stats.handshakes_failed[reason] += 1
-        # Disconnects are usual: certificate monitoring and port scans cause them.
+        # Disconnects are normal: certificate monitoring and port scans cause them.
         level = logging.INFO if reason == "disconnected" else logging.WARNING
         line = f"TLS handshake failed for {connection.address}: {text}"
         self._log_limit.log(log, level, ("handshake", reason), line)
 
     def remove(self, connection: "HttpConnection") -> None:
-        """Remove ``connection`` if it is present."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
 
     def begin_response(self, connection: "HttpConnection") -> None:
-        """Mark ``connection`` as active."""
         self._idle.pop(connection, None)
 
     def end_response(self, connection: "HttpConnection") -> None:
-        """Mark ``connection`` as idle from now on."""
         if connection in self._open:
             self._idle[connection] = None
 
@@ -304,10 +298,9 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
-        """Return whether to keep the connection open for a response, although the client sends EOF.
+        """Return whether to keep the connection open for a response after the client has sent EOF.
 
-        A connection without TLS is kept open if the client has sent a request. aiohttp would close
-        the connection at once, even in the middle of a page.
+        aiohttp would close the connection at once, even in the middle of a page.
         """
         if self._discarded_bytes >= 0:
             return False
@@ -336,7 +329,6 @@ class HttpConnection(web.RequestHandler):
         self._set_deadline(timeout_s)
 
     def end_response(self) -> None:
-        """Finish a response, and wait for the next request."""
         self._responding = False
         self._connections.end_response(self)
         self._set_deadline(HEAD_TIMEOUT_S if self._unprocessed_bytes else IDLE_TIMEOUT_S)
@@ -354,7 +346,6 @@ class HttpConnection(web.RequestHandler):
                 self._call_later(TLS_CLOSE_TIMEOUT_S, self._stream.abort)
 
     def reset(self) -> None:
-        """Reset the connection."""
         self._reset = True
         if self.lost.done():
             return  # the descriptor may already be reused
@@ -422,12 +413,10 @@ class HttpConnection(web.RequestHandler):
 
 
 def connection_of(request: web.BaseRequest) -> HttpConnection:
-    """Return the connection of ``request``."""
     return cast(HttpConnection, request.protocol)
 
 
 def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]:
-    """Return status and reason of the response to a request that aiohttp could not parse."""
     if isinstance(error, LineTooLong):
         if str(error.args[1]) == str(MAX_LINE_BYTES):
             return (
@@ -446,7 +435,7 @@ def _parse_error_response(error: BaseException | None) -> tuple[HTTPStatus, str]
 def make_manager(handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]) -> web.Server:
     """Return the aiohttp server that all connections share.
 
-    The server calls ``handle`` for each request. Requires a running event loop.
+    Requires a running event loop.
     """
     return web.Server(handle, request_factory=_make_request, handler_cancellation=True)
 
@@ -462,8 +451,8 @@ def _make_request(
 
     * Versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0. aiohttp would respond with the
       version of the request, such as HTTP/2.0.
-    * With HTTP/1.0, the connection is closed after the response, because the end of the connection
-      marks the end of a page. aiohttp would keep the connection open.
+    * With HTTP/1.0, the connection is closed after the response, because this marks the end of a
+      page.
     * With the header ``Upgrade``, the connection is closed after the response. aiohttp would parse
       the data that follows as another protocol.
     """

@@ -26,10 +26,10 @@ class HtmlColumn:
 
     * ``key`` is the path of the value in a row, and ``format`` is the format of the value.
     * ``head`` is the content of the header cell, and ``attributes`` are its attributes, as HTML.
-    * ``name`` is the label in this column, or "" if the page shows no names for the label's values.
-      If ``is_beside``, a name is shown beside the value. Otherwise, the name replaces the value.
-    * If ``bar`` is not "", the cell has a bar in its background. ``bar`` is the path of the bar's
-      length, a number from 0 to 1.
+    * ``name`` is the label in this column if its values have names, otherwise "". A name replaces
+      the value. If ``is_beside``, the name is shown beside the value instead.
+    * ``bar`` is the path of the length of a bar in the background, a number from 0 to 1. "" means
+      no bar.
     * If ``filters``, the value is a link that filters the table by this value.
     * ``configured`` is a value to mark as the configured value, or 0.
     * ``single`` is a metric with one value per row, or "". While the table is ranked by this
@@ -63,7 +63,7 @@ class Limit:
 
 
 class Elements:
-    """Renders values of a report. A value is specified by its path in the report."""
+    """Renders values of a report as HTML. Parameters called ``key`` are paths in the report."""
 
     def __init__(self, tree: Any, now_s: float, query: RankingQuery) -> None:
         self._tree = tree
@@ -71,23 +71,18 @@ class Elements:
         self._query = query
 
     def value(self, key: str, format_: str, *, tag: str = "span") -> str:
-        """Return an element with the value at the path ``key``, in the format ``format_``."""
         value = _at(self._tree, key)
         state = f' class="{_class(value, format_)}"' if format_ in STATES else ""
         text = escape(formatted(value, format_, self._now_s))
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
     def hidden(self, key: str) -> str:
-        """Return the number of hidden connections if ``key`` is ``table.connections``.
-
-        Returns "" for other keys, and if no bounds are configured.
-        """
+        """Return how many connections are hidden; "" without bounds, or beside another value."""
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""
         return f", <small>{self.value(_HIDDEN, 'count')} hidden</small>"
 
     def limit(self, limit: Limit) -> str:
-        """Return the title of a limit, its bar and its values, as HTML."""
         values = [_at(self._tree, key) for key in limit.keys]
         maximum = _at(self._tree, limit.limit)
         shares = [value / maximum if maximum else 0.0 for value in values]
@@ -108,7 +103,6 @@ class Elements:
         )
 
     def figures(self, figures: Iterable[tuple[str, str, str, str]]) -> str:
-        """Return titles and values of figures as HTML. Titles are links to explanations."""
         return "".join(
             f"<div><dt>{link(anchor, text)}</dt><dd>{self.value(key, format_)}</dd></div>\n"
             for key, format_, text, anchor in figures
@@ -118,7 +112,6 @@ class Elements:
         return query_link(replace(self._query, filter=text[:MAX_FILTER_CHARS]))
 
     def table(self, key: str, columns: Iterable[HtmlColumn]) -> str:
-        """Return the list at the path ``key`` as a table."""
         return self.rows(key, columns, _at(self._tree, key))
 
     def rows(self, key: str, columns: Iterable[HtmlColumn], rows: Sequence[Any]) -> str:

@@ -1,7 +1,7 @@
 """Finds labels that should show names, but are empty for most of the traffic.
 
-The names of addresses and capture points come from Skydive's topology. If the topology lacks these
-names, nearly all connections have empty labels, and all their traffic is added up in a few series.
+If Skydive's topology lacks names, nearly all connections have empty labels, and their traffic is
+added up in a few series.
 """
 
 import logging
@@ -34,13 +34,11 @@ _SETS: Final = (
     ("node_name",),
     ("node_host",),
 )
-"""The sets of labels to check. If the topology is complete, these labels have values for all
-addresses and capture points.
+"""The sets of labels to check. A set counts as empty if all its labels are empty.
 
-A set counts as empty if all its labels are empty. The label of the initiator and the label of the
-target are in the same set, because usually at least one of the two addresses is in the topology.
-Other labels are often empty for good reasons: for example, not every address belongs to a
-container."""
+The labels of initiator and target are in the same set, because usually at least one of the two
+addresses is in the topology. Other labels are often rightly empty: for example, not every address
+belongs to a container."""
 
 
 class GroupedTable(Protocol):
@@ -56,9 +54,8 @@ def find(
 ) -> list[EmptyLabels]:
     """Return the fraction of bytes for which each set of labels is empty. Slow and thread-safe.
 
-    Each set of labels is searched in the first view that has these labels and exports bytes. The
-    result omits sets with a fraction below ``min_share``. If ``min_share`` is above 0.5, the search
-    is faster.
+    The result omits sets with a fraction below ``min_share``. If ``min_share`` is above 0.5, the
+    search is faster.
     """
     count = 1 if min_share > 0.5 else MAX_RANKED
     found = {}
@@ -91,9 +88,9 @@ def _share(
 def is_suspicious(empty: EmptyLabels) -> bool:
     """Return whether to warn about these labels.
 
-    A view may have only the label of the initiator, or only the label of the target. Such a label
-    can rightly be empty for most bytes: for example, if most targets are on the Internet. Therefore
-    a single label of this kind is suspicious only if it is empty for all bytes.
+    If a view has only the label of the initiator or of the target, this label can rightly be empty
+    for most bytes: for example, most targets are on the Internet. Such a label is suspicious only
+    if it is empty for all bytes.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)
@@ -120,16 +117,15 @@ class EmptyLabelCheck:
     """Logs warnings about empty labels, and stores these labels in `NameStats.empty_labels`."""
 
     def __init__(self) -> None:
-        """Start without warnings."""
         self._limit = LogLimit()
         self._read_for: weakref.ref[Ranking] | None = None
 
     def is_due(self, ranking: Ranking, *, is_read: bool) -> bool:
         """Return whether the table of ``ranking`` can be searched.
 
-        ``is_read`` tells whether skyfast has read all names. Afterwards, skyfast needs some time to
-        update the labels of flows. Therefore the result is true only if ``is_read`` was also true
-        in the previous call, for the same table.
+        ``is_read`` tells whether skyfast has read all names. Updating the labels of flows then
+        takes some time. Therefore ``is_read`` must also have been true in the previous call, for
+        the same table.
         """
         was_read = self._read_for is not None and self._read_for() is ranking
         self._read_for = weakref.ref(ranking) if is_read else None

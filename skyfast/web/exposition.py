@@ -1,8 +1,7 @@
 """The metrics page: its families and their order, its compression and its delivery.
 
 Each page is rendered and compressed in its own thread. The thread is at most a few chunks ahead of
-the reader, so a page is never buffered as a whole. This module is independent of HTTP, which
-`skyfast.web.server` handles.
+the reader, so a page is never buffered as a whole.
 """
 
 import asyncio
@@ -79,8 +78,8 @@ class TablePage(Protocol):
     def deflate(self, size: int, /) -> tuple[memoryview, bytes]:
         """Return about ``size`` bytes of text, and the same text as blocks of a deflate stream.
 
-        The next call overwrites the text. At the end of the page, the text is empty, and the blocks
-        end with a full byte, so that other blocks can follow. Releases the GIL.
+        The next call overwrites the text. At the end of the page, the text is empty. The last
+        blocks end with a full byte, so that other blocks can follow. Releases the GIL.
         """
 
     def distinct_values(self, label: str, /) -> list[str]:
@@ -88,8 +87,6 @@ class TablePage(Protocol):
 
 
 class ExpositionTable(TableCounts, Protocol):
-    """The table, as used by pages."""
-
     def page(
         self,
         now: float,
@@ -136,12 +133,11 @@ class Part(Flag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpositionSource:
-    """The objects that pages are rendered from. A reload may replace them.
+    """The objects that pages are rendered from.
 
-    ``cardinality`` counts the table's label values. ``views`` are the prefixes of all views except
-    the first view. ``table_families`` are the names of the table's families in the order of the
-    page. ``interface_info`` describes the capture points of flows, or is None. If
-    ``interface_info`` is set, at least one view has the label ``node_tid``.
+    ``views`` are the prefixes of all views except the first view. ``table_families`` are the names
+    of the table's families in the order of the page. If ``interface_info`` is set, at least one
+    view has the label ``node_tid``.
 
     If ``standard_names``, OpenMetrics 1.0 is offered. If ``start_timestamps``, OpenMetrics 1.0
     includes the start times of the table's counters. OpenMetrics 2.0 always includes these times.
@@ -165,19 +161,18 @@ class ExpositionSource:
 
 
 class Exposition:
-    """Renders pages from the current state of the source and of the counters.
+    """Renders pages. ``source`` can be replaced at any time.
 
-    ``source`` can be replaced at any time; pages in progress continue with the previous source.
+    Pages in progress continue with the previous source.
     """
 
     def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:
-        """Initialize. ``now`` returns the time of the table's clock in seconds."""
+        """``now`` returns the time of the table's clock in seconds."""
         self.source = source
         self._stats = stats
         self._now = now
 
     async def self_page(self, *, openmetrics: int = 0) -> bytes:
-        """Return the page of self metrics, rendered in a thread of the default executor."""
         chunks = self._chunks(Part.SELF, direct=False, openmetrics=openmetrics, query=ALL_FLOWS)
         return await asyncio.to_thread(b"".join, _texts(chunks))
 
@@ -193,7 +188,7 @@ class Exposition:
         """Start rendering ``parts`` in a thread, and return the stream of chunks.
 
         With ``gzip`` and ``direct``, the table compresses the flows. With only ``gzip``, isal
-        compresses the whole page. ``query`` selects series of flows.
+        compresses the whole page.
         """
         direct = direct and gzip
         chunks = self._chunks(parts, direct=direct, openmetrics=openmetrics, query=query)
@@ -290,7 +285,7 @@ def _rendered(page: TablePage) -> Iterator[bytes]:
 
 
 def _deflated(page: TablePage) -> Iterator[DeflatedText]:
-    """Yield the page. The last chunk has no text. Its blocks end with a full byte."""
+    """Yield the page; the last chunk has no text."""
     size = FIRST_CHUNK_BYTES
     text = True
     while text:
@@ -306,9 +301,8 @@ class Stream:
     Iterating yields non-empty chunks, and raises the exception if rendering fails. Leaving the
     context stops the thread after its current chunk.
 
-    The thread and the reader share a bounded queue. The thread sleeps while the queue is full, and
-    wakes the event loop only if the reader is waiting. An executor would wake the event loop for
-    every chunk.
+    The thread sleeps while its queue is full, and wakes the event loop only if the reader is
+    waiting. An executor would wake the event loop for every chunk.
     """
 
     def __init__(self, chunks: Iterator[Chunk], *, gzip: bool) -> None:
@@ -455,7 +449,7 @@ class _GzipMember:
         return _GZIP_HEADER + chunk.blocks
 
     def flush(self) -> bytes:
-        """Return the rest of the member. No other method may be called afterwards."""
+        """Return the rest of the member."""
         end = self._compressor.flush()
         if not self._is_deflated:
             return end

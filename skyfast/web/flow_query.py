@@ -32,7 +32,6 @@ class FlowQuery:
     names: frozenset[str] | None = None
 
     def shows(self, name: str) -> bool:
-        """Return whether the page has the family with this name."""
         return self.names is None or name in self.names
 
 
@@ -43,7 +42,7 @@ ALL_FLOWS: Final = FlowQuery()
 def parse(parameters: Iterable[tuple[str, str]], *, families: Collection[str]) -> FlowQuery:
     """Parse a query; ``families`` are the names of all families of the page.
 
-    Raises FlowQueryError if a parameter is unknown, repeated or has an invalid value.
+    Raises FlowQueryError if the query is invalid.
     """
     part = None
     names = []

@@ -1,7 +1,6 @@
 """Forecasts: how many series and bytes of the first view would remain with another ``min_bytes``.
 
 A forecast is exact if no further report arrives before ``min_bytes`` is changed.
-`skyfast.web.status`, `skyfast.web.cardinality` and ``skyfast --check --replay`` show forecasts.
 """
 
 import asyncio
@@ -59,10 +58,10 @@ class BoundForecast:
 class Forecast:
     """How much of the first view would remain with different bounds.
 
-    * ``unbounded`` is the first view without any bound.
-    * ``current`` is the first view with the configured bounds.
+    * ``unbounded`` and ``current`` are the first view without bounds, and with the configured
+      bounds.
     * ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the configured
-      ``min_bytes``, in ascending order. Each forecast assumes the configured ``min_packets``.
+      ``min_bytes``, in ascending order. Each of them assumes the configured ``min_packets``.
     * ``other_series`` is the number of series of all other views.
     * ``proposed`` is the forecast for the lowest value of `PROPOSED` with which all views together
       have at most ``max_series`` series. ``proposed.min_bytes`` is 0 if no bound is needed.
@@ -220,7 +219,7 @@ class Forecaster:
         max_series: int,
         now: Callable[[], float],
     ) -> None:
-        """Initialize. The first view must count bytes.
+        """The first view must count bytes.
 
         ``now`` returns the time of the table's clock in seconds.
         """

@@ -37,8 +37,8 @@ connection."""
 class Grouping:
     """A grouping of the rows of a view. If ``group`` is empty, the rows themselves are shown.
 
-    ``view`` is the prefix of the view. If ``view`` is empty, the view is the first one that has all
-    labels in ``group``.
+    ``view`` is a prefix. If the prefix is empty, the view is the first one that has all labels in
+    ``group``.
     """
 
     title: str
@@ -50,8 +50,7 @@ def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
     """Yield the connections, the groupings that the labels allow, and the views.
 
     There are groupings by the labels in `TITLES`, and by user-defined labels of initiators and
-    targets. A grouping has the labels of both initiator and target if one of the views has both
-    labels.
+    targets. If a view has a label for both initiator and target, the grouping uses both labels.
     """
     yield Grouping(title="connection")
     for name, title in {**TITLES, **_defined(views)}.items():

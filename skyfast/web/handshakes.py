@@ -1,8 +1,8 @@
 """Failed TLS handshakes: their reasons, and the alerts sent to clients.
 
 After a failed handshake, asyncio and uvloop close the connection, but do not send the alert that
-OpenSSL has written. A connection of a `ServerContext` stores this alert and the client's first
-bytes in its `Handshake`. The `Handshake` sends the alert. This module is imported only with TLS.
+OpenSSL has written. Therefore a `ServerContext` stores this alert in the `Handshake` of the
+connection, which sends the alert. This module is imported only with TLS.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _current: ContextVar["Handshake | None"] = ContextVar("_current", default=None)
 
 
 class _ServerObject(ssl.SSLObject):
-    """The TLS state of one connection. Stores the client's first bytes and OpenSSL's alert."""
+    """Stores the client's first bytes and OpenSSL's alert in the `Handshake`."""
 
     incoming: ssl.MemoryBIO
     outgoing: ssl.MemoryBIO
@@ -71,8 +71,6 @@ class _ServerObject(ssl.SSLObject):
 
 
 class ServerContext(ssl.SSLContext):
-    """The TLS context of the server. Its connections store alerts in their `Handshake`."""
-
     sslobject_class = _ServerObject
 
     def wrap_bio(
@@ -109,12 +107,10 @@ class Handshake:
         _current.set(self)
 
     def close(self) -> None:
-        """Close the duplicate of the client's socket."""
         if self._client is not None:
             self._client.close()
 
     def is_plain_http(self, error: BaseException) -> bool:
-        """Return whether the client has sent an HTTP request instead of a handshake."""
         return _reason(error) in _HTTP or _REQUEST.match(self.first) is not None
 
     def failure(self, error: BaseException) -> tuple[str, str]:

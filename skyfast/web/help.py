@@ -1,6 +1,6 @@
 """The explanations of the figures on the pages.
 
-The texts are package data. The figures link to these texts, which docs/status.md also contains.
+The texts are package data, and docs/status.md contains them, too.
 """
 
 import functools

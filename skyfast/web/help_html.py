@@ -12,7 +12,6 @@ def link(anchor: str, text: str) -> str:
 
 
 def as_html() -> str:
-    """Return the page as HTML."""
     items = "".join(_item(anchor, topic) for anchor, topic in topics().items())
     return html.document(
         title="Help · skyfast",

@@ -1,7 +1,7 @@
 """Stores the history that the status page shows.
 
-The history has some counters for the last ten minutes. It also shows how many connections were
-created and how many expired in the last three hours.
+`History` has some counters of the last ten minutes. `Churn` counts the connections that were
+created or expired in the last three hours.
 """
 
 from collections import deque
@@ -37,10 +37,9 @@ RATE_INTERVALS: Final = 6
 class Series:
     """The last ten minutes: lists with an entry for each interval, oldest first.
 
-    ``age_seconds`` is the age of each entry. ``scrape_…`` has the values of the last scrape in the
-    interval, or None if there was no scrape. The last entry is the current state. Its values equal
-    the current values elsewhere in the report, so that no current value exceeds the maximum of the
-    history.
+    ``scrape_…`` has the values of the last scrape in the interval, or None if there was no scrape.
+    The last entry has the current values of the report, so that no current value exceeds the
+    maximum of the history.
     """
 
     interval_seconds: float
@@ -53,8 +52,6 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sample:
-    """The counters at one point in time."""
-
     at_s: float
     connections: int
     flows: Mapping[str, int]
@@ -67,7 +64,7 @@ class _Sample:
 
 
 class History:
-    """A ring buffer of samples, from which `History.series` makes a `Series`."""
+    """A ring buffer of samples."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)
@@ -108,9 +105,9 @@ class History:
         )
 
     def lags(self) -> Mapping[str, tuple[float | None, float | None]]:
-        """Return the lag and the age of data by analyzer, in seconds.
+        """Return the mean lag and age of data of each analyzer in the last ten minutes, in seconds.
 
-        Lag and age are means over the last ten minutes, or None if no report was observed.
+        A mean is None if no report was observed.
         """
         if len(self._samples) < 2:
             return {}
@@ -193,10 +190,7 @@ class Churn:
             self._counts.append((now_s, created_total, expired_total))
 
     def counts(self, created_total: int, expired_total: int, *, now_s: float) -> ChurnCounts:
-        """Return how much the totals have grown since the oldest stored totals.
-
-        Stored totals that are older than `CHURN_S` are ignored.
-        """
+        """Return the growth since the oldest totals stored in the last `CHURN_S` seconds."""
         for since_s, created, expired in self._counts:
             if now_s - since_s <= CHURN_S:
                 return ChurnCounts(

@@ -1,7 +1,7 @@
 """The common parts of the HTML pages: frame, header, style and security headers.
 
-The style and the scripts are package data. Pages contain only these scripts, and load nothing from
-other hosts. `POLICY` makes browsers enforce these rules.
+Pages contain only the scripts of the package data, and load nothing from other hosts. `POLICY`
+makes browsers enforce these rules.
 """
 
 from base64 import b64encode
@@ -94,10 +94,7 @@ def header(current: str, details: str, *, root: str = "", updates: bool = True) 
 
 
 def bar(share: float) -> str:
-    """Return a bar that fills a fraction of its table cell: ``share``, from 0 to 1.
-
-    A share above 0 is always visible.
-    """
+    """Return a bar that fills a fraction of its table cell: ``share``, from 0 to 1."""
     percent = 100 * min(max(share, 0.0), 1.0)
     return (
         '<svg aria-hidden="true"><rect height="100%"'

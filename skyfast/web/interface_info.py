@@ -44,22 +44,21 @@ class InterfaceInfo:
         *,
         naming: Literal["compatible", "standard"] = "compatible",
     ) -> None:
-        """Initialize. ``names`` maps each ``NodeTID`` to its `NODE_NAMES`, which can be empty.
+        """``names`` maps each ``NodeTID`` to its `NODE_NAMES`, which can be empty.
 
-        These names may change at any time, also while a page is rendered.
+        The names may change while a page is rendered.
         """
         self._names = names
         self._family = INTERFACE_INFO[naming]
 
     @property
     def name(self) -> str:
-        """The name of the family on the page."""
         return self._family.name
 
     def render(self, node_tids: Sequence[str], *, openmetrics: int = 0) -> Iterator[bytes]:
         """Yield the family with a series for each of ``node_tids``, which must be distinct.
 
-        Yields nothing if ``node_tids`` is empty. Takes about 4 µs per series.
+        Yields nothing if ``node_tids`` is empty.
         """
         head = self._family.head(openmetrics=openmetrics) if node_tids else ""
         rest = iter(node_tids)

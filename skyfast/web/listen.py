@@ -115,7 +115,6 @@ def _socket(descriptor: int) -> socket.socket:
 
 
 def bound(listener: socket.socket) -> Endpoint:
-    """Return the address of a listening socket."""
     host, port = listener.getsockname()[:2]
     return Endpoint(host, port)
 

@@ -26,7 +26,6 @@ class Notice:
 
 
 def current_notices(stats: Stats, table: TableCounts) -> Iterator[Notice]:
-    """Yield the warnings about the current state."""
     down = [analyzer.name for analyzer in stats.analyzers.values() if not analyzer.up]
     if down and len(down) == len(stats.analyzers):
         is_expiring = table.connections and not stats.clock_held

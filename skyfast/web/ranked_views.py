@@ -55,9 +55,8 @@ class RankedView:
     are the criteria by name: all metrics in their order, then the rates.
 
     The ranking shows names for the values of the labels ``addresses`` and ``nodes``. ``addresses``
-    are the labels with the address of the initiator or target. Such a label is omitted if another
-    label shows the name of the same address. ``nodes`` are the labels with a ``NodeTID``. If the
-    ranking shows no names, ``addresses`` and ``nodes`` are empty.
+    are the labels with the initiator's or target's address, unless another label shows its name.
+    ``nodes`` are the labels with a ``NodeTID``. If the ranking shows no names, both sets are empty.
     """
 
     index: int

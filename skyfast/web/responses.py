@@ -64,7 +64,7 @@ def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
 
 
 def response_headers(more: dict[str, str]) -> dict[str, str]:
-    """Return the common headers of all responses, and ``more``. Responses are never cached."""
+    """Return the common headers of all responses, and ``more``."""
     return {
         hdrs.SERVER: f"skyfast/{__version__}",
         hdrs.CACHE_CONTROL: "no-store",
@@ -99,7 +99,6 @@ def header_value(request: web.BaseRequest, name: str) -> str | None:
 
 
 def wants_json(request: web.BaseRequest) -> bool:
-    """Return whether the client requests JSON instead of HTML."""
     if asked := request.query.get("format"):
         return asked == "json"
     return prefers(header_value(request, hdrs.ACCEPT), _JSON, default=_HTML)
@@ -108,11 +107,9 @@ def wants_json(request: web.BaseRequest) -> bool:
 def encoding(accept_encoding: str | None) -> str | None:
     """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
 
-    ``accept_encoding`` is the value of the header, or None if the header is missing. Several lines
-    of the header are joined with commas. If the header is missing, the result is ``"identity"``,
-    because the client may not support gzip. If the client accepts gzip and does not prefer
-    ``identity``, the result is ``"gzip"``. If neither encoding is acceptable, the result is None.
-    Invalid elements are ignored.
+    If the header is missing, the result is ``"identity"``, because the client may not support gzip.
+    If the client accepts gzip and does not prefer ``identity``, the result is ``"gzip"``. If
+    neither encoding is acceptable, the result is None. Invalid elements are ignored.
     """
     if accept_encoding is None:
         return "identity"
@@ -131,10 +128,10 @@ def _weight(element: str) -> tuple[str, float] | None:
 
 
 def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
-    """Choose between OpenMetrics 2.0, OpenMetrics 1.0 and text format 0.0.4; see also `prefers`.
+    """Return the major version of OpenMetrics for the response; 0 for the text format.
 
-    Returns the major version of OpenMetrics, or 0. OpenMetrics 2.0 is chosen only if the header
-    contains the version 2.0.0. OpenMetrics 1.0 is chosen only if ``with_first``.
+    `prefers` has the general rules. OpenMetrics 2.0 is chosen only if the header contains the
+    version 2.0.0. OpenMetrics 1.0 is chosen only if ``with_first``.
     """
     ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, _OPENMETRICS_2)
@@ -147,17 +144,15 @@ def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
 
 
 def prefers_html(accept: str | None) -> bool:
-    """Return whether to respond with HTML instead of plain text: browsers request HTML."""
     return prefers(accept, _HTML, default=_PLAIN)
 
 
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
     """Return whether to respond with ``named`` instead of ``default`` (RFC 9110, section 12.5.1).
 
-    ``accept`` is the header's value, its lines joined with commas, or None if the header is
-    missing. ``named`` is chosen if the header contains this type explicitly, with at least the
-    weight of ``default``. In all other cases ``default`` is chosen, even if it is not acceptable.
-    Invalid elements are ignored.
+    ``named`` is chosen if the header contains this type explicitly, with at least the weight of
+    ``default``. Otherwise, ``default`` is chosen, even if it is not acceptable. Invalid elements
+    are ignored.
     """
     ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, named)

@@ -1,7 +1,6 @@
 """A cache of the results of table scans, which run one at a time.
 
-A scan takes up to hundreds of milliseconds in a thread. Concurrent scans would only slow each other
-down, so they run one after the other.
+A scan takes up to hundreds of milliseconds. Concurrent scans would only slow each other down.
 """
 
 import asyncio
@@ -21,14 +20,12 @@ class ScanCache(Generic[Key, Result]):
     """The results of scans by key. Must be used on the event loop."""
 
     def __init__(self, *, keep_s: float, max_results: int, queue: bool) -> None:
-        """Start with an empty cache.
+        """Keep each result for ``keep_s`` seconds; 0 keeps none.
 
-        ``keep_s`` is the number of seconds for which a result is kept; 0 keeps none.
         ``max_results`` limits the sum of cached results, running scans and waiting scans.
 
-        With ``queue``, requests wait for the running scan. Requests with the key of this scan share
-        the result. Scans of other keys run afterwards, one after the other. Without ``queue``, a
-        request raises BusyError if a scan is running.
+        With ``queue``, requests wait for the running scan. Requests with the same key share its
+        result. Without ``queue``, a request raises BusyError if a scan is running.
         """
         self._keep_s = keep_s
         self._max_results = max_results
@@ -46,8 +43,8 @@ class ScanCache(Generic[Key, Result]):
 
         A scan continues even if the request that started the scan is cancelled. If the scan raises
         an exception, all waiting requests raise the exception, and nothing is cached. After a
-        success, no reference to ``scan`` is kept, because ``scan`` refers to a table. The memory of
-        this table must be freed when another table replaces it.
+        success, no reference to ``scan`` is kept: it refers to a table, which must be freed when
+        another table replaces it.
 
         Raises:
             BusyError: A scan is running and ``queue`` is false, or ``max_results`` is exceeded.

@@ -57,13 +57,11 @@ class SelfMetric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistogramMetric:
-    """A family of histograms, and a function that returns the histograms."""
-
     family: MetricFamily
     histograms: Histograms
 
     def render(self, source: Sources, *, standard_names: bool, openmetrics: int) -> str:
-        """Return the family as text. The name of the family is the same in both naming schemes."""
+        """Return the family as text, with the same name in both naming schemes."""
         return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
 
 
@@ -77,23 +75,22 @@ def metric(name: str, help_text: str, samples: Samples, *, standard_name: str = 
 
 
 def histogram(name: str, help_text: str, histograms: Histograms) -> HistogramMetric:
-    """Declare a metric whose samples are histograms."""
     family = MetricFamily(name=name, type="histogram", help=help_text)
     return HistogramMetric(family=family, histograms=histograms)
 
 
 def single(read: Callable[[Sources], float]) -> Samples:
-    """Return a function that reads a single sample without labels."""
+    """A single sample without labels."""
     return lambda source: [({}, read(source))]
 
 
 def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samples:
-    """Return a function that reads a sample for each value of ``label``."""
+    """A sample for each value of ``label``."""
     return lambda source: [({label: key}, value) for key, value in read(source).items()]
 
 
 def of_names(read: Callable[[NameStats], float]) -> Samples:
-    """Return a function that reads a number from `NameStats`.
+    """A number from `NameStats`.
 
     There are no samples if no labels need names from the topology.
     """
@@ -103,7 +100,6 @@ def of_names(read: Callable[[NameStats], float]) -> Samples:
 
 
 def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float]]) -> Samples:
-    """Return a function like that of `of_names`, with a sample for each value of ``label``."""
     return lambda source: (
         None
         if source.stats.topology.names is None
@@ -112,7 +108,7 @@ def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float
 
 
 def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
-    """Return a function that reads a number from `OwnNameStats`.
+    """A number from `OwnNameStats`.
 
     There are no samples if there are neither own names nor labels that show own names.
     """
@@ -122,12 +118,11 @@ def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
 
 
 def by_view(read: Callable[[TableCounts], Sequence[int]]) -> Samples:
-    """Return a function that reads a sample for each view except the first view."""
+    """A sample for each view except the first view."""
     return by_label("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
 
 
 def by_analyzer(read: Callable[[AnalyzerStats], float]) -> Samples:
-    """Return a function that reads a sample for each analyzer."""
     return by_label(
         "analyzer",
         lambda source: {
@@ -137,7 +132,6 @@ def by_analyzer(read: Callable[[AnalyzerStats], float]) -> Samples:
 
 
 def by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) -> Samples:
-    """Return a function that reads a sample for each analyzer and reason."""
     return lambda source: [
         ({"analyzer": analyzer.name, "reason": reason}, count)
         for analyzer in source.stats.analyzers.values()
@@ -146,7 +140,6 @@ def by_analyzer_and_reason(read: Callable[[AnalyzerStats], Mapping[str, int]]) -
 
 
 def histogram_by_analyzer(read: Callable[[AnalyzerStats], HistogramStats]) -> Histograms:
-    """Return a function that reads a histogram of each analyzer."""
     return lambda source: [
         ({"analyzer": analyzer.name}, read(analyzer))
         for analyzer in source.stats.analyzers.values()
@@ -154,8 +147,4 @@ def histogram_by_analyzer(read: Callable[[AnalyzerStats], HistogramStats]) -> Hi
 
 
 def of_process(read: Callable[[ProcessUsage], float]) -> Samples:
-    """Return a function that reads a number about the process.
-
-    There are no samples if the system does not report resource usage.
-    """
     return lambda source: None if source.process is None else [({}, read(source.process))]

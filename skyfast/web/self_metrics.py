@@ -1,6 +1,6 @@
 """The metrics of skyfast itself: the families ``skyfast_*`` and ``process_*``.
 
-These metrics are rendered only when requested. ``docs/reference/self-metrics.md`` lists them.
+``docs/reference/self-metrics.md`` lists these metrics.
 """
 
 import platform
@@ -491,8 +491,7 @@ def render(
     ``views`` are the prefixes of all views except the first view, in the table's order. The format
     is 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires ``standard_names``.
     Counters have no start times, because some counters restart at 0 when a reload replaces the
-    table. The call takes well under a millisecond. The counters are read without a lock, so call
-    this on the thread that writes them.
+    table. Call this function on the event loop: it reads the counters without a lock.
     """
     try:
         usage = process_usage()
@@ -526,6 +525,5 @@ def render_hidden(hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: 
 
 
 def render_label_values(values: Mapping[str, int], *, openmetrics: int = 0) -> bytes:
-    """Return the family ``skyfast_label_values``."""
     samples = [({"label": label}, count) for label, count in values.items()]
     return _LABEL_VALUES.render(samples, openmetrics=openmetrics).encode(errors="replace")

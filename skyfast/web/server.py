@@ -113,8 +113,6 @@ log = logging.getLogger("skyfast.web")
 
 
 class WebServer:
-    """The HTTP server, which runs from `start` to `stop`."""
-
     def __init__(
         self,
         *,
@@ -127,15 +125,11 @@ class WebServer:
         security: "WebSecurity | None" = None,
         listen_at: Listen = AS_CONFIGURED,
     ) -> None:
-        """Prepare to serve ``exposition`` and ``status``.
+        """``ready`` returns whether skyfast is subscribed to an analyzer.
 
-        ``ready`` returns whether skyfast is subscribed to an analyzer.
-
-        ``/-/reload`` calls ``reload``. If ``reload`` is None, this path is disabled. ``security``
-        provides TLS and authentication. If ``security`` is None, the server uses plain HTTP and
-        serves all requests. `stop` closes ``security``.
-
-        ``listen_at`` contains listening addresses or sockets that override the configuration.
+        ``/-/reload`` calls ``reload``. If ``reload`` is None, this path is disabled. If
+        ``security`` is None, the server uses plain HTTP and serves all requests. `stop` closes
+        ``security``.
         """
         self._listen_at = listen_at
         self.addresses = list(listen_at.addresses) or [configured(config)]
@@ -160,7 +154,6 @@ class WebServer:
 
     @property
     def port(self) -> int:
-        """The port of the first address."""
         return self.addresses[0].port
 
     def configure(self, limits: Web, *, reload: ReloadFunction | None) -> None:
@@ -230,9 +223,8 @@ class WebServer:
     ) -> None:
         """Accept TLS connections.
 
-        `asyncio.Server` is not used for TLS, because it has one SSL context for all connections,
-        and does not report connections before the end of the handshake. ``web.max_connections``
-        also limits these connections.
+        `asyncio.Server` is not suitable: it has one SSL context for all connections, and reports a
+        connection only after the handshake. ``web.max_connections`` must also limit handshakes.
         """
         loop = asyncio.get_running_loop()
         with listener:
@@ -269,7 +261,6 @@ class WebServer:
         return response
 
     async def _rejection(self, request: web.BaseRequest) -> web.Response | None:
-        """Return the response to an unauthorized request, or None if the request is authorized."""
         if self._security is None:
             return None
         connection = connection_of(request)
@@ -327,7 +318,7 @@ class WebServer:
         return text_response("skyfast is ready.")
 
     async def _reload_config(self, _: web.BaseRequest) -> web.Response:
-        """Reload the configuration. The responses are the same as those of Prometheus."""
+        """Reload the configuration. The responses are those of Prometheus."""
         if self._reload is None:
             return text_response(
                 "Lifecycle API is not enabled. To enable it, set web.enable_reload to true.",
@@ -345,7 +336,7 @@ class WebServer:
         return text_response("Configuration reloaded.")
 
     async def _status_page(self, request: web.BaseRequest) -> web.Response:
-        """Return the status page. Unknown parameters are ignored."""
+        """Return the status page; unknown parameters are ignored."""
         ranking = self._status.ranking
         parameters = [(name, text) for name, text in request.query.items() if name in PARAMETERS]
         try:
@@ -536,8 +527,6 @@ class WebServer:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The handler of a path, and the allowed methods."""
-
     handle: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
     methods: tuple[str, ...] = _READ_METHODS
     is_health: bool = False

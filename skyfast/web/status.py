@@ -1,7 +1,6 @@
 """The content of the status page and of ``/api/status``.
 
-`Status` must be used on the event loop. `skyfast.web.status_html` renders the page, and
-`skyfast.web.top` ranks connections.
+`Status` must be used on the event loop.
 """
 
 import asyncio
@@ -67,20 +66,16 @@ MAX_CAPTURES: Final = 50
 
 
 class InterfaceSource(Protocol):
-    """The interface table, as used by the status page."""
-
     def busiest(self, now: float) -> Sequence[Interface]: ...
 
 
 class CaptureSource(Protocol):
-    """The capture table, as used by the status page."""
-
     def first(self, count: int, now: float) -> Sequence[CaptureReport]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusSource:
-    """The objects that the status page reads. A reload may replace them.
+    """The objects that the status page reads.
 
     ``series`` contains the maximum number of series of a row, for each view of the table in order.
     """
@@ -116,7 +111,7 @@ class Status:
         now: Callable[[], float],
         replay: Replay | None = None,
     ) -> None:
-        """Initialize. ``now`` returns the time of the table's clock in seconds."""
+        """``now`` returns the time of the table's clock in seconds."""
         self._source = source
         self._stats = stats
         self._ready = ready
@@ -130,7 +125,6 @@ class Status:
 
     @property
     def ranking(self) -> Ranking:
-        """The ranking of the current table."""
         return self._source.ranking
 
     def use(self, source: StatusSource) -> None:
@@ -142,7 +136,6 @@ class Status:
         self._source = source
 
     def sample(self) -> None:
-        """Add the current counters to the history."""
         table, now_s = self._source.table, time.monotonic()
         self._history.add(self._stats, table.connections, now_s=now_s)
         self._churn.add(table.created_total, table.expired_total, now_s=now_s)
@@ -154,7 +147,6 @@ class Status:
             self.sample()
 
     async def report(self) -> StatusReport:
-        """Return a report of the current state."""
         configuration = await self._configuration()
         forecaster = self._source.forecaster
         forecast = await forecaster.get() if forecaster else None
@@ -231,10 +223,7 @@ class Status:
         )
 
     def _cost(self, counts: TableStatus, series: int) -> PrometheusCost:
-        """Return what the series cost in Prometheus.
-
-        ``series`` is the maximum number of series of a connection.
-        """
+        """``series`` is the maximum number of series of a connection."""
         churn = self._churn.counts(
             counts.created_total, counts.expired_total, now_s=time.monotonic()
         )
@@ -259,16 +248,14 @@ class Status:
 
 
 def as_json(report: StatusReport) -> bytes:
-    """Return ``report`` as JSON."""
     return msgspec.json.encode(report)
 
 
 def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
-    """Return the overall state, and the number of analyzers."""
     names = {endpoint.name for endpoint in config.subscriber.endpoints if endpoint.follows_dns}
     rows = list(stats.analyzers.values())
-    # A ``dns+`` name with subscribed addresses is not counted, because each of these addresses has
-    # its own row. A name without subscribed addresses counts as one analyzer that is down.
+    # A ``dns+`` name counts as one analyzer that is down, until an address of this name is
+    # subscribed. Then only its addresses count.
     rows = [row for row in rows if row.name not in names or not row.up]
     up = sum(row.up for row in rows)
     state: Literal["ready", "degraded", "not ready"] = "not ready"

@@ -1,9 +1,8 @@
 """The status page as HTML.
 
 The page is complete without its script, which updates the same elements from ``/api/status`` and
-``/api/top``. Only the Python code defines the elements: ``data-key`` is the path of the value in
-the JSON, and ``data-format`` its format. `skyfast.web.formats` and ``data/status.js`` implement the
-formats, and a test compares their output.
+``/api/top``. In an element, ``data-key`` is the path of the value in the JSON, and ``data-format``
+is its format.
 """
 
 from dataclasses import replace
@@ -193,8 +192,8 @@ def _replay_note(report: StatusReport) -> str:
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
     """Return the page's structure as JSON. If this text changes, the script reloads the page."""
-    # The page shows the labels and metrics of `ranking`. During a reload, `report` may belong to
-    # another configuration.
+    # Use the labels and metrics of `ranking`, as the page does. During a reload, `report` may
+    # belong to another configuration.
     parts = (
         report.version,
         ranking.first_view.labels,
@@ -225,7 +224,6 @@ def _bounds(report: StatusReport) -> tuple[int, int] | None:
 
 
 def _forecast(report: StatusReport, elements: Elements) -> str:
-    """Return the section about bounds; empty if the first view does not count bytes."""
     bounds = _bounds(report)
     if bounds is None:
         return ""
@@ -265,7 +263,6 @@ def _interfaces_note(report: StatusReport, elements: Elements) -> str:
 
 
 def _names_note(report: StatusReport, elements: Elements) -> str:
-    """Return the paragraph about names from the topology; empty if no label needs these names."""
     if report.names is None:
         return ""
     # The last error is shown only once, because all topology queries share one last error.
@@ -280,7 +277,6 @@ def _names_note(report: StatusReport, elements: Elements) -> str:
 
 
 def _own_names_note(report: StatusReport, elements: Elements) -> str:
-    """Return the paragraph about own names; empty if there are no own names."""
     if report.own_names is None:
         return ""
     return (

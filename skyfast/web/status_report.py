@@ -24,8 +24,6 @@ class LastError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """The overall state, and the number of analyzers."""
-
     state: Literal["ready", "degraded", "not ready"]
     text: str
     analyzers: int
@@ -39,7 +37,6 @@ class Analyzer:
     ``share`` is this analyzer's fraction of the ``flows_per_second`` of all analyzers.
     ``lag_seconds`` and ``data_age_seconds`` are means over ten minutes. ``lost_ratio`` is the
     fraction of the checked reports whose previous report was lost.
-    ``last_message_timestamp_seconds`` is None before the first message.
     """
 
     name: str
@@ -63,13 +60,12 @@ class Analyzer:
 class TableStatus:
     """The table.
 
-    ``skipped_total`` maps each reason that has occurred to the number of reports that were skipped
-    for this reason. Reports that filter rules dropped are only in
-    ``filtered_total``. ``skipped_expected_total`` has the reasons in `EXPECTED_SKIPS`, and
-    ``skipped_unexpected_total`` all other reasons. ``series_at_most`` and ``series_limit`` are sums
-    over all views. ``reports_lost_total`` counts checked reports whose previous report was lost.
-    ``hidden_connections`` is the number of connections that have reached neither ``min_bytes`` nor
-    ``min_packets``, or None without these bounds.
+    ``skipped_total`` maps reasons to numbers of skipped reports. ``skipped_expected_total`` has the
+    reasons in `EXPECTED_SKIPS`, and ``skipped_unexpected_total`` has all other reasons. Reports
+    dropped by filter rules are only in ``filtered_total``. ``series_at_most`` and ``series_limit``
+    are sums over all views. ``reports_lost_total`` counts checked reports whose previous report was
+    lost. ``hidden_connections`` is the number of connections that have reached neither
+    ``min_bytes`` nor ``min_packets``, or None without these bounds.
     """
 
     connections: int
@@ -98,9 +94,8 @@ class TableStatus:
 class PrometheusCost:
     """What the series cost in a Prometheus server that scrapes all of them.
 
-    ``created_series_at_most`` is the number of series of the connections that were created in the
-    last ``window_seconds``, at most three hours. ``expired_series_at_most`` is the number of series
-    of the connections that expired in this time. The memory is an estimate for the current series
+    ``created_…`` and ``expired_…`` are the series of the connections that were created or expired
+    in the last ``window_seconds`` (at most three hours). The memory is an estimate for the current
     and the expired series: see `SERIES_BYTES`.
     """
 
@@ -140,8 +135,8 @@ class Scrapes:
 class InterfaceStatus:
     """The labels and counters of an interface.
 
-    ``owner`` is the pod, the container or the network namespace that has the interface. It is
-    empty if the host has the interface, or if the owner is unknown.
+    ``owner`` is the pod, the container or the network namespace that has the interface. ``owner``
+    is empty if the host has the interface, or if the owner is unknown.
     """
 
     labels: dict[str, str]
@@ -167,8 +162,6 @@ class InterfacesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamesStatus:
-    """The state of the names that labels take from the topology."""
-
     addresses: int
     capture_points: int
     ambiguous: int
@@ -178,7 +171,7 @@ class NamesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNamesStatus:
-    """The state of the own names. ``file`` is None if ``names_file`` is not set."""
+    """``file`` is None if ``names_file`` is not set."""
 
     entries: int
     keys: Sequence[str]
@@ -198,7 +191,7 @@ class CapturePointStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureStatus:
-    """The values of a capture, and its capture points. The points come from a sample of flows."""
+    """A capture. Its capture points come from a sample of flows."""
 
     capture_id: str
     points: list[CapturePointStatus]
@@ -239,7 +232,7 @@ class Reload:
 
     Before the first reload, the fields describe the start of skyfast. ``successes_total`` counts
     the successful reloads, but not the start. ``changed`` has the keys that the latest successful
-    reload has changed. ``last_error`` is from the latest failed reload.
+    reload changed. ``last_error`` is from the latest failed reload.
     """
 
     successful: bool
@@ -253,7 +246,7 @@ class Reload:
 class StatusReport:
     """The status, without the busiest connections. ``warnings`` are the texts of ``notices``.
 
-    ``labels``, ``metrics`` and ``rankings`` are those of the first view, which has the connections.
+    ``labels``, ``metrics`` and ``rankings`` are those of the first view.
     """
 
     version: str

@@ -17,8 +17,6 @@ _HEIGHT: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A current value and its last ten minutes, as a line or as bars."""
-
     title: str
     key: str
     format: str

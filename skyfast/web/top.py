@@ -1,10 +1,9 @@
 """Ranks connections, rows of other views, or groups of rows, for ``/api/top`` and the status page.
 
-A ranking scans the table once, even if it ranks groups. Scans run in a thread, one at a time, and
-requests for the same ranking within a second share the result. Rates compare the table with a
-snapshot, which is taken on the first request for rates and released some minutes after the last
-such request. Rates are available when the snapshot is as old as the agents' ``flow.update``: by
-then, agents have reported all flows.
+Scans run in a thread, one at a time, and requests for the same ranking within a second share the
+result. Rates compare the table with a snapshot. It is taken on the first request for rates, and
+released some minutes after the last such request. Rates are available when the snapshot is as old
+as the agents' ``flow.update``: by then, agents have reported all flows.
 """
 
 import asyncio
@@ -106,8 +105,8 @@ class RankingQuery:
 
     The text ``filter`` must occur in a label value, or in the name that is shown for a label value.
 
-    If ``group`` has labels, the query asks for groups of these connections. If ``view`` is the
-    prefix of a view, the query asks for the rows of the view instead of connections.
+    With ``group``, the query asks for groups of these connections. With ``view``, the query asks
+    for rows of the view with this prefix instead of connections.
     """
 
     by: str
@@ -121,10 +120,10 @@ class RankingQuery:
 class RankedEntry:
     """A connection or a group: its labels, and its values by metric, in the metric's unit.
 
-    A value that the connection does not have is None. ``rank`` is the value of the ranking
-    criterion. ``names`` are the known names of label values, by label. ``connections`` is 1, or the
-    number of connections of the group. ``hidden`` means that the connection has no series because
-    it has reached neither ``min_bytes`` nor ``min_packets``. For groups, ``hidden`` is false.
+    A missing value is None. ``rank`` is the value of the ranking criterion. ``names`` are the known
+    names of label values, by label. ``connections`` is 1, or the number of connections of the
+    group. ``hidden`` means that the connection has no series because it has reached neither
+    ``min_bytes`` nor ``min_packets``. For groups, ``hidden`` is false.
     """
 
     rank: float
@@ -148,16 +147,15 @@ class Other:
 class Top:
     """A ranking.
 
-    ``note`` is a sentence that explains why there are no entries, or None if there are entries. If
-    the criterion ``by`` is not a rate, the following three fields are None. ``window_seconds`` is
-    the age of the snapshot. ``rates_in_seconds`` is the time until rates are available, or None if
-    they are available. ``flow_update_seconds`` is the agents' ``flow.update``.
+    If nothing matches the filter, or if rates are not yet available, ``note`` says so in a
+    sentence. If the criterion ``by`` is not a rate, the following three fields are None.
+    ``window_seconds`` is the age of the snapshot. ``rates_in_seconds`` is the time until rates are
+    available, or None if they are available. ``flow_update_seconds`` is the agents'
+    ``flow.update``.
 
-    ``view`` is the prefix of the view whose rows are ranked, or empty for connections. For a view,
-    "connections" are the rows of the view. If ``group`` is empty, ``groups`` and ``other`` are
-    None. If the scan has found more than `MAX_GROUPS` groups, ``approximate`` is true. Values can
-    then be too low, by at most the values of ``other``. ``matches`` is false if no connection
-    matches the filter.
+    If ``view`` is not empty, "connections" are the rows of this view. If ``group`` is empty,
+    ``groups`` and ``other`` are None. If the scan has found more than `MAX_GROUPS` groups,
+    ``approximate`` is true. Values can then be too low, by at most the values of ``other``.
     """
 
     by: str
@@ -205,11 +203,9 @@ class Ranking:
         names: KnownNames | None = None,
         flow_update_s: Callable[[], float] = lambda: FLOW_UPDATE_S,
     ) -> None:
-        """Rank the rows of the views of ``table``.
+        """``view`` is the first view, and ``metrics`` are the names of its families, in order.
 
-        ``view`` is the first view, whose rows are the connections. ``metrics`` are the names of its
-        families, in order. ``others`` are the other views of the table by prefix, in order, each
-        with the names of its families. ``names`` are shown beside or instead of label values.
+        ``others`` are the other views by prefix, in order, each with the names of its families.
         ``flow_update_s`` returns the agents' ``flow.update``.
         """
         self._table = table
@@ -236,12 +232,11 @@ class Ranking:
 
     @property
     def first_view(self) -> RankedView:
-        """The first view. Its rows are the connections."""
+        """The view whose rows are the connections."""
         return self.views[""]
 
     @property
     def snapshots(self) -> int:
-        """The number of snapshots."""
         return sum(map(len, self._snapshots.values()))
 
     def query(
@@ -254,13 +249,12 @@ class Ranking:
         """Parse the ``parameters`` of a URL.
 
         The argument ``n`` is used if the parameter ``n`` is missing. Without the parameters
-        ``view`` and ``group``, connections are ranked. With only ``group``, the first view that has
-        all labels in ``group`` and the criterion ``by`` is chosen. If no view has both, the first
-        view that has all labels in ``group`` is chosen.
+        ``view`` and ``group``, connections are ranked. With only ``group``, `_view_of` chooses a
+        view.
 
-        If the chosen view does not have the criterion ``by``, the query is normally invalid. But if
-        ``any_by`` is true and another view has this criterion, the query uses the default criterion
-        of the chosen view instead.
+        If the chosen view does not have the criterion ``by``, the query is invalid. However, with
+        ``any_by``, a criterion of another view is replaced with the default criterion of the chosen
+        view.
 
         Raises RankingQueryError if the query is invalid.
         """
@@ -433,9 +427,8 @@ class Ranking:
     def _baseline(self, family: int, now_s: float, update_s: float) -> _Snapshot:
         """Return the snapshot to compare with: the older of at most two snapshots.
 
-        When the newer snapshot is as old as the interval between snapshots, it replaces the older
-        snapshot. With at least one request per interval, the returned snapshot is therefore one to
-        two intervals old.
+        When the newer snapshot is one interval old, it replaces the older snapshot. Therefore, with
+        at least one request per interval, the returned snapshot is one to two intervals old.
         """
         interval_s = max(SNAPSHOT_INTERVAL_S, update_s)
         taken = self._snapshots.setdefault(family, [])
@@ -494,7 +487,7 @@ def _note(
 
 
 def _view_of(views: Sequence[RankedView], group: Sequence[str], by: str | None) -> RankedView:
-    """Return a view with all labels of ``group``, preferably one with the criterion ``by``."""
+    """Return the first view with all labels of ``group``, if possible with the criterion ``by``."""
     if not group:
         return views[0]
     found = [view for view in views if {*group} <= {*view.labels}]
