@@ -141,8 +141,6 @@ Pseudonym = Callable[[str], str]
 
 
 class Anonymizer:
-    """Anonymizes messages with its own random key, which is never stored."""
-
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._address, self._mac = _cached(self._address_of), _cached(self._mac_of)
@@ -362,8 +360,8 @@ class Anonymizer:
         """
         result = bytearray()
         for i, octet in enumerate(octets):
-            # `node` is a 1 followed by the preceding bits of this octet. It is the index of the
-            # digest bit that decides whether to flip the current bit.
+            # `node` is the index of the digest bit that decides whether to flip the current bit: a
+            # 1, then the preceding bits of this octet.
             flips = int.from_bytes(self._digest(kind, octets[:i], 32))
             node, scrambled = 1, 0
             for bit in range(8):

@@ -173,7 +173,7 @@ class ReplayServer:
                 match element:
                     case {"ID": str(element_id), "Metadata": {"Metric": dict()}}:
                         add_to_counters(element, offsets.get(element_id, {}))
-                        # The counters have changed, so the node was updated now.
+                        # A changed counter needs a new `UpdatedAt`.
                         element["UpdatedAt"] = now_ms
 
         # For a large topology, `selected` takes a fraction of a second, so it runs in a thread.
@@ -182,8 +182,6 @@ class ReplayServer:
 
 
 class _Analyzer:
-    """A replayed analyzer: its subscribers and its topology API."""
-
     def __init__(self, name: str, answer: Callable[[Query], Awaitable[bytes]]) -> None:
         self.name = name
         self.subscribed = asyncio.Event()

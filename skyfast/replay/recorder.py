@@ -55,10 +55,7 @@ _Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
 
 
 class Recorder:
-    """Writes messages and topology updates to a file.
-
-    Call the methods on the event loop. The last call, `stop`, can come from another thread.
-    """
+    """Call the methods on the event loop. The last call, `stop`, can come from another thread."""
 
     def __init__(
         self,

@@ -94,9 +94,9 @@ class Message:
     """A recorded message, or an update of the topology.
 
     ``at_ms`` is the time of receipt in Unix milliseconds, or None if no time was recorded.
-    ``analyzer`` is empty in updates, and in messages without a recorded time. ``kind`` is the kind
-    of the line. The kind "other" means that no analyzer sends such a line. If the line is a flow,
-    ``data`` is a message with only this flow.
+    ``analyzer`` is empty in updates, and in messages without a recorded time. The ``kind`` "other"
+    means that no analyzer sends such a line. If the line is a flow, ``data`` is a message with only
+    this flow.
     """
 
     data: bytes
@@ -105,7 +105,7 @@ class Message:
     kind: Literal["message", "flow", "other", "topology"] = "message"
 
     def update(self) -> Update:
-        """Decode the update of the topology. ``kind`` must be "topology"."""
+        """Decode the update of the topology; ``kind`` must be "topology"."""
         return decode_update(self.data)
 
 
@@ -316,7 +316,7 @@ def _newest_ms(data: bytes) -> int:
 
 
 class _Lines:
-    """The messages of a file. ``truncated`` is set if the last line of the file is incomplete."""
+    """The messages of a file; ``truncated`` is set if the last line is incomplete."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -364,10 +364,9 @@ def _opened(path: str) -> gzip.GzipFile | io.BufferedReader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Playback:
-    """The recordings to replay, and the settings of the replay.
+    """``speed`` is the number of recorded seconds replayed per second.
 
-    ``speed`` is the number of recorded seconds replayed per second. ``loop_s`` is the time between
-    the starts of two loops in seconds; 0 means a single replay.
+    ``loop_s`` is the time between the starts of two loops in seconds; 0 means a single replay.
     """
 
     recordings: tuple[Recording, ...]
@@ -466,7 +465,6 @@ class ScheduledMessage:
 
 
 def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> bytes:
-    """Return a message with its times mapped by ``present_ms`` and its UUIDs XORed with a mask."""
     data = _TIME.sub(lambda match: b"%b%d" % (match[1], max(present_ms(int(match[2])), 0)), data)
     if not mask:
         return data

@@ -214,7 +214,6 @@ class ObservedResponse:
         )
 
     def end(self) -> None:
-        """Pass this complete response to ``done``."""
         self._done(self)
 
 
@@ -345,7 +344,6 @@ class ReplayedTopology:
             }
 
     def elements(self, query: Query) -> list[bytes]:
-        """Return a new list of all nodes, or of all edges if the query is for edges."""
         return list((self._edges if query.edges else self._nodes).values())
 
 
@@ -359,7 +357,7 @@ def _counters(node: object) -> dict[str, int]:
 
 
 def add_to_counters(node: dict[str, Any], offsets: Mapping[str, int]) -> None:
-    """Add ``offsets`` to the counters of a node, in place. Skip values that are not integers."""
+    """Add ``offsets`` to the counters of a node, in place."""
     match node:
         case {"Metadata": {"Metric": dict() as metric}}:
             for name, offset in offsets.items():

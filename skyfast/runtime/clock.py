@@ -19,7 +19,7 @@ class Clock:
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
-        """Start the clock. ``source`` returns monotonic seconds."""
+        """``source`` returns monotonic seconds."""
         self._source = source
         self._last = source()
         self._paused_s = 0.0

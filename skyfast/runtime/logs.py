@@ -88,8 +88,6 @@ class _JournalFormatter(_Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """Formats a record as a JSON object on one line, in ASCII."""
-
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": _time(record),
@@ -140,7 +138,7 @@ def is_journal() -> bool:
 def prefix(level: int) -> str:
     """Return the prefix for a line on standard error that is not a log record.
 
-    For the journal, the prefix is the priority of ``level``. Otherwise, it is empty.
+    For the journal, the prefix is the priority of ``level``.
     """
     return _priority(level) if is_journal() else ""
 
@@ -254,7 +252,7 @@ class LogLimit:
         *args: object,
         exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
     ) -> None:
-        """Log at ``level``. ``exc_info`` returns an exception to log, too."""
+        """``exc_info`` returns an exception to log, too."""
         suppressed = self._next(cause)
         if suppressed is None:
             return

@@ -13,8 +13,6 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessUsage:
-    """The current resource usage of the process, and the Unix time of its start."""
-
     open_fds: int
     virtual_bytes: int
     resident_bytes: int

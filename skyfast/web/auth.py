@@ -90,7 +90,7 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """The rejection of a request. ``retry_after_s`` is None if a retry cannot succeed."""
+    """``retry_after_s`` is None if a retry cannot succeed."""
 
     status: HTTPStatus
     retry_after_s: int | None = None

@@ -56,10 +56,7 @@ class Remaining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCardinality:
-    """The values of a label, and the effect of its removal.
-
-    The numbers in ``without`` are estimates if the report is ``approximate``.
-    """
+    """The numbers in ``without`` are estimates if the report is ``approximate``."""
 
     name: str
     values: int
@@ -78,10 +75,7 @@ class WithoutLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewCardinality:
-    """The cardinality of a view other than the first view.
-
-    The fields are those of `CardinalityReport`, but ``connections`` counts the rows of the view.
-    """
+    """Like `CardinalityReport`, but ``connections`` counts the rows of a view."""
 
     prefix: str
     connections: int
@@ -110,8 +104,6 @@ class CardinalityReport:
 
 
 class Cardinality:
-    """Counts the values of a table's labels."""
-
     def __init__(
         self,
         *,

@@ -120,8 +120,6 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebConfig:
-    """A parsed web configuration file."""
-
     tls: ssl.SSLContext | None
     allowed_sans: frozenset[str]
     """A client certificate must have one of these names; an empty set allows any name."""
@@ -226,10 +224,7 @@ class _Reader:
             return mapping_of(node.value, known=known, what="a mapping")
 
     def file(self, value: YamlValue) -> str:
-        """Return the path of a readable file.
-
-        A relative ``value`` is relative to the directory of the web configuration file.
-        """
+        """Return the path of a readable file, which can be relative to the configuration file."""
         path = str(Path(self._path).parent / parse_str(value))
         self._files[path] = file_state(path)
         try:
@@ -407,8 +402,6 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """A mapping in the file, with known keys only."""
-
     reader: _Reader
     path: str
     nodes: dict[str, YamlNode]

@@ -125,10 +125,9 @@ class HttpConnections:
         self._log_limit = LogLimit()
 
     def add(self, connection: "HttpConnection") -> None:
-        """Add ``connection``.
+        """At the limit, the connection that has been idle for the longest time is closed.
 
-        If the limit is reached, the connection that has been idle for the longest time is closed.
-        If no connection is idle, ``connection`` is closed.
+        If no connection is idle, ``connection`` itself is closed.
         """
         if self._closed:  # pragma: no cover - accepted during a stop
             connection.reset()
@@ -194,8 +193,6 @@ class HttpConnections:
 
 
 class HttpConnection(web.RequestHandler):
-    """A client's connection, with a single deadline at any time."""
-
     def __init__(
         self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, connections: HttpConnections
     ) -> None:

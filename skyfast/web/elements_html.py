@@ -28,8 +28,7 @@ class HtmlColumn:
     * ``head`` is the content of the header cell, and ``attributes`` are its attributes, as HTML.
     * ``name`` is the label in this column if its values have names, otherwise "". A name replaces
       the value. If ``is_beside``, the name is shown beside the value instead.
-    * ``bar`` is the path of the length of a bar in the background, a number from 0 to 1. "" means
-      no bar.
+    * ``bar`` is the path of the length (0 to 1) of a bar in the background, or "" for no bar.
     * If ``filters``, the value is a link that filters the table by this value.
     * ``configured`` is a value to mark as the configured value, or 0.
     * ``single`` is a metric with one value per row, or "". While the table is ranked by this
@@ -53,7 +52,6 @@ class Limit:
     """A bar that shows values and their common limit.
 
     ``keys`` are the paths of the values in the report, and ``limit`` is the path of the limit.
-    ``anchor`` is the anchor of the explanation on ``/help``.
     """
 
     anchor: str
@@ -77,7 +75,7 @@ class Elements:
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
     def hidden(self, key: str) -> str:
-        """Return how many connections are hidden; "" without bounds, or beside another value."""
+        """Return the hidden connections if ``key`` is ``table.connections``, otherwise ""."""
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""
         return f", <small>{self.value(_HIDDEN, 'count')} hidden</small>"
@@ -115,7 +113,7 @@ class Elements:
         return self.rows(key, columns, _at(self._tree, key))
 
     def rows(self, key: str, columns: Iterable[HtmlColumn], rows: Sequence[Any]) -> str:
-        """Return a table of ``rows``. An empty table is hidden."""
+        """Return a table of ``rows``, which is hidden if there are no rows."""
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'

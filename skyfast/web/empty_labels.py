@@ -88,9 +88,8 @@ def _share(
 def is_suspicious(empty: EmptyLabels) -> bool:
     """Return whether to warn about these labels.
 
-    If a view has only the label of the initiator or of the target, this label can rightly be empty
-    for most bytes: for example, most targets are on the Internet. Such a label is suspicious only
-    if it is empty for all bytes.
+    Often, only one end has a name: for example, if the other end is on the Internet. Therefore the
+    label of one end alone is suspicious only if it is empty for all bytes.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)

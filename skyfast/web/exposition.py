@@ -133,11 +133,10 @@ class Part(Flag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpositionSource:
-    """The objects that pages are rendered from.
+    """``views`` are the prefixes of all views except the first view.
 
-    ``views`` are the prefixes of all views except the first view. ``table_families`` are the names
-    of the table's families in the order of the page. If ``interface_info`` is set, at least one
-    view has the label ``node_tid``.
+    ``table_families`` are the names of the table's families in the order of the page. If
+    ``interface_info`` is set, at least one view has the label ``node_tid``.
 
     If ``standard_names``, OpenMetrics 1.0 is offered. If ``start_timestamps``, OpenMetrics 1.0
     includes the start times of the table's counters. OpenMetrics 2.0 always includes these times.
@@ -161,10 +160,7 @@ class ExpositionSource:
 
 
 class Exposition:
-    """Renders pages. ``source`` can be replaced at any time.
-
-    Pages in progress continue with the previous source.
-    """
+    """``source`` can be replaced at any time; pages in progress continue with the previous one."""
 
     def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:
         """``now`` returns the time of the table's clock in seconds."""
@@ -449,7 +445,6 @@ class _GzipMember:
         return _GZIP_HEADER + chunk.blocks
 
     def flush(self) -> bytes:
-        """Return the rest of the member."""
         end = self._compressor.flush()
         if not self._is_deflated:
             return end

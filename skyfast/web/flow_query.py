@@ -20,7 +20,7 @@ _PART: Final = re.compile(r"(0|[1-9][0-9]?)/([1-9][0-9]?)", re.ASCII)
 
 
 class FlowQueryError(ValueError):
-    """The query is invalid. The text is the reason and the allowed values, in one line."""
+    """The text is the reason and the allowed values, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

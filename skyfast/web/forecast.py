@@ -58,8 +58,7 @@ class BoundForecast:
 class Forecast:
     """How much of the first view would remain with different bounds.
 
-    * ``unbounded`` and ``current`` are the first view without bounds, and with the configured
-      bounds.
+    * ``unbounded`` has no bounds, and ``current`` has the configured bounds.
     * ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the configured
       ``min_bytes``, in ascending order. Each of them assumes the configured ``min_packets``.
     * ``other_series`` is the number of series of all other views.
@@ -174,7 +173,6 @@ def size(number: int) -> str:
 
 
 def as_text(forecast: Forecast) -> list[str]:
-    """Return the forecast as lines of text, for ``skyfast --check``."""
     unbounded, current = forecast.unbounded, forecast.current
     found = f"{_connections(unbounded)} would have {unbounded.series} series"
     lines = [f"Without min_bytes and min_packets, {found}."]
@@ -209,8 +207,6 @@ def _connections(bound: BoundForecast) -> str:
 
 
 class Forecaster:
-    """Makes forecasts for the current bounds of a table, and caches them."""
-
     def __init__(
         self,
         table: ForecastTable,

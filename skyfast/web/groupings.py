@@ -37,8 +37,7 @@ connection."""
 class Grouping:
     """A grouping of the rows of a view. If ``group`` is empty, the rows themselves are shown.
 
-    ``view`` is a prefix. If the prefix is empty, the view is the first one that has all labels in
-    ``group``.
+    If ``view`` (a prefix) is empty, the first view with all labels in ``group`` is grouped.
     """
 
     title: str
@@ -47,7 +46,7 @@ class Grouping:
 
 
 def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
-    """Yield the connections, the groupings that the labels allow, and the views.
+    """Yield the connections, then the groupings that the labels allow, then the other views.
 
     There are groupings by the labels in `TITLES`, and by user-defined labels of initiators and
     targets. If a view has a label for both initiator and target, the grouping uses both labels.

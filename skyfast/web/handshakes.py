@@ -97,7 +97,7 @@ class Handshake:
     """
 
     def __init__(self, client: socket.socket) -> None:
-        """Prepare a handshake. The calling task must then start TLS on ``client``."""
+        """After this call, the same task must start TLS on ``client``."""
         self.first = b""
         self.alert = b""
         self._client: socket.socket | None = None

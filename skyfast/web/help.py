@@ -13,10 +13,7 @@ from skyfast.web import html
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
-    """An explanation of a figure or of a part of a page.
-
-    ``page`` is the page of the documentation with more details: its path in ``docs`` and an anchor.
-    """
+    """``page`` is a path in ``docs`` with an anchor: more about this topic."""
 
     title: str
     page: str

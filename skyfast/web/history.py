@@ -64,8 +64,6 @@ class _Sample:
 
 
 class History:
-    """A ring buffer of samples."""
-
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque(maxlen=SAMPLES + 1)
 
@@ -76,8 +74,8 @@ class History:
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
         """Return the history of the ten minutes before ``now_s``, and the current state.
 
-        The last rate is the total of `rates`, which is also shown elsewhere on the page. The rate
-        of the last interval would differ, because this interval is not complete.
+        The last rate is the total of `rates`, as elsewhere on the page. The rate of the last
+        interval, which is not complete, would differ.
         """
         every = [*self._samples, _sample(stats, connections, now_s)]
         rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
@@ -166,23 +164,19 @@ def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChurnCounts:
-    """The connections that were created, and those that expired, in the last ``seconds``."""
-
     created: int
     expired: int
     seconds: float
 
 
 class Churn:
-    """Counts how many connections of one table were created, and how many expired, in `CHURN_S`."""
-
     def __init__(self) -> None:
         self._counts: deque[tuple[float, int, int]] = deque(
             maxlen=round(CHURN_S / CHURN_INTERVAL_S)
         )
 
     def add(self, created_total: int, expired_total: int, *, now_s: float) -> None:
-        """Store the totals, unless totals were stored in the last `CHURN_INTERVAL_S` seconds.
+        """Store the totals, at most once per `CHURN_INTERVAL_S`.
 
         ``now_s`` must be monotonic.
         """

@@ -56,10 +56,7 @@ class InterfaceInfo:
         return self._family.name
 
     def render(self, node_tids: Sequence[str], *, openmetrics: int = 0) -> Iterator[bytes]:
-        """Yield the family with a series for each of ``node_tids``, which must be distinct.
-
-        Yields nothing if ``node_tids`` is empty.
-        """
+        """Yield the family with a series for each of ``node_tids``, which must be distinct."""
         head = self._family.head(openmetrics=openmetrics) if node_tids else ""
         rest = iter(node_tids)
         while chunk := list(islice(rest, CHUNK_SERIES)):

@@ -56,8 +56,6 @@ AS_CONFIGURED: Final = Listen()
 
 
 class ListenError(OSError):
-    """Listening on ``address`` failed."""
-
     def __init__(self, error: OSError, address: Endpoint) -> None:
         self.address = address
         self.is_name = isinstance(error, socket.gaierror)
@@ -67,7 +65,7 @@ class ListenError(OSError):
 
 
 def configured(config: Config) -> Endpoint:
-    """Return the configuration's address. An empty host means all addresses."""
+    """Return the configuration's address; an empty host means all addresses."""
     return Endpoint(config.web.listen_address, config.web.port)
 
 
@@ -146,8 +144,7 @@ def _settings(key: Key[int] | Key[str]) -> str:
 async def listening_sockets(address: str, port: int) -> list[socket.socket]:
     """Return sockets bound to ``address``; an empty address means all addresses, IPv4 and IPv6.
 
-    A name can have several addresses. All sockets have the same port, even if ``port`` is 0, which
-    chooses a free port.
+    All sockets have the same port, even if ``port`` is 0, which chooses a free port.
 
     Raises:
         OSError: An address or the port is unavailable.

@@ -19,8 +19,6 @@ Severity = Literal["warning", "critical"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """A warning for operators, as a sentence."""
-
     severity: Severity
     text: str
 

@@ -20,7 +20,7 @@ Values = tuple[int | None, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedMetric:
-    """A metric of a view. ``directions`` is 2 if each direction has its own value."""
+    """``directions`` is 2 if each direction has its own value."""
 
     name: str
     family: str
@@ -48,7 +48,7 @@ class RankingKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedView:
-    """A view whose rows can be ranked. ``prefix`` is empty for the first view.
+    """A view whose rows can be ranked; ``prefix`` is empty for the first view.
 
     ``labels`` are the label names without ``direction``. ``metrics`` exclude histograms, whose
     names are in ``histograms``. ``decimals`` are the `RankingKey.decimals` of each metric. ``keys``
@@ -84,7 +84,7 @@ def ranked_view(
     first_family: int,
     has_names: bool,
 ) -> RankedView:
-    """Return a `RankedView` of ``view``. ``metrics`` are the family names of ``view`` in order."""
+    """``metrics`` are the family names of ``view`` in order."""
     numbered = [
         (number, family, _metric(name, family))
         for number, (family, name) in enumerate(

@@ -64,7 +64,6 @@ def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
 
 
 def response_headers(more: dict[str, str]) -> dict[str, str]:
-    """Return the common headers of all responses, and ``more``."""
     return {
         hdrs.SERVER: f"skyfast/{__version__}",
         hdrs.CACHE_CONTROL: "no-store",

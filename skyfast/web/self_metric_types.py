@@ -20,10 +20,7 @@ from skyfast.text_format import MetricFamily, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """The objects that metrics are read from.
-
-    ``process`` is None if the system does not report resource usage.
-    """
+    """``process`` is None if the system does not report resource usage."""
 
     stats: Stats
     table: TableCounts
@@ -40,8 +37,6 @@ Histograms = Callable[[Sources], Iterable[tuple[Mapping[str, str], HistogramStat
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfMetric:
-    """A family, the same family with its standard name, and a function that returns the samples."""
-
     family: MetricFamily
     standard: MetricFamily
     samples: Samples
@@ -90,10 +85,7 @@ def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samp
 
 
 def of_names(read: Callable[[NameStats], float]) -> Samples:
-    """A number from `NameStats`.
-
-    There are no samples if no labels need names from the topology.
-    """
+    """A number from `NameStats`, if labels need names from the topology."""
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
     )
@@ -108,10 +100,7 @@ def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float
 
 
 def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
-    """A number from `OwnNameStats`.
-
-    There are no samples if there are neither own names nor labels that show own names.
-    """
+    """A number from `OwnNameStats`, if there are own names or labels that show own names."""
     return lambda source: (
         None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )

@@ -127,9 +127,8 @@ class WebServer:
     ) -> None:
         """``ready`` returns whether skyfast is subscribed to an analyzer.
 
-        ``/-/reload`` calls ``reload``. If ``reload`` is None, this path is disabled. If
-        ``security`` is None, the server uses plain HTTP and serves all requests. `stop` closes
-        ``security``.
+        ``/-/reload`` calls ``reload``, and is disabled if ``reload`` is None. If ``security`` is
+        None, the server uses plain HTTP and serves all requests. `stop` closes ``security``.
         """
         self._listen_at = listen_at
         self.addresses = list(listen_at.addresses) or [configured(config)]
@@ -180,7 +179,6 @@ class WebServer:
             self._servers.append(server)
 
     async def _listen(self) -> list[socket.socket]:
-        """Return the listening sockets, and store their addresses."""
         if self._listen_at.sockets:
             self.addresses = [bound(socket_) for socket_ in self._listen_at.sockets]
             return list(self._listen_at.sockets)
@@ -318,7 +316,7 @@ class WebServer:
         return text_response("skyfast is ready.")
 
     async def _reload_config(self, _: web.BaseRequest) -> web.Response:
-        """Reload the configuration. The responses are those of Prometheus."""
+        """The responses are the same as those of Prometheus."""
         if self._reload is None:
             return text_response(
                 "Lifecycle API is not enabled. To enable it, set web.enable_reload to true.",
@@ -479,7 +477,7 @@ class WebServer:
         part: Part,
         query: FlowQuery,
     ) -> web.StreamResponse:
-        """Send a page. If an error occurs after the first byte, the TCP connection is reset."""
+        """If an error occurs after the first byte, the TCP connection is reset."""
         timeout_s = _scrape_timeout_s(
             request.headers.get(SCRAPE_TIMEOUT_HEADER), default_s=self._limits.scrape_timeout_s
         )

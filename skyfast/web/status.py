@@ -75,10 +75,7 @@ class CaptureSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusSource:
-    """The objects that the status page reads.
-
-    ``series`` contains the maximum number of series of a row, for each view of the table in order.
-    """
+    """``series`` has the maximum number of series of a row, for each view in order."""
 
     config: Config
     table: TableCounts
@@ -100,7 +97,7 @@ class Replay:
 
 
 class Status:
-    """Creates status reports. `use` can replace the ``source`` at any time."""
+    """Creates status reports."""
 
     def __init__(
         self,
@@ -141,7 +138,6 @@ class Status:
         self._churn.add(table.created_total, table.expired_total, now_s=now_s)
 
     async def run(self) -> None:
-        """Take samples until cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_S)
             self.sample()

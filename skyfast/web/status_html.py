@@ -1,8 +1,8 @@
 """The status page as HTML.
 
 The page is complete without its script, which updates the same elements from ``/api/status`` and
-``/api/top``. In an element, ``data-key`` is the path of the value in the JSON, and ``data-format``
-is its format.
+``/api/top``. In each element, ``data-key`` is the path of the value in the JSON, and
+``data-format`` is its format.
 """
 
 from dataclasses import replace
@@ -113,7 +113,7 @@ _IGNORED = (
 
 
 def as_html(report: StatusReport, ranking: Ranking, query: RankingQuery, top: Top | None) -> str:
-    """Return the page. ``top`` is None if the ranking timed out or raised BusyError."""
+    """``top`` is None if the ranking timed out or raised BusyError."""
     elements = Elements(msgspec.to_builtins(report), report.timestamp_seconds, query)
     body = _PAGE.substitute(
         header=_header(elements),
@@ -191,7 +191,7 @@ def _replay_note(report: StatusReport) -> str:
 
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
-    """Return the page's structure as JSON. If this text changes, the script reloads the page."""
+    """Return the page's structure as JSON: if it changes, the script reloads the page."""
     # Use the labels and metrics of `ranking`, as the page does. During a reload, `report` may
     # belong to another configuration.
     parts = (
@@ -209,7 +209,7 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
 
 
 def _has_bounds(report: StatusReport, prefix: str) -> bool:
-    """Return whether a view, or the first view if ``prefix`` is empty, can hide rows."""
+    """Return whether the view can hide rows; an empty ``prefix`` means the first view."""
     if not prefix:
         return any(_bounds(report) or ())
     # During a reload, the report may not contain the view.

@@ -58,14 +58,14 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableStatus:
-    """The table.
+    """``skipped_total`` maps reasons to numbers of skipped reports.
 
-    ``skipped_total`` maps reasons to numbers of skipped reports. ``skipped_expected_total`` has the
-    reasons in `EXPECTED_SKIPS`, and ``skipped_unexpected_total`` has all other reasons. Reports
-    dropped by filter rules are only in ``filtered_total``. ``series_at_most`` and ``series_limit``
-    are sums over all views. ``reports_lost_total`` counts checked reports whose previous report was
-    lost. ``hidden_connections`` is the number of connections that have reached neither
-    ``min_bytes`` nor ``min_packets``, or None without these bounds.
+    ``skipped_expected_total`` has the reasons in `EXPECTED_SKIPS`, and ``skipped_unexpected_total``
+    has all other reasons. Reports dropped by filter rules are only in ``filtered_total``.
+    ``series_at_most`` and ``series_limit`` are sums over all views. ``reports_lost_total`` counts
+    checked reports whose previous report was lost. ``hidden_connections`` is the number of
+    connections that have reached neither ``min_bytes`` nor ``min_packets``, or None without these
+    bounds.
     """
 
     connections: int
@@ -109,8 +109,6 @@ class PrometheusCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayStatus:
-    """The file names of the recordings that replace the analyzers."""
-
     demo: bool
     recordings: Sequence[str]
 
@@ -133,10 +131,9 @@ class Scrapes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterfaceStatus:
-    """The labels and counters of an interface.
+    """``owner`` is the pod, the container or the network namespace that has the interface.
 
-    ``owner`` is the pod, the container or the network namespace that has the interface. ``owner``
-    is empty if the host has the interface, or if the owner is unknown.
+    ``owner`` is empty if the host has the interface, or if the owner is unknown.
     """
 
     labels: dict[str, str]
@@ -183,7 +180,7 @@ class OwnNamesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePointStatus:
-    """An interface on which a capture runs. ``name`` is empty if the name is unknown."""
+    """An interface on which a capture runs; ``name`` is empty if it is unknown."""
 
     node_tid: str
     name: str
@@ -191,7 +188,7 @@ class CapturePointStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureStatus:
-    """A capture. Its capture points come from a sample of flows."""
+    """The capture ``points`` come from a sample of flows."""
 
     capture_id: str
     points: list[CapturePointStatus]
@@ -213,10 +210,7 @@ class CapturesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewStatus:
-    """A view whose rows can be ranked.
-
-    ``labels`` does not contain ``direction``, and ``metrics`` contains no histograms.
-    """
+    """``labels`` does not contain ``direction``, and ``metrics`` contains no histograms."""
 
     prefix: str
     labels: Sequence[str]
@@ -228,11 +222,9 @@ class ViewStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """The latest reload of the configuration.
+    """Before the first reload, the fields describe the start of skyfast.
 
-    Before the first reload, the fields describe the start of skyfast. ``successes_total`` counts
-    the successful reloads, but not the start. ``changed`` has the keys that the latest successful
-    reload changed. ``last_error`` is from the latest failed reload.
+    ``successes_total`` does not count the start. ``last_error`` is from the latest failed reload.
     """
 
     successful: bool

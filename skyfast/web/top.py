@@ -58,7 +58,7 @@ SNAPSHOT_IDLE_S: Final = 300.0
 This is longer than the usual intervals of programs that poll ``/api/top``."""
 
 SNAPSHOT_INTERVAL_S: Final = 60.0
-"""The minimum time between two snapshots. If ``flow.update`` is longer, it is used instead."""
+"""The minimum time between two snapshots. A longer ``flow.update`` replaces this time."""
 
 Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
@@ -96,7 +96,7 @@ class TopTable(Protocol):
 
 
 class RankingQueryError(ValueError):
-    """The query is invalid. The text is the reason, in one line."""
+    """The text is the reason, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,13 +145,11 @@ class Other:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
-    """A ranking.
+    """If nothing matches the filter, or if rates are not yet available, ``note`` says so.
 
-    If nothing matches the filter, or if rates are not yet available, ``note`` says so in a
-    sentence. If the criterion ``by`` is not a rate, the following three fields are None.
-    ``window_seconds`` is the age of the snapshot. ``rates_in_seconds`` is the time until rates are
-    available, or None if they are available. ``flow_update_seconds`` is the agents'
-    ``flow.update``.
+    If the criterion ``by`` is not a rate, the following three fields are None. ``window_seconds``
+    is the age of the snapshot. ``rates_in_seconds`` is the time until rates are available, or None
+    if they are available. ``flow_update_seconds`` is the agents' ``flow.update``.
 
     If ``view`` is not empty, "connections" are the rows of this view. If ``group`` is empty,
     ``groups`` and ``other`` are None. If the scan has found more than `MAX_GROUPS` groups,
@@ -191,8 +189,6 @@ class _Snapshot:
 
 
 class Ranking:
-    """Ranks the connections of one table, and the rows of its views."""
-
     def __init__(
         self,
         *,
@@ -206,7 +202,6 @@ class Ranking:
         """``view`` is the first view, and ``metrics`` are the names of its families, in order.
 
         ``others`` are the other views by prefix, in order, each with the names of its families.
-        ``flow_update_s`` returns the agents' ``flow.update``.
         """
         self._table = table
         self._flow_update_s = flow_update_s
@@ -246,11 +241,10 @@ class Ranking:
         n: int = DEFAULT_ENTRIES,
         any_by: bool = False,
     ) -> RankingQuery:
-        """Parse the ``parameters`` of a URL.
+        """Parse the ``parameters`` of a URL; ``n`` is used if the parameter ``n`` is missing.
 
-        The argument ``n`` is used if the parameter ``n`` is missing. Without the parameters
-        ``view`` and ``group``, connections are ranked. With only ``group``, `_view_of` chooses a
-        view.
+        Without the parameters ``view`` and ``group``, connections are ranked. With only ``group``,
+        `_view_of` chooses a view.
 
         If the chosen view does not have the criterion ``by``, the query is invalid. However, with
         ``any_by``, a criterion of another view is replaced with the default criterion of the chosen
@@ -400,7 +394,7 @@ class Ranking:
         return RankingResult(top, msgspec.json.encode(top))
 
     def _matches(self, key: RankingKey, view: RankedView, search: Mapping[str, Any]) -> bool:
-        """Return whether any row matches the search. Called if a ranking has found no row."""
+        """Return whether any row matches the search, after a ranking has found no row."""
         if not search["containing"]:
             return True
         if key.is_complete:
@@ -460,7 +454,6 @@ class Ranking:
         )
 
     def _known_names(self, labels: Mapping[str, str], view: RankedView) -> dict[str, str]:
-        """Return the names of the values of ``labels``, by label."""
         if self.names is None:
             return {}
         names = {}
@@ -497,7 +490,6 @@ def _view_of(views: Sequence[RankedView], group: Sequence[str], by: str | None) 
 
 
 def _group(text: str, views: Iterable[RankedView]) -> tuple[str, ...]:
-    """Parse a comma-separated list of view labels."""
     group = tuple(text.split(",")) if text else ()
     known = dict.fromkeys(label for view in views for label in view.labels)
     for label in group:
