@@ -93,7 +93,6 @@ _WORD_LETTERS: Final = 10
 _IDS: Final = frozenset(
     [("ID",), ("Parent",), ("Child",), ("Metadata", "TID"), ("Metadata", "ExtID", "vm-uuid")]
 )
-"""The fields of nodes and edges that are IDs."""
 
 _K8S: Final = ("Metadata", "K8s")
 _CONTAINER_LABELS: Final = ("Metadata", "Container", "Labels")
@@ -360,8 +359,8 @@ class Anonymizer:
         """
         result = bytearray()
         for i, octet in enumerate(octets):
-            # `node` is the index of the digest bit that decides whether to flip the current bit: a
-            # 1, then the preceding bits of this octet.
+            # The digest bit number `node` tells whether to flip the current bit. `node` is a 1
+            # followed by the preceding bits of this octet.
             flips = int.from_bytes(self._digest(kind, octets[:i], 32))
             node, scrambled = 1, 0
             for bit in range(8):

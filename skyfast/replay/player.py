@@ -69,8 +69,7 @@ class ReplayServer:
     async def start(self) -> tuple[Endpoint, ...]:
         """Listen, and return the endpoint of each analyzer.
 
-        The alias of an endpoint is the recorded name of the analyzer, or the name of the file if no
-        name was recorded.
+        The alias of an endpoint is the analyzer's recorded name, or else the file name.
 
         Raises:
             OSError: None of `LOOPBACKS` is available.

@@ -33,7 +33,6 @@ MAX_QUEUED_BYTES: Final = 64 << 20
 """Maximum size of the queue. An empty queue accepts a message of any size."""
 
 BUFFER_BYTES: Final = 1 << 18
-"""Size of the write buffer."""
 
 FLUSH_INTERVAL_S: Final = 1.0
 """Interval of flushes. If the process is killed, messages that were written after the latest flush
@@ -48,7 +47,6 @@ MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
 """Returns what to record for a message and an analyzer's name, or None to omit the message."""
 
 TopologyFilter = Callable[[Update], Update]
-"""Returns what to record for an update of the topology."""
 
 _Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
 """A queued message with its time and analyzer, or queued topology data with its time."""

@@ -9,9 +9,9 @@ adds a key at the start::
     {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
 
 ``At`` is the time of receipt in Unix milliseconds. After the key ``Recorded``, the message follows
-byte for byte, without surrounding white space. If the message is not UTF-8, has more than one line,
-or is not a JSON object, the line has only the key ``Recorded``. Its key ``Base64`` contains the
-message in base64.
+byte for byte, without surrounding white space. If the message is not UTF-8, not a JSON object, or
+not on one line, the line has only the key ``Recorded``. Its key ``Base64`` contains the message in
+base64.
 
 Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
 the whole topology (:mod:`skyfast.replay.topology`)::
@@ -414,7 +414,6 @@ DEMO_LOOP_S: Final = 20.0
 _DATA: Final = Path(str(files("skyfast") / "data"))
 
 DEMO_CONFIG: Final = _DATA / "demo.yml"
-"""The configuration of the demo."""
 
 
 def demo() -> Playback:
@@ -438,8 +437,8 @@ class ScheduledMessage:
     """A message to send ``due_s`` seconds after the start of the replay.
 
     ``recording`` is the index of the recording that contains the message. Recorded times are mapped
-    to the present: ``origin_ms`` becomes the start of the loop, which is ``begins_ms`` after the
-    start of the replay. UUIDs are XORed with ``mask``.
+    to the present: ``origin_ms`` becomes the start of the loop, ``begins_ms`` after the start of
+    the replay. UUIDs are XORed with ``mask``.
     """
 
     recording: int

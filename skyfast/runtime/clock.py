@@ -11,9 +11,9 @@ PAUSE_S = 5.0
 class Clock:
     """Monotonic seconds since an arbitrary point in time, excluding pauses and holds.
 
-    A pause is a gap of more than `PAUSE_S` between two readings of the clock: the machine was
-    asleep, or the process was stopped (SIGSTOP). Pauses are excluded, because reports wait unread
-    in the sockets during a pause. Normally, the expiry task reads the clock twice a second.
+    A pause is a gap of more than `PAUSE_S` between two readings: the machine was asleep, or the
+    process was stopped (SIGSTOP). Pauses are excluded, because reports wait unread in the sockets
+    during a pause. Normally, the expiry task reads the clock twice a second.
 
     A hold is a time for which `hold` has stopped the clock: see `skyfast.skydive.reporting_gap`.
     """

@@ -268,7 +268,7 @@ class LogLimit:
         }
 
     def _next(self, cause: object) -> int | None:
-        """Return how many lines of ``cause`` were suppressed; None to suppress another one."""
+        """Return how many lines of ``cause`` were suppressed; None to suppress this line, too."""
         now_s = time.monotonic()
         next_s, suppressed = self._causes.get(cause, (-math.inf, 0))
         if now_s < next_s:

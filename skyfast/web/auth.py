@@ -54,7 +54,6 @@ IPV6_PREFIX = 64
 """All addresses of an IPv6 network with this prefix length count as one client."""
 
 CHECK_NICENESS = 10
-"""The niceness of the thread that computes hashes."""
 
 log = logging.getLogger("skyfast.web_config")
 
@@ -97,7 +96,7 @@ class Rejection:
 
 
 class PasswordChecker:
-    """Checks credentials: hashes in a thread, everything else on the event loop."""
+    """Checks credentials on the event loop; only hashes are computed in a thread."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         import bcrypt
@@ -127,8 +126,8 @@ class PasswordChecker:
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # Check the password of an unknown user against the hash of a configured user, so that the
-        # duration does not reveal which users exist.
+        # For an unknown user, check the hash of a configured user, so that the duration does not
+        # reveal which users exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:

@@ -1,10 +1,11 @@
 """HTTP connections: how skyfast limits and closes them.
 
-At any time, a connection has exactly one deadline: for the head of a request, for the response, or
-for the next request. When the deadline passes, skyfast closes the connection. aiohttp only parses
-requests and encodes responses; this module enforces all limits.
+At any time, a connection has exactly one deadline: for the request head, the response, or the next
+request. When the deadline passes, skyfast closes the connection. aiohttp only parses requests and
+encodes responses; this module enforces all limits.
 
-Only this module uses undocumented features of aiohttp, tested with versions from 3.10.11 to 3.14.5:
+Tested with aiohttp 3.10.11, 3.11.18, 3.12.15, 3.13.5, 3.14.0 and 3.14.5. Only this module uses
+undocumented features of aiohttp:
 
 * ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
 * ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,

@@ -1,7 +1,7 @@
 """Elements of the status page: values, titles with values, bars that show limits, and tables.
 
-The attributes of each element contain the path and the format of its value, so that the script of
-the page can update the value.
+The attributes of each element contain the path and the format of its value. The script of the page
+uses them to update the value.
 """
 
 from collections.abc import Iterable, Sequence
@@ -75,7 +75,7 @@ class Elements:
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
     def hidden(self, key: str) -> str:
-        """Return the hidden connections if ``key`` is ``table.connections``, otherwise ""."""
+        """Return the number of hidden connections for ``table.connections``, otherwise ""."""
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""
         return f", <small>{self.value(_HIDDEN, 'count')} hidden</small>"

@@ -54,7 +54,6 @@ DIRECT_CONNECTIONS = 1_000
 `TablePage.deflate` needs about 2 MiB of memory, even for a small page."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
-"""The default format."""
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 """OpenMetrics 1.0, which is offered if all counters have standard names."""
@@ -257,8 +256,8 @@ def _flows(
         names=query.names,
     )
     info = source.interface_info
-    # If the page is read in parts, the first part has the info series of all parts, because one
-    # scan finds all capture points.
+    # If a page is read in parts, its first part has all info series: one scan finds all capture
+    # points.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
     # Find the capture points before reading the page, so that no series of the page lacks its info

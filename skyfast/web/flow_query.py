@@ -36,7 +36,6 @@ class FlowQuery:
 
 
 ALL_FLOWS: Final = FlowQuery()
-"""The whole page."""
 
 
 def parse(parameters: Iterable[tuple[str, str]], *, families: Collection[str]) -> FlowQuery:

@@ -25,7 +25,6 @@ AGE_S: Final = 5.0
 """How long a forecast is cached."""
 
 CONFIGURED: Final = " (configured)"
-"""The note after a configured value."""
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 

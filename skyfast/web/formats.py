@@ -11,7 +11,6 @@ from typing import Any, Final
 from skyfast.web.forecast import percent
 
 EMPTY: Final = "–"
-"""The text for missing values."""
 
 MAX_POINTS: Final = 3
 """The maximum number of capture points that a table cell lists."""

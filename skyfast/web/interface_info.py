@@ -30,7 +30,6 @@ Kubernetes. If skyfast exports a label of the same name, Prometheus renames skyf
 example to ``exported_pod``. Therefore most of the labels here have the prefix ``node_``."""
 
 LABELS: Final = (NODE_TID_LABEL, *_NAMES)
-"""The names of all labels, in the order of the page."""
 
 _INDEXES: Final = tuple(NODE_NAMES.index(name) for name in _NAMES.values())
 

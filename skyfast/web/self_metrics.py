@@ -508,8 +508,8 @@ def render(
 def render_hidden(hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: int = 0) -> bytes:
     """Return the families ``skyfast_hidden_…``; nothing if no view has bounds.
 
-    ``hidden`` maps the prefix of each view to the number of hidden connections and the sum of their
-    bytes, or to None if the view has no bounds.
+    ``hidden`` maps the prefix of each view to the number and the bytes of its hidden connections. A
+    view without bounds has None.
     """
     counts = {view: count for view, count in hidden.items() if count is not None}
     if not counts:

@@ -93,7 +93,6 @@ BACKLOG = 256
 """Number of connections that the kernel queues while the event loop is busy."""
 
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
-"""The ``WWW-Authenticate`` header of responses with status 401."""
 
 FORBIDDEN = "the certificate has no allowed name"
 """The reason in the response to a client whose certificate has none of the allowed SANs."""
@@ -432,8 +431,7 @@ class WebServer:
         if coding == "gzip":
             headers[hdrs.CONTENT_ENCODING] = coding
         if request.method == hdrs.METH_HEAD:
-            # The response to HEAD must not contain the page: aiohttp would send the page, and the
-            # client would read it as the next response.
+            # Send no page in response to HEAD: the client would read it as the next response.
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
             # The limits of concurrent scrapes do not apply to this small page, so that it stays

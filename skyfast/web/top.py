@@ -32,14 +32,12 @@ from skyfast.web.ranked_views import (
 from skyfast.web.scan_cache import ScanCache
 
 PARAMETERS: Final = ("by", "n", "filter", "group", "view")
-"""The query parameters of a ranking."""
 
 DEFAULT_ENTRIES: Final = 50
 MAX_ENTRIES: Final = 1000
 """The default and the maximum number of connections or groups in a response."""
 
 MAX_FILTER_CHARS: Final = 200
-"""The maximum length of a text to search for in label values."""
 
 MAX_GROUPS: Final = 65_536
 """The maximum number of groups. Further groups, those with the lowest ``rank``, are in `Other`.
