@@ -1,7 +1,7 @@
 """Runs, reloads and stops the parts that `skyfast.pipeline` builds, and relabels flows.
 
-The labels of a flow can contain names of its addresses and of its capture point. When a name
-changes, skyfast relabels the flows with the old name: they move to connections with the new name.
+Labels can contain names of addresses and of capture points. If a name changes, the flows with the
+old name move to connections with the new name (relabeling).
 """
 
 import asyncio
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
-"""Interval between expiry runs.
-
-The deadlines of rows are whole seconds, so shorter intervals gain little."""
+"""Deadlines of rows are whole seconds, so a shorter interval would gain little."""
 
 EXPIRY_SLICE_S = 0.002
 """Maximum time for which expiry blocks the event loop."""
@@ -56,16 +54,15 @@ EXPIRY_ROWS = 256
 """Maximum number of rows that one call of `Table.expire` visits; a call takes about 0.1 ms."""
 
 STATUS_PAGE_WAIT_S = 3.0
-"""Maximum delay of the log message with the URL of the status page.
+"""Maximum time for which the log message with the URL of the status page waits for subscriptions.
 
-The message is logged when all subscriptions are up, so that it is the last message at startup:
-people read the last line first."""
+The message should be the last one at startup, because people read the last line first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
-"""Number of the table's strings to check in one slice, after users have changed own names.
+"""Number of the table's strings to check in one slice, after own names have changed.
 
 A slice takes a few milliseconds."""
 
@@ -86,8 +83,6 @@ class _WebConfigError(ConfigError):
 
 
 class App:
-    """The running program."""
-
     def __init__(
         self,
         config: Config,
@@ -101,10 +96,9 @@ class App:
     ) -> None:
         """Build the parts without opening sockets.
 
-        ``load`` reads the configuration again. ``security`` has the web configuration, if there is
-        one. ``replay`` describes the recordings that replace the analyzers. ``recorder`` gets a
-        copy of each message. If ``records_topology`` is true, ``recorder`` also gets a copy of each
-        response of the topology API. The HTTP server listens at ``listen_at``.
+        ``load`` reads the configuration again, for a reload. ``recorder`` gets a copy of each
+        message and, if ``records_topology`` is true, of each response of the topology API.
+        ``replay`` describes the recordings that replace the analyzers.
         """
         self._load = load
         self._security = security
@@ -211,7 +205,6 @@ class App:
             await self.web.stop()
 
     async def _log_status_page(self, status_page: str) -> None:
-        """Log the URL when all subscriptions are up, at the latest after `STATUS_PAGE_WAIT_S`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STATUS_PAGE_WAIT_S):
                 await self._all_up.wait()
@@ -235,7 +228,6 @@ class App:
         return record
 
     def summary(self) -> str:
-        """Return the log text about the run: duration, flow reports, scrapes and connections."""
         seconds = time.monotonic() - self._began_s
         flows = sum(analyzer.flows for analyzer in self.stats.analyzers.values())
         return (
@@ -246,8 +238,8 @@ class App:
     async def reload(self) -> str | None:
         """Reload the configuration. Return the error message, or None if there was no error.
 
-        An invalid configuration changes nothing. Connections survive unless the export selection
-        (such as labels and metrics) has changed; after such a change, the table starts empty.
+        An invalid configuration changes nothing. If the export selection (such as labels and
+        metrics) has changed, all connections are removed from the table.
         """
         async with self._reloading:
             self._manager.reloading()
@@ -284,10 +276,7 @@ class App:
         return self.reload if config.web.enable_reload else None
 
     async def _configure(self, config: Config) -> None:
-        """Replace the running parts with the parts that ``config`` needs.
-
-        Raises ConfigError, and replaces nothing, if a file that ``config`` refers to is unusable.
-        """
+        """Apply ``config``. If a file is unusable, raise ConfigError and change nothing."""
         old = self._parts
         subscriptions = await asyncio.to_thread(self.subscriptions.prepare, config)
         new = await asyncio.to_thread(pipeline.build, config, old, self._shared)
@@ -340,7 +329,7 @@ class App:
             self._polling.cancel()
 
     def _rename(self, names: Names, keys: Set[str]) -> None:
-        """Schedule the relabeling of flows, because the names of ``keys`` have changed.
+        """Schedule the relabeling of flows: the names of ``keys`` have changed.
 
         The ``keys`` are addresses or capture points (``NodeTID``). ``names`` maps each key to its
         new names.
@@ -349,7 +338,6 @@ class App:
         self._has_renamed.set()
 
     async def _relabel(self) -> None:
-        """Relabel flows as scheduled by `_rename` and `_rename_own`."""
         while True:
             await self._has_renamed.wait()
             self._has_renamed.clear()
@@ -360,10 +348,9 @@ class App:
                     await self._relabel_own(*self._renamed_own.popleft())
 
     async def _move_flows(self, names: Names, keys: Set[str]) -> None:
-        """Move the flows that have one of ``keys`` to connections whose labels have the new names.
+        """Move the flows with one of ``keys`` to connections with the new names.
 
-        The ``keys`` are addresses or capture points (``NodeTID``). ``names`` maps each key to its
-        new names. The flows are moved in slices, so that other tasks can run in between.
+        The flows move in slices, so that other tasks can run in between.
         """
         table, are_left = self._parts.table, True
         relabeling = table.relabel(names, keys)
@@ -380,7 +367,7 @@ class App:
         await asyncio.sleep(RELABEL_RETRY_S)
 
     async def _watch_names(self) -> None:
-        """Reload the own names, which users give to addresses, when ``names_file`` changes."""
+        """Reload own names (names given by users) when ``names_file`` changes."""
         while True:
             await asyncio.sleep(names_file.INTERVAL_S)
             async with self._reloading:
@@ -393,20 +380,13 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Schedule the relabeling of flows after the own names have changed.
-
-        This affects the flows whose addresses have different names in ``old`` and ``new``.
-        """
+        """Schedule the relabeling of flows whose addresses have other own names in ``new``."""
         if new is not old:
             self._renamed_own.append((old, new))
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """In slices, relabel the flows whose addresses have different names in ``old`` and ``new``.
-
-        Only the addresses in the table are checked. Flows that are not in the table yet get the new
-        names with their first report.
-        """
+        """Check the table's addresses in slices, and relabel flows whose own names have changed."""
         table, names = self._parts.table, self._parts.names.combined
         first = 1
         while first:
@@ -437,7 +417,7 @@ class App:
             )
 
     def _look_for_gaps(self) -> None:
-        """Stop or restart the table's clock. Log each change, and export the stopped time."""
+        """Stop or restart the table's clock, and log each change."""
         self._update_hold()
         self._warn_of_updates()
         stats, held = self.stats, self.clock.held
@@ -452,7 +432,6 @@ class App:
         stats.clock_held = int(held)
 
     def _missing_analyzers(self) -> str:
-        """Return, for the log, the names and states of analyzers whose reports may be missing."""
         causes, subscriptions = self._gap.causes, self.subscriptions
         texts = [f"{name} ({subscriptions.state(name)})" for name in causes[:MAX_ANNOUNCED]]
         more = len(causes) - MAX_ANNOUNCED
@@ -514,10 +493,10 @@ class App:
             took_s = await self._find_empty_labels(check)
 
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
-        """Search the table if a search is due. Return the duration of the search in seconds.
+        """If a search is due, search the table. Return the duration of the search in seconds.
 
-        This function is separate, so that no reference to the table remains between two searches.
-        After a reload, a remaining reference would keep the old table in memory.
+        This is a separate function so that, between two searches, no local variable keeps a
+        replaced table in memory.
         """
         parts, names = self._parts, self.stats.topology.names
         if names is None or not check.is_due(parts.ranking, is_read=names.is_read):
@@ -569,7 +548,6 @@ def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
 
 
 def _cost_summary(parts: Parts) -> str:
-    """Return the log text about the cost of a connection and about the limits."""
     export, limits = parts.config.export, parts.config.limits
     row_bytes = parts.table.row_bytes
     series = [cost.series(view, naming=export.naming) for view in export.views]

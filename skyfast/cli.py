@@ -93,17 +93,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _simplified(option: str) -> str:
-    """Return an option's name in lower case, with dots and underscores replaced by hyphens."""
     return re.sub(r"[._]", "-", option.lstrip("-").lower())
 
 
 def _print_error(text: str) -> None:
-    """Write a startup error to stderr, in the form of a log line."""
     sys.stderr.write(f"{logs.prefix(logging.ERROR)}skyfast: {text}\n")
 
 
 def _print_warning(text: str) -> None:
-    """Write a startup warning to stderr, in the form of a log line."""
     sys.stderr.write(f"{logs.prefix(logging.WARNING)}skyfast: warning: {text}\n")
 
 
@@ -290,10 +287,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _join_negative_values(argv: list[str]) -> list[str]:
-    """Join each value that begins with a minus, such as ``-1/3``, to the option before the value.
-
-    argparse would take a separate ``-1/3`` for an option, and report that the value is missing.
-    """
+    """Turn ``--shard -1/3`` into ``--shard=-1/3``: argparse would take ``-1/3`` for an option."""
     joined: list[str] = []
     for argument in argv:
         if joined and re.fullmatch(r"--[\w.-]+", joined[-1]) and re.match(r"-[0-9]", argument):
@@ -370,14 +364,13 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
     traffic_warnings.write(configuration)
-    # Check names, web configuration and recordings before printing: after an error in one of them,
-    # the output must be empty.
+    # Check all files before printing: after an error, the output must be empty.
     files = _check_names(configuration) + _check_web(arguments.web_config_file)
     recordings = _check_replay(arguments, configuration)
     if arguments.strict and warnings.count:
         _print_error(f"{counted(warnings.count, 'warning')}; --strict treats warnings as errors")
         return EXIT_INVALID
-    # A blank line separates the parts. The forecast is near the end, to stay visible in a terminal.
+    # The forecast (in `recordings`) comes last, to stay visible in a terminal.
     parts = loader.dump(configuration), cost.report(configuration) + files, recordings
     sys.stdout.write("\n".join(filter(None, parts)))
     if warnings.count:
@@ -432,7 +425,6 @@ def _replayed(arguments: argparse.Namespace) -> str:
 
 
 def _playback(arguments: argparse.Namespace) -> "Playback | None":
-    """Return the recordings to replay, or None if neither --demo nor --replay is given."""
     if not arguments.demo and not arguments.replay:
         return None
     from skyfast.replay import recording
@@ -458,10 +450,7 @@ def _recording(path: str) -> "Recording":
 
 
 def _check_replay(arguments: argparse.Namespace, configuration: model.Config) -> str:
-    """Return a summary of the recordings as YAML comments; empty if ``--replay`` is not given.
-
-    The summary includes a forecast: how many series remain with different values of ``min_bytes``.
-    """
+    """Return a summary of the recordings and a forecast, as YAML comments."""
     playback = _playback(arguments)
     if not playback or not arguments.replay:
         return ""
@@ -483,7 +472,7 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
 
 
 def _check_names(configuration: model.Config) -> str:
-    """Return a summary of ``names`` and ``names_file`` as a YAML comment; empty if neither is set.
+    """Return a summary of own names as a YAML comment, or "" if there are none.
 
     Log warnings about labels that stay empty because names are missing.
     """
@@ -496,7 +485,6 @@ def _check_names(configuration: model.Config) -> str:
 
 
 def _check_web(path: str) -> str:
-    """Return a summary of the web configuration as a YAML comment; empty if ``path`` is empty."""
     if not path:
         return ""
     from skyfast.web import config_file

@@ -1,7 +1,7 @@
 """Replays recordings without sockets and without waiting, for ``skyfast --check --replay``.
 
-Messages, expiry and names from the topology have the same effect as in a replay. Only the time is
-simulated: it jumps from one recorded message to the next.
+The result is the same as in a replay, but time is simulated: the clock jumps from one recorded
+message to the next.
 """
 
 from collections.abc import Set
@@ -25,25 +25,23 @@ from skyfast.web import empty_labels
 from skyfast.web.forecast import Forecast, make_forecast
 
 STEP_S = 1.0
-"""The longest step of the simulated time. A longer time between two messages takes several steps,
-because `Clock` treats steps of more than `PAUSE_S` as pauses of the process."""
+"""Maximum step of the simulated time.
+
+`Clock` takes steps above `PAUSE_S` for pauses of the process, so longer gaps are split."""
 
 EXPIRY_ROWS = 1 << 20
-"""Maximum number of rows that one call of `Table.expire` visits."""
+"""Rows per call of `Table.expire`. Nothing else has to run in between."""
 
 RELABEL_FLOWS = 1 << 20
-"""Maximum number of flows that one step of `Table.relabel` moves."""
+"""Flows per step of `Table.relabel`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The state at the end of the recordings.
 
-    ``forecast`` has the number of series that remain with different values of ``min_bytes``.
-    ``empty`` has an entry for each set of labels that show names: the share of the bytes for which
-    all labels of the set are empty. ``names`` counts the names from the topology. If no label needs
-    such names, ``names`` is None. ``has_topology`` means that the recordings contain parts of a
-    topology.
+    If no label needs names from the topology, ``empty`` is empty and ``names`` is None.
+    ``has_topology`` means that the recordings contain parts of a topology.
     """
 
     forecast: Forecast
@@ -61,11 +59,7 @@ def run(config: Config, playback: Playback) -> Result:
 
 
 class _DryRun:
-    """Replays messages with a simulated clock.
-
-    The first view, whose rows are the connections, counts bytes even if it does not export them,
-    because the forecast needs bytes.
-    """
+    """The first view counts bytes even if it does not export them: the forecast needs them."""
 
     def __init__(self, config: Config) -> None:
         first_view = config.export.first_view
@@ -90,7 +84,6 @@ class _DryRun:
         self._resolved_at_s = -name_poller.INTERVAL_S
 
     def run(self, playback: Playback) -> Result:
-        """Return the result at the end of the recordings."""
         playback = replace(playback, speed=1, loop_s=0)
         self._began_s = playback.first_ms / 1000
         table, clock = self._parts.table, self._shared.clock

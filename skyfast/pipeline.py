@@ -64,7 +64,7 @@ class Parts:
     """The objects that one configuration needs.
 
     A reload creates new `Parts`, but reuses some of the objects. ``filtered`` maps each filter rule
-    of this configuration to the number of flows that the rule has dropped.
+    to the number of flows that the rule has dropped.
     """
 
     config: Config
@@ -93,7 +93,7 @@ class Parts:
         if _counts_other_flows(old.config, config) and self.table.horizon_s is not None:
             self.table.raise_horizon(shared.clock.now())
         self.interfaces.set_lifetime(**_interface_times(config))
-        self.names.set_keep_time(_longest_s(config))
+        self.names.set_keep_time(_names_keep_s(config))
         self.names.use_own(self.own.own, config.export)
         if not name_poller.needed(config):
             self.names.forget_topology()
@@ -102,15 +102,14 @@ class Parts:
         self.record_limits(stats)
         if self.table is not old.table:
             self.names.stats.empty_labels = ()
-            # The new table counts from zero, but exported counters must not decrease. So `stats`
-            # keeps the counts of the old table, and pages add them to the counts of the new table.
+            # Exported counters must not decrease. The new table counts from zero, so pages add the
+            # counts of the old table.
             for reason, count in old.table.skipped.items():
                 stats.flows_skipped[reason] += count
             for field, count in old.table.values_skipped.items():
                 stats.values_skipped[field] = stats.values_skipped.get(field, 0) + count
 
     def record_limits(self, stats: Stats) -> None:
-        """Export the rules and limits of these parts as self metrics."""
         stats.flows_filtered = self.filtered
         stats.max_connections = self.config.limits.max_connections
         stats.max_flows = self.config.limits.max_flows
@@ -119,10 +118,9 @@ class Parts:
         stats.topology.names = self.names.stats if needs_names else None
 
     async def wait_for_names(self) -> None:
-        """Wait up to `NAMES_WAIT_S` for the first topology response, if names are used.
+        """If labels need names, wait up to `NAMES_WAIT_S` for the first topology response.
 
-        Flows that arrived before the names would first have series without names, and soon after
-        series with names.
+        Flows that arrived earlier would get series without names, and soon after series with names.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
@@ -133,7 +131,7 @@ class Parts:
 class _CaptureReports:
     """Forwards the agents' capture statistics to `Activity`, and to `Captures` if it is given.
 
-    Only the first shard has `Captures`, so that no capture is exported by several shards.
+    Only the first shard has `Captures`, so that each capture is exported once.
     """
 
     def __init__(self, *, activity: Activity, captures: Captures | None, clock: Clock) -> None:
@@ -161,7 +159,7 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
     names = (
         old.names
         if old and _has_same_names(old.config, config)
-        else NameIndex.of(export, keep_s=_longest_s(config), own=own.own)
+        else NameIndex.of(export, keep_s=_names_keep_s(config), own=own.own)
     )
     plan = same_export.plan if same_export else make_plan(export, names=names, shard=config.shard)
     types = flow_types(plan, also=filters.reads(config.filter))
@@ -298,11 +296,11 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the name index of ``old`` has all names that the labels of ``new`` need.
 
-    If the export selection is the same, the result is True. It is True even if the info series of
-    ``new`` need more names: these names are missing until the next topology responses.
+    If the export selection is the same, the index stays. Info series of ``new`` may need more
+    names, which come with the next topology responses.
     """
     if old.export == new.export:
-        return True  # the table stays, and looks up names in the old index
+        return True  # the table looks up names in the old index
     polled, wanted = name_poller.needed(old), name_poller.needed(new)
     return (
         bool(wanted)
@@ -313,7 +311,6 @@ def _has_same_names(old: Config, new: Config) -> bool:
 
 
 def _table_limits(limits: TableLimits) -> dict[str, Any]:
-    """Return the limits as keyword arguments of `Table`."""
     return {
         "max_connections": limits.max_connections,
         "max_flows": limits.max_flows,
@@ -331,10 +328,10 @@ def _interface_times(config: Config) -> dict[str, float]:
     }
 
 
-def _longest_s(config: Config) -> float:
-    """Return how many seconds to keep names that the topology no longer contains.
+def _names_keep_s(config: Config) -> float:
+    """Return how long to keep names that the topology no longer contains.
 
-    This is at least the longest timeout, so that no row loses its names.
+    A name must not disappear before the rows that show it.
     """
     limits = config.limits
     interval_s = config.topology.interfaces_interval_s or name_poller.INTERVAL_S

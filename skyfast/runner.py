@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SWITCH_INTERVAL_S = 0.001
 """How long a worker thread may keep the GIL while the event loop waits for it.
 
-Python's default is 5 ms. One iteration of the event loop can wait for the GIL several times."""
+Python's default is 5 ms, and one iteration of the event loop can wait several times."""
 
 log = logging.getLogger("skyfast.app")
 
@@ -38,10 +38,8 @@ log = logging.getLogger("skyfast.app")
 class Options:
     """Command line options that are not part of the configuration; a reload keeps them.
 
-    ``listen`` is where the HTTP server listens. ``web_config_file`` is the path of the web
-    configuration, or empty. ``playback`` has the recordings to replay instead of subscribing to
-    analyzers. ``record_file`` is the path of the recording to write, or empty. If ``anonymous`` is
-    true, the written recording contains pseudonyms instead of addresses and names.
+    ``playback`` replaces the subscriptions to analyzers. ``record_file`` is the recording to write,
+    in which ``anonymous`` replaces addresses and names with pseudonyms.
     """
 
     listen: Listen = AS_CONFIGURED
@@ -60,7 +58,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             _handle_signal(number, stopping.set, stack)
         recorder = _recorder(options, stack)
         try:
-            adapt, replay = await _adaptation(options, stack, recorder)
+            adapt, replay = await _start_replay(options, stack, recorder)
         except OSError as error:
             log.error("cannot replay recordings: %s", error)
             return False
@@ -112,7 +110,6 @@ def _handle_signal(
 
 
 def _web_security(path: str) -> "WebSecurity | None":
-    """Load the web configuration at ``path``; return None if ``path`` is empty."""
     if not path:
         return None
     from skyfast.web.auth import WebSecurity
@@ -121,7 +118,6 @@ def _web_security(path: str) -> "WebSecurity | None":
 
 
 def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
-    """Start recording, and return the recorder; return None if ``record_file`` is empty."""
     if not options.record_file:
         return None
     from skyfast.replay.recorder import Recorder
@@ -140,14 +136,12 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
     return recorder
 
 
-async def _adaptation(
+async def _start_replay(
     options: Options, stack: AsyncExitStack, recorder: "Recorder | None"
 ) -> tuple[Callable[[Config], Config], Replay | None]:
-    """Start the replay, if any.
+    """Return a function that changes a configuration to subscribe to the replay, and the replay.
 
-    Returns two values: a function that makes a configuration subscribe to the replayed analyzers,
-    and a description of the replay. If nothing is replayed, the function changes nothing, and the
-    description is None.
+    If nothing is replayed, the function changes nothing, and the replay is None.
     """
     if options.playback is None:
         return lambda config: config, None
@@ -155,7 +149,7 @@ async def _adaptation(
 
     player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
     stack.push_async_callback(player.stop)
-    # After the end of a recording, the analyzers send nothing, but must not count as silent.
+    # After the end of a recording, analyzers send nothing, which must not count as silence.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
     replay = Replay(
         is_demo=options.playback.is_demo,
@@ -175,9 +169,9 @@ async def _adaptation(
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
     """Run until SIGTERM or SIGINT, and return True. After an error, log it and return False.
 
-    ``load`` reads the configuration again on SIGHUP. The caller must block SIGHUP before the call,
-    and this function unblocks SIGHUP. Raises ConfigError if a file that the configuration or the
-    options refer to cannot be used.
+    ``load`` reads the configuration again on SIGHUP. The caller must block SIGHUP; this function
+    unblocks it. Raises ConfigError if a file that the configuration or the options refer to cannot
+    be used.
     """
     memory.tune_malloc()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

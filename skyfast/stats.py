@@ -45,7 +45,7 @@ CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many"
 """Reasons for skipping a report of a capture's statistics."""
 
 MISDATED_REASONS = ("ahead", "behind")
-"""A flow is dated ``ahead`` of the local time, or ``behind``: see `skyfast.skydive.clock_skew`."""
+"""A flow's times are ahead of or behind the local clock: see `skyfast.skydive.clock_skew`."""
 
 GAP_REASONS = ("lost", "ours")
 """Reasons for a missing report.
@@ -123,8 +123,8 @@ NAME_SKIPS = (
 )
 """Reasons why a node, edge or value of the topology is not used for names.
 
-``too_many`` counts nodes and edges above the limit of one response. ``node_limit``, ``edge_limit``
-and ``address_limit`` are limits of all responses together.
+* ``too_many``: a node or edge above the limit of one response
+* ``node_limit``, ``edge_limit``, ``address_limit``: above a limit for all responses together
 """
 
 LOOKUP_DROPS = ("ambiguous", "unknown")
@@ -178,7 +178,6 @@ Clients that send nothing are not counted.
 
 
 def _zeros(names: Sequence[str]) -> Callable[[], dict[str, int]]:
-    """Return a factory of dictionaries that map each name to 0."""
     return lambda: dict.fromkeys(names, 0)
 
 
@@ -192,11 +191,10 @@ class Failure:
 
 
 class HistogramStats:
-    """Counts observed values by bucket. Values are in seconds.
+    """Counts observed values, in seconds, by bucket.
 
-    ``bounds`` are the upper bounds of the buckets in increasing order, inclusive. ``counts`` has an
-    entry for each bound, and a last entry for values above all bounds. ``sum`` is the sum of all
-    values.
+    ``bounds`` are the inclusive upper bounds of the buckets, in increasing order. ``counts`` has
+    one more entry, for values above all bounds.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -238,7 +236,6 @@ class AnalyzerStats:
     delivery: HistogramStats = field(default_factory=lambda: HistogramStats(AGE_BOUNDS_S))
 
     def set_up(self, up: int) -> None:
-        """Set ``up``; if the value changes, set ``since_timestamp_s`` to the current time."""
         if up != self.up:
             self.up = up
             self.since_timestamp_s = time.time()
@@ -248,11 +245,10 @@ class AnalyzerStats:
 class ScrapeStats:
     """The counters of the HTTP server.
 
-    ``scrapes``, ``durations`` and ``last_…`` cover pages with flows (``/metrics``,
-    ``/metrics/flows``) that were served completely; ``last_bytes`` is the size before compression.
-    ``rejected`` and ``failures`` cover all metrics pages except ``/metrics/self``.
-    ``connections_rejected`` counts TCP connections that were closed because ``web.max_connections``
-    were already open. ``handshakes_failed`` counts failed TLS handshakes.
+    ``scrapes``, ``durations`` and ``last_…`` cover completely served pages with flows
+    (``/metrics``, ``/metrics/flows``). ``last_bytes`` is the size before compression. ``rejected``
+    and ``failures`` cover all metrics pages except ``/metrics/self``. ``connections_rejected``
+    counts TCP connections that were closed because ``web.max_connections`` were already open.
     """
 
     scrapes: int = 0
@@ -280,13 +276,11 @@ class NameStats:
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of addresses whose names depend on the flow, excluding loopback and
     link-local addresses. ``unknown`` is the number of nameless addresses in recent flows.
-    ``skipped`` describes the current topology, so it is a gauge. ``dropped`` counts lookups that
-    were dropped because a limit was reached. ``labels_without_pods`` is text: the names of the
-    labels that are empty because the topology has no pods. ``missing_pod_labels`` are keys of pod
-    labels that no pod has. ``is_read`` means that the whole topology has been read.
+    ``skipped`` describes the current topology, so it is a gauge. ``labels_without_pods`` has, as
+    text, the labels that are empty because the topology has no pods. ``missing_pod_labels`` are
+    keys of pod labels that no pod has. ``is_read`` means that the whole topology has been read.
     ``empty_labels`` has the labels that `skyfast.web.empty_labels` warns about.
-    ``query_duration_s`` has the duration of the latest query of each kind.
-    ``resolution_duration_s`` is the duration of the latest resolution of all names.
+    ``query_duration_s`` is the duration of the latest query, by kind.
     """
 
     addresses: int = 0
@@ -325,11 +319,11 @@ class TopologyStats:
 
 @dataclass(slots=True, eq=False)
 class OwnNameStats:
-    """Counts of own names, which users give to addresses, and the result of reading ``names_file``.
+    """Counts of own names (names given by users), and the result of reading ``names_file``.
 
-    ``keys`` are the keys that at least one entry has. ``file`` is the path in ``names_file``, or
-    empty. ``labels_without_names`` is text: the names of the labels that are empty because there
-    are no own names. ``missing_keys`` are keys that labels need but no entry has.
+    ``keys`` are the keys that at least one entry has. ``file`` is the path in ``names_file``.
+    ``labels_without_names`` has, as text, the labels that are empty because there are no own names.
+    ``missing_keys`` are keys that labels need but no entry has.
     """
 
     entries: int = 0
@@ -344,8 +338,6 @@ class OwnNameStats:
 
 @dataclass(slots=True, eq=False)
 class CaptureStats:
-    """The number of captures, and the counts of skipped capture reports by reason."""
-
     captures: int = 0
     skipped: dict[str, int] = field(default_factory=_zeros(CAPTURE_SKIPS))
 
@@ -354,9 +346,8 @@ class CaptureStats:
 class ConfigStats:
     """The result of the latest reload, or of the start if there was no reload yet.
 
-    ``reloads`` counts successful reloads, excluding the start. ``last_reload_changed`` contains the
-    keys that the latest successful reload changed. ``last_failure`` describes the latest failed
-    reload, or is None. ``failures`` counts failed reloads by reason.
+    ``reloads`` counts successful reloads, excluding the start. ``last_reload_changed`` has the keys
+    that the latest successful reload changed.
     """
 
     reloads: int = 0
@@ -371,12 +362,11 @@ class ConfigStats:
 class Stats:
     """All counters of the process except the table's counters.
 
-    ``flows_filtered`` maps the name of each filter rule to the number of flows that the rule has
-    dropped. ``values_skipped`` counts skipped values by field, such as ``Metric.RTT``, but only for
-    tables that a reload has replaced: the current table has its own counters.
-    ``max_connections``, ``max_flows`` and ``flow_memory_s`` are limits of the current table.
-    ``own_names`` is None unless there are own names or labels that show own names. ``clock_held``
-    is 1 while expiry is paused, and ``clock_held_s`` is the total time for which expiry was paused.
+    ``flows_filtered`` counts dropped flows by filter rule. ``values_skipped`` counts skipped values
+    by field, such as ``Metric.RTT``, in tables that a reload has replaced: the current table has
+    its own counters. ``own_names`` is None unless there are own names or labels that show own
+    names. ``clock_held`` is 1 while expiry is paused, and ``clock_held_s`` is the total time of
+    these pauses.
     """
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
@@ -419,8 +409,6 @@ class Stats:
 
 
 class TableCounts(Protocol):
-    """The table's counters. Reading a counter takes little time."""
-
     @property
     def connections(self) -> int: ...
     @property
@@ -452,5 +440,4 @@ class TableCounts(Protocol):
 
 
 def sums(first: Mapping[str, int], second: Mapping[str, int]) -> dict[str, int]:
-    """Return the sums of two mappings of counters, key by key."""
     return {key: first.get(key, 0) + second.get(key, 0) for key in {**first, **second}}

@@ -25,7 +25,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""Suffixes by type. OpenMetrics 1.0 reserves the family's name with each suffix appended."""
+"""OpenMetrics 1.0 reserves the name of a family with each of these suffixes."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels of a sample, and its value."""
@@ -34,9 +34,8 @@ Sample = tuple[Mapping[str, str], float]
 class Distribution(Protocol):
     """The observations of a histogram.
 
-    ``counts`` has an entry for each bound: the number of observations above the previous bound, up
-    to and including this bound. The last entry of ``counts`` is the number of observations above
-    all bounds. ``sum`` is the sum of all observations.
+    ``counts`` has an entry for each bound: the observations above the previous bound, up to and
+    including this bound. A last entry counts the observations above all bounds.
     """
 
     @property
@@ -61,11 +60,7 @@ _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricFamily:
-    """A metric family.
-
-    ``name`` is the name of the samples. The samples of a histogram also have a suffix, such as
-    ``_bucket``.
-    """
+    """``name`` is the name of the samples, without suffixes of histograms such as ``_bucket``."""
 
     name: str
     type: MetricType
@@ -111,11 +106,7 @@ class MetricFamily:
     def render_histograms(
         self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: int
     ) -> str:
-        """Return the metadata lines and the lines of the samples.
-
-        ``samples`` yields the labels and the observations of each histogram. In OpenMetrics 2.0, a
-        histogram is a single sample.
-        """
+        """Like `render`, for histograms. In OpenMetrics 2.0, a histogram is a single sample."""
         if openmetrics == 2:
             texts = ((label_text(labels), composite_text(value)) for labels, value in samples)
             return self.head(openmetrics=openmetrics) + self.lines(texts)
@@ -136,7 +127,7 @@ class MetricFamily:
         return "".join(lines)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
-        """Return the lines of samples. Each sample is a pair of texts: its labels and its value."""
+        """Return a line for each sample. A sample is a pair of texts: its labels and its value."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
 
 
