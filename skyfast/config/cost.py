@@ -29,7 +29,7 @@ from skyfast.flows.selection import Bounds, ExportSelection, LabelSpec, MetricSp
 _POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
 """Fields that have a different value at each capture point.
 
-Skydive reports a conversation as one flow for each capture point. Each flow has its own UUID."""
+Each capture point reports a conversation as a flow of its own, with its own UUID."""
 
 
 NEW_FLOWS_BYTES: Final = 8
@@ -50,12 +50,9 @@ CELL_BYTES: Final = 4
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
 )
-"""Printed once, if any label or info series needs pods, workloads or services."""
 
 STRING_BYTES: Final = 72
-"""Bytes for each distinct string of up to 48 bytes, including its index entry.
-
-The strings are label values and lookup keys."""
+"""Bytes for each label value or lookup key of up to 48 bytes, including its index entry."""
 
 NAMES_BYTES: Final = 36
 """Bytes for the names of one address or capture point with new flows, including the index entry.
@@ -70,19 +67,16 @@ def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
 
 
 def most_connections(*, max_connections: int, max_flows: int) -> int:
-    """Return the maximum number of connections.
-
-    ``max_flows`` also limits connections, because every connection has at least one flow.
-    """
+    """Every connection has at least one flow, so ``max_flows`` also limits connections."""
     return min(max_connections, max_flows)
 
 
 def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) -> int:
     """Return the number of series if the table and all views are full.
 
-    ``counts`` are the maximum numbers of series per row, one number for each view. Rows of the
-    first view expire with their flows, so ``max_flows`` also limits these rows. Rows of other views
-    outlive their flows, so only ``max_connections`` limits the number of these rows.
+    ``counts`` are the maximum numbers of series per row, by view. Rows of the first view expire
+    with their flows, so ``max_flows`` also limits these rows. Rows of other views outlive their
+    flows.
     """
     first, *others = counts
     most = most_connections(max_connections=max_connections, max_flows=max_flows)
@@ -92,9 +86,9 @@ def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) 
 def double_counted(config: Config) -> list[str]:
     """Return the names of the views that may count the same traffic several times.
 
-    Several capture points can report the same conversation. A view counts its traffic several times
-    if the flows of all these points share a series. Views that have only gauges are left out. The
-    name of the first view is "connections".
+    Several capture points can report the same conversation. If no label of a view tells capture
+    points apart, the view counts the traffic at each of them. Views that have only gauges are left
+    out. The name of the first view is "connections".
     """
     export = config.export
     if export.deduplicate != "none":
@@ -110,8 +104,8 @@ def double_counted(config: Config) -> list[str]:
 def hides_traffic(config: Config) -> bool:
     """Return whether bounds hide traffic that no other series counts.
 
-    Bounds hide nothing if a view without bounds counts bytes or packets, because such a view counts
-    the traffic of all connections.
+    Bounds hide nothing if a view without bounds counts bytes or packets: this view counts all
+    traffic.
     """
     views, bounds = config.export.views, config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(
@@ -169,7 +163,6 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
-    """Yield a line about the bounds of a view, and a line about the memory that bounds need."""
     if bounds.are_set:
         amounts = [
             f"{bound} {unit}"
@@ -187,7 +180,6 @@ def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
 
 
 def _names(export: ExportSelection) -> Iterator[str]:
-    """Yield lines about the memory and the topology queries that labels with names need."""
     chosen: list[LabelSpec] = []
     bytes_ = []
     for view in export.views:
@@ -232,7 +224,6 @@ def _queried(*, namespaces: bool, kubernetes: bool) -> str:
 
 
 def _new_flows(export: ExportSelection) -> Iterator[str]:
-    """Yield a line about the memory for the metric ``new_flows``, if any view has this metric."""
     rows = [
         f"{NEW_FLOWS_BYTES} bytes per {_row(view)}"
         for view in export.views
@@ -243,7 +234,6 @@ def _new_flows(export: ExportSelection) -> Iterator[str]:
 
 
 def _histograms(export: ExportSelection) -> Iterator[str]:
-    """Yield a line about the memory for histograms, if any view has histograms."""
     rows = []
     for view in export.further_views:
         histograms = [
@@ -282,7 +272,6 @@ def _is_counted(metric: MetricSpec) -> bool:
 
 
 def _unbounded_reason(label: LabelSpec, config: Config) -> str:
-    """Return why a label is unbounded, or an empty string if the label is bounded."""
     if label.name in config.export.rewrite:
         return ""
     return UNBOUNDED_FIELDS.get(shown_field(label), "")

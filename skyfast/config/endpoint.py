@@ -12,16 +12,13 @@ ANALYZER_PORT: Final = 8082
 """The default port of an analyzer."""
 
 SUBSCRIBER_PATH: Final = "/ws/subscriber/flow"
-"""The path of an analyzer's flow subscription."""
 
 DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
-"""The default port of a URL, by scheme."""
 
 FOLLOW_DNS: Final = "dns+"
 """If the scheme of a URL has this prefix, skyfast subscribes to all addresses of the host."""
 
 SCHEMES: Final = (*DEFAULT_PORTS, *(FOLLOW_DNS + scheme for scheme in DEFAULT_PORTS))
-"""Schemes of subscription URLs."""
 
 MAX_PORT: Final = 65_535
 
@@ -50,12 +47,12 @@ class Endpoint:
     """A host and a port; if ``scheme`` is set, the WebSocket URL of a subscription.
 
     ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
-    URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is not
-    empty, skyfast connects to this address of the host. ``userinfo`` is empty, or ``user:password``
-    in percent-encoding. ``resource`` is path and query. If a recording replaces an analyzer,
-    ``alias`` is the analyzer's name in the recording, or the name of the file if no name was
-    recorded, made unique with a number. (The port of the replay is random.) For other endpoints,
-    ``alias`` is empty.
+    URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is set,
+    skyfast connects to this address of the host. ``userinfo`` is ``user:password`` in
+    percent-encoding. ``resource`` is path and query.
+
+    If a recording replaces an analyzer, ``alias`` is the analyzer's name in the recording, or the
+    name of the file if no name was recorded. A number makes equal names unique.
     """
 
     host: str
@@ -66,7 +63,6 @@ class Endpoint:
     address: str = ""
     alias: str = ""
     has_port: bool = field(default=True, compare=False)
-    """Whether the URL contains a port."""
 
     def __str__(self) -> str:
         """Return the URL without credentials, or ``host:port`` if there is no scheme."""
@@ -78,28 +74,26 @@ class Endpoint:
 
     @property
     def connect_host(self) -> str:
-        """The address to connect to, or the host if there is no address."""
         return self.address or self.host
 
     @property
     def name(self) -> str:
-        """The name for labels and logs: the alias, or `authority` if there is no alias."""
+        """The name for labels and logs."""
         return self.alias or self.authority
 
     @property
     def authority(self) -> str:
-        """The host and port to connect to, as ``host:port``. IPv6 addresses are in brackets."""
+        """``host:port`` to connect to, with IPv6 addresses in brackets."""
         host = self.connect_host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
     def identity(self) -> tuple[str, int]:
-        """The host and port for comparisons. All names of the local host are equal."""
+        """For comparisons: all names of the local host are equal."""
         return ("localhost" if self.host in _LOCAL_HOSTS else self.host, self.port)
 
     @property
     def secure(self) -> bool:
-        """Whether TLS is used."""
         return self.scheme.endswith("wss")
 
     @property
@@ -124,21 +118,18 @@ class Endpoint:
 
     @property
     def username(self) -> str:
-        """The user in the URL, percent-decoded."""
         return unquote(self.userinfo.partition(":")[0])
 
     @property
     def password(self) -> str:
-        """The password in the URL, percent-decoded."""
         return unquote(self.userinfo.partition(":")[2])
 
     @property
     def prefix(self) -> str:
         """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
-        The prefix is the part of the URL's path before ``/ws/subscriber``. If the path does not
-        contain ``/ws/subscriber``, the whole path is the prefix. skyfast sends credentials only to
-        paths below the prefix.
+        This is the part of the URL's path before ``/ws/subscriber``, or the whole path. skyfast
+        sends credentials only to paths below the prefix.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)
@@ -167,14 +158,7 @@ def parse_host(text: str) -> str:
 
 
 def parse_listen_host(text: str) -> str:
-    """Parse the host to listen on: a host name, or an IP address with or without brackets.
-
-    Returns the same form as `parse_host`.
-
-    Raises:
-        ValueError: ``text`` is neither a host name nor an IP address.
-
-    """
+    """Like `parse_host`, but accept an IPv6 address in brackets, too."""
     bracketed = re.fullmatch(r"\[(.*:.*)\]", text)
     return parse_host(bracketed[1] if bracketed else text)
 
@@ -259,7 +243,7 @@ def parse_url(text: str) -> Endpoint:
         raise EndpointError("has a fragment (#); in a password, write %23 for #", text)
     if "@" in parts.path + parts.query:
         # "ws://user:80/x@host" is a valid URL with the host "user" and the path "/x@host". But
-        # probably, "80/x" is a password, and messages would show a part of it. So reject the URL.
+        # "80/x" is probably a password, and messages would show a part of it.
         problem = "has / or ? before an @; in a password, write %2F for /, %3F for ? and %40 for @"
         raise EndpointError(problem, text)
     userinfo = parts.netloc.rpartition("@")[0]

@@ -94,10 +94,7 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def on_line(self, line: int | None) -> "Origin":
-        """Return the origin of a nested value on ``line``.
-
-        This origin is returned unchanged if ``line`` is None, or if this origin has no line.
-        """
+        """Return the origin of a nested value on ``line``."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(
@@ -115,7 +112,6 @@ class Origin:
     def error(
         self, error: InvalidValue, path: str, *, hides: Callable[[YamlValue], bool] = hide_nothing
     ) -> ConfigError:
-        """Return a `ConfigError` with the messages of all errors about the key ``path``."""
         return ConfigError(*(text for _, text in self.problems(error, path, hides=hides)))
 
     @contextmanager
@@ -151,7 +147,6 @@ class Problems:
         return True
 
     def check(self) -> None:
-        """Raise the collected errors, if any."""
         if self._errors:
             first, *others = self._errors
             first.others += others

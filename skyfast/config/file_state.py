@@ -20,7 +20,6 @@ Files: TypeAlias = dict[str, FileState | None]
 
 
 def file_state(path: str) -> FileState | None:
-    """Return the state of the file at ``path``, or None if there is no such file."""
     try:
         stat = Path(path).stat()
     except OSError:
@@ -29,5 +28,4 @@ def file_state(path: str) -> FileState | None:
 
 
 def have_changed(files: Mapping[str, FileState | None]) -> bool:
-    """Return whether the current state of any file differs from its state in ``files``."""
     return any(file_state(path) != state for path, state in files.items())

@@ -22,16 +22,14 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""Minimum number of characters after the common prefix of an unknown variable.
-
-Shorter variables are not compared with the ends of known variables."""
+"""Shorter variables, without ``prefix``, are not compared with the ends of known variables."""
 
 
 class KnownKeys:
     """The tree of all keys and their sections, by path."""
 
     def __init__(self, keys: Iterable[str], *, structured: Collection[str] = ()) -> None:
-        """Build the tree from the paths of keys. The values of ``structured`` can be mappings."""
+        """The values of the keys ``structured`` can be mappings."""
         self._keys = tuple(keys)
         self._structured = frozenset(structured)
         sections = {
@@ -154,13 +152,13 @@ def similar_variable(
 ) -> str:
     """Return the known variable that is most similar to ``name``, or an empty string.
 
-    The keys of ``known`` are the known variables. All variables start with ``prefix``. Each of
-    ``sections`` is a longer prefix, with which all variables of a section start.
+    All variables start with ``prefix``. Each of ``sections`` is a longer prefix, with which all
+    variables of a section start, such as ``SKYDIVE_PIPELINE_``. If ``name`` starts with one of
+    ``sections``, only variables of this section are compared.
 
-    If ``name`` starts with one of ``sections``, only variables of this section are compared. If
-    ``name`` starts with none of ``sections``, the user may have left out the section. In this case,
-    a known variable matches if it ends with the part of ``name`` after ``prefix``. If exactly one
-    variable matches, it is the result.
+    Otherwise, the user may have left out the section. Example: ``SKYDIVE_CONNECTION_TIMEOUT`` means
+    ``SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_CONNECTION_TIMEOUT``, because no other known variable ends
+    with ``_CONNECTION_TIMEOUT``.
     """
     section = max((each for each in sections if name.startswith(each)), key=len, default="")
     suffix = name.removeprefix(prefix)

@@ -59,8 +59,7 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # If there is no source, report `_ANY_SOURCE` as the missing key: this text lists the
-        # sources.
+        # Without a source, the error says that one of the sources is missing.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with 'name' and {_ANY_SOURCE}",
     )
@@ -88,8 +87,8 @@ _ANY_SOURCE = "one of 'path', 'k8s_label' and 'names_key'"
 def expand_label(label: LabelSpec) -> tuple[LabelSpec, ...]:
     """Return the labels that an entry of the configuration adds: usually one.
 
-    A label with ``k8s_label`` or ``names_key`` needs one of `PREFIXES`. If such an entry has no
-    prefix, it adds two labels: one for the initiator and one for the target.
+    An entry with ``k8s_label`` or ``names_key``, but without one of `PREFIXES`, adds two labels.
+    Example: ``team`` adds ``initiator_team`` and ``target_team``.
     """
     if not label.has_key or label.name.startswith(PREFIXES):
         return (label,)
@@ -97,7 +96,7 @@ def expand_label(label: LabelSpec) -> tuple[LabelSpec, ...]:
 
 
 PREFIXES = tuple(f"{prefix}_" for prefix in ADDRESS_FIELDS)
-"""The prefixes of label names: ``initiator_`` and ``target_``."""
+"""``initiator_`` and ``target_``."""
 
 
 def to_metric(value: YamlValue) -> MetricSpec:
@@ -181,9 +180,8 @@ _PARTS = {
     )
     for prefix in (*ADDRESS_FIELDS, _NODE)
 }
-"""Maps each prefix (``initiator``, ``target`` or ``node``) to the words that can follow the prefix.
-
-One of these words is ``pod``."""
+"""Maps each prefix (``initiator``, ``target`` or ``node``) to the words that can follow, such as
+``pod``."""
 
 _SYNONYMS = {
     **{prefix: prefix for prefix in _PARTS},
@@ -224,7 +222,7 @@ def _label_advice(text: str) -> str:
 
 
 def _part_advice(prefix: str, rest: str) -> str:
-    """Return a hint for an unknown label with a known ``prefix`` and an unknown ``rest``."""
+    """Return a hint for an unknown label ``prefix_rest`` whose ``prefix`` is known."""
     if near := _similar_part(rest, _PARTS[prefix]):
         return f"did you mean {prefix}_{near}?"
     advice = f"expected {prefix}_ followed by one of {', '.join(_PARTS[prefix])}"
@@ -383,7 +381,6 @@ to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 
 
 def show_labels(labels: Sequence[LabelSpec]) -> list[object]:
-    """Return ``labels`` in the form that `to_labels` accepts."""
     return [_show_label(label) for label in labels]
 
 
@@ -402,7 +399,6 @@ MAX_SHOWN = 1e15
 
 
 def show_metrics(metrics: Sequence[MetricSpec]) -> list[object]:
-    """Return ``metrics`` in the form that `to_metrics` accepts."""
     return [_show_metric(metric) for metric in metrics]
 
 
@@ -469,7 +465,6 @@ def _to_port_grouping(value: YamlValue) -> RewriteSpec:
 
 
 def show_rewrites(rewrites: Mapping[str, RewriteSpec]) -> dict[str, object]:
-    """Return ``rewrites`` in the form that `to_rewrites` accepts."""
     return {name: _show_rewrite(rewrite) for name, rewrite in rewrites.items()}
 
 

@@ -1,7 +1,7 @@
 """Turns a configuration file and the environment into a frozen `Config`.
 
-Each key has one entry in `skyfast.config.schema`. Loading opens the configuration file, and also
-the certificates, to check that they are readable. Loading needs no sockets and no event loop.
+Each key has one entry in `skyfast.config.schema`. Loading also opens the certificates, to check
+that they are readable.
 
 How a file becomes a `Config`:
 
@@ -90,8 +90,6 @@ def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config
 def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str = "") -> Config:
     """Parse the YAML ``text``, which was read from the path ``source``.
 
-    ``replayed`` describes the recordings that replace the analyzers, if any.
-
     Raises:
         ConfigError: The text or the environment is invalid.
 
@@ -140,7 +138,6 @@ def dump(config: Config) -> str:
 
 
 def uses_default_analyzer(config: Config) -> bool:
-    """Return whether skyfast subscribes to the default analyzer because none is configured."""
     return not config.replayed and not _ANALYZER_KEYS & config.given
 
 
@@ -206,8 +203,8 @@ def _check_unknown(
 ) -> list[Note]:
     """Add errors about unknown keys in skyfast's sections; return notes about other unknown keys.
 
-    ``none_known`` means that the file has no known key. ``no_analyzers`` means that no analyzers
-    are configured, and that skyfast subscribes to the default analyzer.
+    ``none_known`` means that the file has no known key. ``no_analyzers`` means that skyfast
+    subscribes to the default analyzer.
     """
     notes = []
     ignored = []
@@ -350,9 +347,8 @@ def _urls(
 ) -> tuple[Endpoint, ...]:
     """Return a URL for each analyzer.
 
-    If ``url`` is set, but no analyzer has the host and port of ``url``, return only ``url``.
-    ``secure`` means that a client certificate is configured. If ``url`` is None, the scheme is
-    ``wss`` with a client certificate, and ``ws`` without one, as in Skydive.
+    If no analyzer has the host and port of ``url``, return only ``url``. If ``url`` is None, the
+    scheme is ``wss`` with a client certificate (``secure``), and ``ws`` without one, as in Skydive.
     """
     if url is None:
         url = replace(analyzers[0], scheme="wss" if secure else "ws", resource=SUBSCRIBER_PATH)
@@ -412,8 +408,8 @@ def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
 def _key_and_path(key_path: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
     """Return the configuration key that contains an entry of a view, and the path below this key.
 
-    ``key_path`` is the path of the entry inside view number ``view``. View 0, whose rows are the
-    connections, is not in ``views``: its labels and metrics have separate keys.
+    Example: ``("labels", 0)`` in view 2 is ``(1, "labels", 0)`` below ``views``. In view 0 (the
+    connections), it is ``(0,)`` below ``labels``.
     """
     if view:
         return schema.VIEWS, (view - 1, *key_path)
@@ -421,7 +417,6 @@ def _key_and_path(key_path: views.KeyPath, view: int) -> tuple[Key[Any], views.K
 
 
 def _check_interface_info(get: Settings, entries: tuple[views.ViewEntry, ...]) -> None:
-    """Raise ConfigError if ``interface_info`` is set, but no view has the label ``node_tid``."""
     names = {label.name for entry in entries for label in entry.spec.labels}
     if get(schema.INTERFACE_INFO) and NODE_TID_LABEL not in names:
         problem = f"requires the label {NODE_TID_LABEL}, in labels or in one of the views"

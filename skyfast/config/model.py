@@ -11,10 +11,7 @@ from skyfast.flows.selection import UNSHARDED, Bounds, ExportSelection, Filter, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """The user name and password with which skyfast logs in.
-
-    An empty ``username`` means no authentication.
-    """
+    """An empty ``username`` means no authentication."""
 
     username: str
     password: str = field(repr=False)
@@ -24,7 +21,7 @@ class Credentials:
 class TLS:
     """Paths of PEM files, or empty strings.
 
-    A client certificate requires a key, and a key requires a certificate.
+    ``client_cert`` and ``client_key`` are both set or both empty.
     """
 
     client_cert: str
@@ -34,10 +31,9 @@ class TLS:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscriber:
-    """The settings of the subscriptions to analyzers.
+    """``endpoints`` has one URL for each analyzer, in the order of the configuration.
 
-    ``endpoints`` are the URLs in the order of the configuration, one for each analyzer. An empty
-    ``capture_id`` means the flows of all captures.
+    An empty ``capture_id`` means the flows of all captures.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -93,7 +89,6 @@ class Web:
 
     ``port`` 0 means any free port. An empty ``listen_address`` means all IPv4 and IPv6 addresses.
     ``start_timestamps`` adds start times to pages in OpenMetrics 1.0.
-    ``gzip`` selects how metrics pages are compressed.
     """
 
     listen_address: str
@@ -111,7 +106,7 @@ class Web:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logging:
-    """Level and format of the log. ``level`` is a name of the standard library's `logging`."""
+    """``level`` is the name of a level in the standard library's `logging`."""
 
     level: str
     format: Literal["text", "json"]
@@ -132,12 +127,12 @@ class Config:
     ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
     ``host:port``; there are none if only URLs are set. skyfast subscribes to
     ``subscriber.endpoints``. Forecasts propose a ``min_bytes`` with which the page has at most
-    ``max_series`` series. If ``max_series`` is 0, forecasts propose no ``min_bytes``. ``preset`` is
-    a name in `skyfast.config.presets.PRESETS`; ``export`` already contains the preset's values.
-    ``shard`` comes from the command line. ``given`` are the paths of the keys that the file or an
-    environment variable sets. ``replayed`` describes the recordings that replace the analyzers; if
-    there is no replay, it is empty. In a replay, ``analyzers`` is empty, and
-    ``subscriber.endpoints`` is empty until the replay starts.
+    ``max_series`` series; if ``max_series`` is 0, they propose none. ``export`` already contains
+    the values of ``preset``. ``shard`` comes from the command line. ``given`` are the paths of the
+    keys that the file or an environment variable sets.
+
+    ``replayed`` describes the recordings that replace the analyzers. In a replay, ``analyzers`` is
+    empty, and ``subscriber.endpoints`` is empty until the replay starts.
     """
 
     source: str

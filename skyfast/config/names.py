@@ -46,9 +46,8 @@ _NAME: Final = "name"
 class NameSources:
     """Where own names come from.
 
-    ``entries`` has the content of the key ``names``. The keys of ``entries`` are addresses and
-    networks as written in the configuration. Each value has the parsed address or network, and its
-    names. ``file`` is the path of a CSV file, or empty.
+    ``entries`` maps an address or network, as written in the configuration, to its parsed form and
+    its names. ``file`` is the path of a CSV file, or empty.
     """
 
     entries: Mapping[str, tuple[Prefix, OwnNameEntry]]
@@ -56,7 +55,6 @@ class NameSources:
 
     @property
     def are_set(self) -> bool:
-        """Whether there is any source."""
         return bool(self.entries or self.file)
 
 
@@ -65,8 +63,7 @@ class LoadedNames:
     """Own names, and their source.
 
     ``keys`` are the keys that at least one entry has. ``state`` is the state of the file before it
-    was read, or None if there is no file. ``timestamp_s`` is the Unix time at which the names were
-    loaded.
+    was read, or None if there is no file.
     """
 
     own: OwnNames
@@ -125,7 +122,6 @@ def _to_entry(value: YamlValue) -> OwnNameEntry:
 
 
 def show_names(entries: Mapping[str, tuple[Prefix, OwnNameEntry]]) -> dict[str, object]:
-    """Return ``entries`` in the form that `to_names` accepts."""
     return {text: _show_entry(entry) for text, (_, entry) in entries.items()}
 
 
@@ -141,8 +137,7 @@ def load(
     """Read the own names that the labels of ``export`` show. This blocks.
 
     If the sources, the keys and the file have not changed since ``known`` was loaded, return
-    ``known``. Reading 100,000 entries takes about 0.5 s. Other threads can run in this time,
-    because Python code releases the GIL regularly.
+    ``known``. Reading 100,000 entries takes about 0.5 s, in which other threads can run.
 
     Raises:
         ConfigError: The file cannot be read, is too long, or is invalid. The message contains the
@@ -192,8 +187,7 @@ def _read_file(path: str) -> dict[Prefix, OwnNameEntry]:
 def labels_without_names(sources: NameSources, export: ExportSelection) -> str:
     """Return, as text, the names of labels that are empty because there are no own names.
 
-    These are the labels that show own names, but no names from the topology. If the configuration
-    has own names, the result is empty.
+    These are the labels that show own names, but no names from the topology.
     """
     labels = dict.fromkeys(
         label.name for view in export.views for label in view.labels if shows_only_own(label)

@@ -81,8 +81,7 @@ def nearest(text: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
 def suggestion(text: str, known: Collection[str], *, otherwise: str = "") -> str:
     """Return a hint for ``text``, which is not in ``known``: the most similar known name.
 
-    If no name is similar, the hint is ``otherwise``. If ``otherwise`` is empty, the hint lists all
-    known names.
+    If no name is similar, the hint is ``otherwise``, or a list of all known names.
     """
     if near := nearest(text, known):
         return f"did you mean {near}?"
@@ -121,21 +120,18 @@ def integer(least: int, most: int) -> Callable[[YamlValue], int]:
 
 
 def refuse_time_unit(value: YamlValue) -> None:
-    """If ``value`` is a time with a unit, raise an `InvalidValue` that suggests seconds."""
     if isinstance(value, str) and (match := _TIME.fullmatch(value)):
         number = float(match[1]) * _UNITS_S[match[2].lower()]
         raise InvalidValue(f"has a unit; times are in seconds: write {number:g}", value)
 
 
 def refuse_number_unit(value: YamlValue) -> None:
-    """If ``value`` has a unit such as ``k``, raise an `InvalidValue` that suggests an integer."""
     if isinstance(value, str) and (match := _MULTIPLE.fullmatch(value)):
         number = Decimal(match[1]) * 1000 ** " kmgt".index(match[2].lower())
         raise InvalidValue(f"has a unit: write {round(number)}", value)
 
 
 def refuse_size_unit(value: YamlValue) -> None:
-    """If ``value`` is a size with a unit, raise an `InvalidValue` that suggests bytes."""
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         power = " kmgtp".index((match[2] or " ").lower())
         number = round(Decimal(match[1]) * (1024 if match[3] else 1000) ** power)
@@ -143,7 +139,6 @@ def refuse_size_unit(value: YamlValue) -> None:
 
 
 def byte_count(least: int, most: int) -> Callable[[YamlValue], int]:
-    """Return a parser for numbers of bytes from ``least`` to ``most``, without a unit."""
     parse_integer = integer(least, most)
 
     def parse(value: YamlValue) -> int:
@@ -191,7 +186,6 @@ def to_boolean(value: YamlValue) -> bool:
 
 
 def one_of(*names: S) -> Callable[[YamlValue], S]:
-    """Return a parser that accepts only the strings ``names``."""
     by_name = {str(name): name for name in names}
 
     def parse(value: YamlValue) -> S:
@@ -237,8 +231,8 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # The entry may be a part of a URL whose password contains a comma. Therefore report the
-            # whole string: the message then leaves out the credentials.
+            # The entry may be part of a URL whose password contains a comma. If the message is
+            # about the whole string, it leaves out the credentials.
             error.value = value if "@" in value else error.value
             raise
 
@@ -355,7 +349,6 @@ class Entries:
         return cast(T, None)
 
     def check(self) -> None:
-        """Raise `InvalidValue` if any entry is invalid."""
         self._problems.check()
 
 

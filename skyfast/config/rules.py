@@ -154,7 +154,6 @@ def _to_values(field: str, path: FieldPath | None, value: YamlValue) -> Conditio
 
 
 def _to_entry(path: FieldPath | None, value: YamlValue) -> str | int | tuple[int, int] | Network:
-    """Accept a value that the field can have."""
     if path is None:
         return one_of(*TAGS)(value)
     if path in _ENUMERATIONS:
@@ -187,7 +186,6 @@ def _to_range(path: FieldPath, value: YamlValue) -> int | tuple[int, int]:
 
 
 def show_rules(rules: Sequence[Rule]) -> list[object]:
-    """Return ``rules`` in the form that `to_rules` accepts."""
     return [
         {"name": rule.name}
         | {condition.field: _show_condition(condition) for condition in rule.conditions}

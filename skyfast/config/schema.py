@@ -52,12 +52,11 @@ MAX_SOCKETS = 65_536
 class Key(Generic[T]):
     """A key of the configuration file.
 
-    ``parse`` returns the parsed value or raises `InvalidValue`. ``default`` is the value if the key
-    is missing, null or empty. If ``can_be_empty`` is true, an empty list overrides the
-    default. ``show`` returns the value that `dump` writes, with secrets hidden; ``show`` is None if
-    `dump` writes the value under another key. If ``secret`` is true, no message contains the value.
-    ``env`` is the environment variable that overrides the key. For keys with structured values,
-    ``env`` is empty: they have no variable.
+    ``default`` is the value if the key is missing, null or empty. If ``can_be_empty`` is true, an
+    empty list overrides the default. ``show`` returns the value that `dump` writes, with secrets
+    hidden; ``show`` is None if `dump` writes the value under another key. If ``secret`` is true, no
+    message contains the value. ``env`` is the environment variable that overrides the key; it is
+    empty for keys with structured values.
     """
 
     path: str
@@ -389,7 +388,6 @@ SECRETS: Final[dict[str, Callable[[Config], object]]] = {
 KNOWN: Final = hints.KnownKeys(
     SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]
 )
-"""The tree of all keys."""
 
 STRICT_SECTIONS = ("pipeline.", "web.")
 """Sections in which unknown keys are errors. In other sections, unknown keys may be

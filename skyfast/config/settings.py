@@ -25,8 +25,6 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SetValue:
-    """A value and where it is set."""
-
     origin: Origin
     value: YamlValue
 
@@ -52,7 +50,6 @@ class SortedProblems:
         return True
 
     def check(self) -> None:
-        """Raise the collected errors, if any."""
         if self._errors:
             self._errors.sort(key=lambda error: error[0])
             raise ConfigError(*(text for _, text in self._errors))
@@ -76,7 +73,6 @@ class Settings:
 
     @property
     def given(self) -> frozenset[str]:
-        """The paths of the keys that are set."""
         return frozenset(self._set_values)
 
     def __call__(self, key: Key[T]) -> T:

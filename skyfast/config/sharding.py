@@ -1,8 +1,7 @@
 """Changes to the configuration for ``--shard I/N``.
 
-The table selects the flows of a shard: see `skyfast.flows.plan.ShardSelector`. This module gives
-each shard its own ``host_id``, and warns about series that several shards export. Only the first
-shard exports families that describe the whole cluster, such as interfaces.
+The table selects the flows of a shard: see `skyfast.flows.plan.ShardSelector`. Only the first shard
+exports families that describe the whole cluster, such as interfaces.
 """
 
 import dataclasses
@@ -23,10 +22,7 @@ _TEXT: Final = re.compile(r"(0|[1-9][0-9]{0,3})/([1-9][0-9]{0,3})", re.ASCII)
 
 
 def parse(text: str) -> Shard:
-    """Parse ``I/N``.
-
-    Raises ValueError, with the allowed range, if ``text`` is invalid.
-    """
+    """Parse ``I/N``. If ``text`` is invalid, raise ValueError with the allowed range."""
     match = _TEXT.fullmatch(text)
     if match and int(match[1]) < int(match[2]) <= MAX_SHARDS:
         return Shard(int(match[1]), int(match[2]))
@@ -34,10 +30,7 @@ def parse(text: str) -> Shard:
 
 
 def sharded(config: Config, shard: Shard) -> Config:
-    """Return the configuration of a shard.
-
-    An analyzer accepts one subscriber per ``host_id``, so each shard has its own ``host_id``.
-    """
+    """An analyzer accepts one subscriber per ``host_id``, so each shard has its own ``host_id``."""
     if shard.count == 1:
         return config
     topology = config.topology
@@ -54,7 +47,6 @@ def sharded(config: Config, shard: Shard) -> Config:
 
 
 def _overlaps(config: Config) -> Iterator[str]:
-    """Yield warnings about series that several shards export."""
     if not _is_disjoint(config.export.first_view, config):
         yield (
             "shards overlap: several shards export the same connections, each with a part of the"

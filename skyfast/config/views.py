@@ -76,7 +76,7 @@ DEFAULT_VIEWS = (
         )
     ),
 )
-"""The default views except the first view, whose rows are the connections.
+"""The default views in addition to the first view, whose rows are the connections.
 
 These views have few series, so their rows can be kept longer than connections."""
 
@@ -109,13 +109,12 @@ def _to_view(value: YamlValue) -> ViewEntry:
 
 
 to_views = bounded_list_of(_to_view, "views", most=MAX_VIEWS - 1)
-"""Accepts a list of all views except the first. ``timeout_s`` is 0 if an entry has no timeout."""
+"""Accepts a list of all views except the first."""
 
 
 def show_views(
     views: Sequence[ViewSpec], timeouts_s: Sequence[float], bounds: Sequence[Bounds]
 ) -> list[object]:
-    """Return ``views``, with their timeouts and bounds, in the form that `to_views` accepts."""
     return [
         {
             "prefix": view.prefix,
@@ -156,8 +155,8 @@ def resolve_views(
 ) -> tuple[ViewEntry, ...]:
     """Return the entries in the order of ``views``, with defaults filled in.
 
-    ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the other families of the
-    page, which do not belong to a view.
+    ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the families of the
+    page that do not belong to a view.
 
     Raises:
         ViewError: The views conflict with each other, or exceed a limit.
@@ -271,7 +270,6 @@ def _metric_error(problem: str, view: int, i: int, *, other: ViewError | None = 
 
 
 def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
-    """Reject views that exceed the limits of the table."""
     labels: set[LabelSpec] = set()
     keys: set[FieldPath] = set()
     values: set[object] = set()
@@ -312,8 +310,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the fields by which names{source} are looked up ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # The limit applies to all values that the table reads from reports. Therefore values for
-        # histograms count, too, although the table does not store them.
+        # Values for histograms count, too: the table reads them from reports, but does not store
+        # them.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

@@ -38,7 +38,6 @@ class ConfigError(Exception):
     """
 
     def __init__(self, *problems: str) -> None:
-        """Keep the first `MAX_PROBLEMS` errors."""
         if len(problems) > MAX_PROBLEMS:
             problems = (*problems[:MAX_PROBLEMS], "further errors are not shown")
         super().__init__("; ".join(problems))
@@ -157,7 +156,7 @@ class _Composer:
         return node.value
 
     def _error(self, event: Any, path: str, text: str) -> ConfigError:
-        """Return a `ConfigError` with all recorded errors and this error. The caller raises it."""
+        """Return a `ConfigError` with all recorded errors and this error."""
         self._refuse(event, path, text)
         return ConfigError(*self._problems)
 
@@ -304,7 +303,6 @@ def index(i: int) -> str:
 
 
 def kind_of(value: YamlValue) -> str:
-    """Describe the kind of a value without showing it."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -323,7 +321,6 @@ def describe(value: YamlValue) -> str:
 
 
 def describe_path(path: str) -> str:
-    """Format a path of keys for a message."""
     text = redact_url(path)
     if len(text) > MAX_SHOWN:
         text = text[:MAX_SHOWN] + "…"
