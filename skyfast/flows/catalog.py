@@ -1,8 +1,7 @@
 """The known labels and metrics.
 
-A configuration selects labels from `LABELS` and metrics from `METRICS` by name.
-`skyfast.flows.planner` builds plans from these definitions, and ``docs/reference/metrics.md`` lists
-them. Skydive's ``flow.proto`` describes the fields.
+A configuration selects them by name, and ``docs/reference/metrics.md`` lists them. Skydive's
+``flow.proto`` describes the fields.
 """
 
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ TAG: Final = "tag"
 """The label that classifies flows by the cluster's networks."""
 
 NODE_TID_LABEL: Final = "node_tid"
-"""The label that identifies the capture point. `INTERFACE_INFO` describes capture points."""
+"""The label that identifies the capture point."""
 
 STANDARD_PREFIX: Final = "skydive_connection"
 """Prefix of the families of connections (the first view) with ``naming: standard``."""
@@ -44,13 +43,12 @@ class LabelDef:
     """A label that can be selected by name.
 
     ``path`` is the label's field, or empty if the label does not come from a single field.
+    ``lookup`` is "classification" for the label `TAG`, and empty for labels that show a field.
 
-    ``lookup`` is "classification" for the label `TAG`, and empty for labels that show a field. For
-    labels that show a name, ``lookup`` is "address" or "node". An "address" is looked up in
-    ``combined`` of a `skyfast.flows.planner.NameSource`, and a "node" in ``nodes``. The result is a
-    tuple of names, and ``index`` is the position of the label's name in the tuple. If ``is_own`` is
-    true, the label shows an own name, which users give to addresses, and ``index`` is the position
-    among the own names of the tuple.
+    For labels that show a name, ``lookup`` is "address" or "node": the names come from ``combined``
+    or ``nodes`` of a `skyfast.flows.planner.NameSource`. ``index`` is the position of the label's
+    name in the tuple of names. If ``is_own`` is true, the label shows an own name (given by users),
+    and ``index`` counts from the first own name.
     """
 
     name: str
@@ -73,16 +71,10 @@ ADDRESS_NAMES: Final = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
 )
 """The names of an address from the topology, in the order of the tuples of `NameSource.combined`.
-
-The next elements of a tuple are the values of the pod labels in `ExportSelection.k8s_labels`. The
-last elements are the own names: the network, and the values of the keys in
-`ExportSelection.names_keys`."""
+"""
 
 NETWORK: Final = "network"
-"""The last word of the labels ``initiator_network`` and ``target_network``.
-
-Both labels show the name of the smallest network in ``names`` or ``names_file`` that contains the
-address. This name is the first own name in the tuples of `NameSource.combined`."""
+"""The last word of the labels ``initiator_network`` and ``target_network``."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
@@ -109,12 +101,10 @@ POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("target_workload", "target_workload_kind", "target_service"),
     "node_workload",
 }
-"""The labels about pods.
-
-Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
+"""Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
 
 ADDRESS_FIELDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
-"""Maps ``initiator`` and ``target``, which are prefixes of label names, to the address fields."""
+"""The address fields, by prefix of label names."""
 
 _Name = tuple[Cardinality, str]
 
@@ -316,7 +306,6 @@ LABELS: Final[tuple[LabelDef, ...]] = (
     *_node_labels(),
     *(label for end, path in ADDRESS_FIELDS.items() for label in _address_labels(end, path)),
 )
-"""All labels that can be selected by name."""
 
 LABELS_BY_NAME: Final = {label.name: label for label in LABELS}
 
@@ -332,7 +321,6 @@ DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
 
 ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PORT})
-"""The fields with the two addresses and the two ports of a flow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,10 +329,10 @@ class MetricDef:
 
     ``paths`` has two fields, one for each direction; or one field, if the metric has no direction;
     or none, if skyfast itself counts the value. ``compatible`` is the family's name in the first
-    view (the connections) with ``naming: compatible``. In all other cases, the family's name is a
-    prefix followed by ``standard``. ``unit`` is the unit in the standard name. Pages show values
-    divided by 10 to the power of ``compatible_decimals`` or ``standard_decimals``. In the first
-    view, the help text is ``help`` followed by "on this connection". See `Gauge` for ``keep``.
+    view (the connections) with ``naming: compatible``. In all other cases, the name is a prefix
+    followed by ``standard``. ``unit`` is the unit of the standard family. Pages show values divided
+    by 10 to the power of ``compatible_decimals`` or ``standard_decimals``. See `Gauge` for
+    ``keep``.
     """
 
     name: str
@@ -498,11 +486,8 @@ METRICS: Final[tuple[MetricDef, ...]] = (
         help="IP fragments that could not be reassembled",
     ),
 )
-"""All metrics that can be selected by name.
-
-No metric shows the other fields of ``TCPMetric``, such as the times of the first SYN, FIN and RST.
-A configuration can select these fields only by their paths: see `MetricSpec.paths`.
-"""
+"""Other fields of ``TCPMetric``, such as the times of the first SYN, FIN and RST, are not in this
+list. A configuration can select these fields by their paths: see `MetricSpec.paths`."""
 
 METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 
@@ -511,8 +496,8 @@ METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 class HistogramDef:
     """A histogram that can be selected by name, in every view except the first (the connections).
 
-    `skyfast.flows.plan.Histogram` explains ``paths`` and ``observes``. If there are two paths, each
-    is for one direction. `MetricDef` explains all other attributes.
+    `skyfast.flows.plan.Histogram` and `MetricDef` explain the attributes. If there are two paths,
+    each is for one direction.
     """
 
     name: str
@@ -552,7 +537,6 @@ HISTOGRAMS: Final[tuple[HistogramDef, ...]] = (
         help="Time from the first to the last packet of each closed flow",
     ),
 )
-"""All histograms that can be selected by name."""
 
 HISTOGRAMS_BY_NAME: Final = {histogram.name: histogram for histogram in HISTOGRAMS}
 

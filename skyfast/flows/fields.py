@@ -14,9 +14,8 @@ import msgspec
 
 from skyfast.flows.plan import FieldPath, Plan
 
-# For invalid UTF-8 and deep nesting, msgspec raises built-in exceptions.
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""The exceptions that msgspec raises for JSON that it cannot decode."""
+"""For invalid UTF-8 and deep nesting, msgspec raises built-in exceptions."""
 
 
 def _fields() -> Iterator[tuple[FieldPath, type]]:
@@ -67,14 +66,13 @@ PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS
 """The fields of `FIELDS` by their names in the configuration, such as ``Link.ID``."""
 
 CLOSING: Final = 1
-"""The value of ``FinishType`` in the last report of a flow. Earlier reports have other values."""
+"""The value of ``FinishType`` in the last report of a flow."""
 
-# Whatever the plan, the table reads these fields of every flow.
-_BOOKKEEPING: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
+_ALWAYS_READ: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# The table recognizes two kinds of reports by these fields: the first report of a flow, whose two
-# start times are equal, and a closing report that repeats the previous report.
-_MARKS: tuple[FieldPath, ...] = (
+# By these fields, the table recognizes the first report of a flow (its two start times are equal),
+# and a closing report that repeats the previous report.
+_REPORT_KIND_FIELDS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
     ("LastUpdateMetric", "Last"),
@@ -100,8 +98,8 @@ class FlowTypes:
     * ``FirstReport`` adds the fields that identify a first report, to count a new flow.
     * ``FullReport`` adds ``LastUpdateMetric``, to count a flow whose first report was missed.
 
-    With shards, most messages contain flows of other shards. Therefore ``KnownReport`` is
-    the same type as ``Update``, whose fields show to which shard a flow belongs.
+    With shards, ``KnownReport`` is the same type as ``Update``, whose fields show to which shard a
+    flow belongs.
 
     ``omissible`` are the fields and parts of ``FullReport`` without which a flow can still be
     counted: gauges, optional counters, fields of histograms, and the fields that identify a first
@@ -118,7 +116,7 @@ class FlowTypes:
 def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
     """Return struct types with the fields that ``plan`` uses, and the fields in ``also``."""
     also = tuple(also)
-    known = [*_BOOKKEEPING, *also]
+    known = [*_ALWAYS_READ, *also]
     known += [path for requirement in plan.requirements for path in requirement.reads]
     known += [path for counter in plan.counters for path in counter.paths]
     known += [gauge.path for gauge in (*plan.gauges, *plan.closing_gauges)]
@@ -128,12 +126,12 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
     if plan.shard is not None:
         paths += plan.shard.conversation.paths
     last_updates = [path for counter in plan.counters for path in counter.last_update]
-    full = [*paths, *_MARKS, *last_updates]
+    full = [*paths, *_REPORT_KIND_FIELDS, *last_updates]
     update = _struct("Update", paths)
     return FlowTypes(
         KnownReport=_struct("KnownReport", known) if plan.shard is None else update,
         Update=update,
-        FirstReport=_struct("FirstReport", [*paths, *_MARKS]),
+        FirstReport=_struct("FirstReport", [*paths, *_REPORT_KIND_FIELDS]),
         FullReport=_struct("FullReport", full),
         omissible=_omissible(plan, full, needed=also),
     )
@@ -142,23 +140,22 @@ def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
 def _omissible(
     plan: Plan, paths: Iterable[FieldPath], *, needed: Iterable[FieldPath]
 ) -> frozenset[FieldPath]:
-    """Return the omissible fields and parts of a ``FullReport`` with the fields ``paths``."""
     gauges = (*plan.gauges, *plan.closing_gauges)
-    may_lack = {("FinishType",), *_MARKS, *(gauge.path for gauge in gauges)}
-    may_lack |= {path for counter in plan.counters for path in counter.last_update}
-    may_lack |= {path for counter in plan.counters if counter.optional for path in counter.paths}
-    # An optional field is not omissible if it is also required for another purpose.
-    must_have = {*needed, ("UUID",), ("Last",)}
-    must_have |= {
+    optional = {("FinishType",), *_REPORT_KIND_FIELDS, *(gauge.path for gauge in gauges)}
+    optional |= {path for counter in plan.counters for path in counter.last_update}
+    optional |= {path for counter in plan.counters if counter.optional for path in counter.paths}
+    # A field can be optional for one purpose and required for another.
+    required = {*needed, ("UUID",), ("Last",)}
+    required |= {
         path for counter in plan.counters if not counter.optional for path in counter.paths
     }
-    must_have |= {path for column in plan.columns for path in column.fields}
-    must_have |= {path for requirement in plan.requirements for path in requirement.reads}
+    required |= {path for column in plan.columns for path in column.fields}
+    required |= {path for requirement in plan.requirements for path in requirement.reads}
     for known in (plan.conversation, plan.shard and plan.shard.conversation):
-        must_have |= {*known.paths} if known else set()
+        required |= {*known.paths} if known else set()
     if plan.conversation:
-        must_have.add(plan.conversation.point)
-    omissible = {path for path in paths if path in may_lack - must_have}
+        required.add(plan.conversation.point)
+    omissible = {path for path in paths if path in optional - required}
     parts = {path[:1] for path in omissible if len(path) > 1}
     needed_parts = {path[:1] for path in paths if path not in omissible}
     return frozenset(omissible | (parts - needed_parts))

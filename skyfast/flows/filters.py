@@ -1,9 +1,9 @@
 """Decides which flows reach the table: classification by networks, and filter rules.
 
-Rules are tested for every flow. Therefore they are compiled to one function: closures would take
-twice as long. The source of this function contains only names of fields from
-`skyfast.flows.fields.FIELDS` and names of constants. The values from the configuration are in these
-constants, so no text from the configuration is executed.
+Rules are compiled to one function, because closures would take twice as long. The source of this
+function contains only names of fields from `skyfast.flows.fields.FIELDS` and names of constants.
+The values from the configuration are in these constants, so no text from the configuration is
+executed.
 """
 
 from bisect import bisect
@@ -24,7 +24,7 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# The first index is for the initiator's address, and the second index for the target's address.
+# Indexes: the location of the initiator's address, then of the target's address.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -33,12 +33,12 @@ _TAGS = (
 
 
 class Classifier:
-    """Classifies flows as ``internal``, ``egress``, ``ingress`` or ``other``.
+    """Classifies whole flows by the cluster's networks: a `skyfast.flows.plan.LabelMapper`.
 
-    A flow is ``internal`` if both addresses are in the cluster's networks, ``egress`` if only the
-    initiator's address is in them, and ``ingress`` if only the target's address is in them. It is
-    ``other`` if neither address is in these networks, if an address is invalid, or if the flow has
-    no ``Network``. A classifier is a `skyfast.flows.plan.LabelMapper` of whole flows.
+    * ``internal``: both addresses are in the networks
+    * ``egress``: only the initiator's address is in the networks
+    * ``ingress``: only the target's address is in the networks
+    * ``other``: neither is in them, an address is invalid, or the flow has no ``Network``
     """
 
     READS: ClassVar[tuple[FieldPath, ...]] = (("Network", "A"), ("Network", "B"))
@@ -56,7 +56,6 @@ class Classifier:
 
 
 def classifier(masks: Sequence[Network]) -> Classifier:
-    """Return the classifier of a cluster with the networks ``masks``."""
     cluster = addresses.Networks(masks)
 
     def location(text: str) -> int:
@@ -89,10 +88,7 @@ class FlowFilter:
         self._counters = counters
 
     def __call__(self, flows: list[Flow]) -> list[Flow]:
-        """Return the flows that pass, in order; count the dropped flows.
-
-        If there are no rules, the result is ``flows`` itself.
-        """
+        """Return the flows that pass, in order; count the dropped flows."""
         if self._pick is None:
             return flows
         dropped = [0] * len(self._counters)
@@ -117,17 +113,18 @@ def make_flow_filter(
 ) -> FlowFilter:
     """Return a filter that applies ``excluded_tags``, ``drop`` and ``keep``, in this order.
 
-    A dropped flow is counted once, under the first reason that applies. If its tag is excluded, the
-    reason is `EXCLUDED` in ``skipped``. If a drop rule matches, the reason is the first such rule
-    in ``filtered``. If there are keep rules but none matches, the reason is `KEEP` in ``filtered``.
-    ``filtered`` must already contain the names of all rules.
+    A dropped flow is counted once, under the first reason that applies:
 
-    Some flows lack the part with a condition's field, such as ``Transport``. For these flows, the
-    condition does not match; if it is negated, it matches. Every flow has a tag: see `Classifier`.
+    * its tag is excluded: `EXCLUDED` in ``skipped``
+    * a drop rule matches: the first such rule in ``filtered``
+    * there are keep rules, but none matches: `KEEP` in ``filtered``
 
-    Flows that have no UUID or fail one of ``requirements`` always pass this filter, because the
-    table skips these flows and counts them under other reasons. So a rule's count contains only
-    flows that would be exported without the rule.
+    If a flow lacks the part with a condition's field, such as ``Transport``, the condition does not
+    match. If this condition is negated, it matches.
+
+    Flows that have no UUID or fail one of ``requirements`` always pass this filter: the table skips
+    these flows and counts them under other reasons. So a rule counts only flows that would be
+    exported without the rule.
     """
     if not (config.excluded_tags or config.drop or config.keep):
         return FlowFilter(None, ())
@@ -249,10 +246,7 @@ class _FunctionSource:
 
 
 def matcher(condition: Condition) -> Callable[[str | int], bool]:
-    """Return a function that tests whether a field's value matches a condition.
-
-    The function ignores whether the condition is negated.
-    """
+    """Return a function that tests whether a field's value matches, ignoring ``negated``."""
     networks = addresses.Networks(condition.networks)
 
     def matches(value: str | int) -> bool:
@@ -271,7 +265,6 @@ def matcher(condition: Condition) -> Callable[[str | int], bool]:
 
 
 def _merged(intervals: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return ``intervals`` sorted and merged, so that none overlap."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(intervals):
         if merged and low <= merged[-1][1]:

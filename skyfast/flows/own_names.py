@@ -1,9 +1,4 @@
-"""Names that users give to addresses and networks.
-
-:class:`OwnNames` looks up addresses in the entries of the configuration and of a CSV file.
-:func:`read_csv` parses such a file. :func:`read_prefix` and :func:`make_entry` validate the two
-parts of a single entry.
-"""
+"""Names that users give to addresses and networks."""
 
 import csv
 import re
@@ -36,12 +31,12 @@ above the address is also set. Sorted integers are in the order of the first add
 network comes before the networks that it contains."""
 
 OwnNameTuple: TypeAlias = tuple[str, ...]
-"""The own names of an address: the name of the address, the name of its network, and the values.
+"""The own names of an address. Names and values that do not exist are empty strings.
 
-The first name is from the entry of exactly this address. The second name is from the smallest
-network that contains the address and has a name. There is one value for each selected key: it is
-from the longest prefix that contains the address and has this key. Names and values that do not
-exist are empty strings."""
+* the name in the entry of exactly this address
+* the name of the smallest network that contains the address and has a name
+* for each selected key, the value of the longest prefix that contains the address and has this key
+"""
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_SHOWN: Final = 60
@@ -59,9 +54,7 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""Number of low bits of an address that the index of IPv4 ranges ignores.
-
-So the index has one entry per /16 network."""
+"""Number of low bits that the index of IPv4 ranges ignores: it has one entry per /16 network."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""
@@ -86,7 +79,7 @@ class InvalidLinesError(ValueError):
 
 
 class OwnNameEntry(msgspec.Struct, frozen=True, gc=False):
-    """The name and the values of a prefix. The name can be empty; values are (key, value) pairs."""
+    """The name can be empty; values are (key, value) pairs."""
 
     name: str
     values: tuple[tuple[str, str], ...] = ()
@@ -118,7 +111,6 @@ def _check_text(text: str) -> None:
 
 
 def is_key(key: str) -> bool:
-    """Return whether ``key`` can be the key of a value."""
     return len(key) <= MAX_NAME_CHARS and _KEY.fullmatch(key) is not None
 
 
@@ -210,7 +202,7 @@ def read_csv(text: str) -> dict[Prefix, OwnNameEntry]:
 
 
 class _Names(dict[str, str]):
-    """Maps the second field of a line to a name. Each distinct field is checked once."""
+    """Maps the second field of a line to a name."""
 
     __slots__ = ()
 
@@ -223,7 +215,7 @@ class _Names(dict[str, str]):
 
 
 class _Values(dict[str, tuple[str, str]]):
-    """Maps any later field of a line to a key and a value. Each distinct field is checked once."""
+    """Maps any later field of a line to a key and a value."""
 
     __slots__ = ("_keys",)
 
@@ -259,7 +251,6 @@ class _EntryReader:
         return entry
 
     def release(self) -> None:
-        """Free the memory in steps, because freeing all of it at once would block other threads."""
         release(self._names)
         release(self._values)
 
@@ -278,7 +269,6 @@ def _unquoted(prefix: str) -> str:
 
 
 def _split(text: str) -> list[str]:
-    """Split a line of CSV into fields; commas within quotes do not separate fields."""
     try:
         (fields,) = csv.reader([text], strict=True, skipinitialspace=True)
     except csv.Error as error:
@@ -287,7 +277,7 @@ def _split(text: str) -> list[str]:
 
 
 def _in_order(prefixes: Iterable[Prefix]) -> list[Prefix]:
-    """Return sorted prefixes. Sorting all of them at once would block other threads."""
+    """Sort in chunks, because sorting all prefixes at once would block other threads."""
     rest = iter(prefixes)
     chunks = []
     while chunk := list(islice(rest, _SORTED_AT_ONCE)):
@@ -373,12 +363,11 @@ class OwnNames:
     """
 
     def __init__(self, entries: Mapping[Prefix, OwnNameEntry], keys: Sequence[str] = ()) -> None:
-        """Prepare ``entries`` for lookups; ``keys`` select the values in `OwnNameTuple`."""
+        """``keys`` select the values in `OwnNameTuple`."""
         self.keys = tuple(keys)
         self.count = len(entries)
-        """The number of entries."""
         self.empty: OwnNameTuple = ("",) * (2 + len(keys))
-        """The result of a lookup that finds nothing: empty strings."""
+        """The result of a lookup that finds nothing."""
         ordered = _in_order(entries)
         ipv6 = bisect_left(ordered, _IPV6)
         numbers: dict[OwnNameTuple, int] = {self.empty: 0}
@@ -401,7 +390,7 @@ class OwnNames:
         return self.empty if packed is None else self.find(packed)
 
     def find(self, packed: bytes) -> OwnNameTuple:
-        """Return the names of an address. ``packed`` is the address as 4 or 16 bytes."""
+        """``packed`` is the address as 4 or 16 bytes."""
         number = int.from_bytes(packed)
         if len(packed) == _IPV4_BYTES:
             half = number >> _INDEXED_BITS
@@ -416,7 +405,6 @@ class OwnNames:
 
 
 NO_NAMES: Final = OwnNames({})
-"""Own names without entries."""
 
 
 def changed_addresses(texts: Iterable[str], old: OwnNames, new: OwnNames) -> set[str]:

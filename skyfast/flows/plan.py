@@ -1,8 +1,7 @@
 """The plan: which fields of a flow become labels and values, and how a page shows them.
 
 The table and the decoder (`skyfast.flows.fields`) are built from a plan, so they need no
-definitions of labels or metrics. A plan is immutable data. `skyfast.flows.planner` creates plans
-from the labels and metrics of `skyfast.flows.catalog`.
+definitions of labels or metrics.
 """
 
 from dataclasses import dataclass
@@ -39,10 +38,7 @@ class Names(Protocol):
     """
 
     def __getitem__(self, key: str, /) -> tuple[str, ...] | None:
-        """Return the label values, or None if ``key`` is ambiguous.
-
-        For an ambiguous key, `resolve` returns the label values.
-        """
+        """Return the label values, or None if ``key`` is ambiguous (see `resolve`)."""
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
         """Return the label values of an ambiguous key for one flow.
@@ -53,16 +49,15 @@ class Names(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lookup:
-    """Looks up the value of a field in ``names``. Labels of the same field share one lookup.
+    """Looks up the field ``key`` in ``names``. Labels of the same field share one lookup.
 
-    The table looks up the value of the field ``key``, or an empty string if the flow lacks the
-    field. If the result is None, the value is ambiguous. In this case, the table calls
-    ``names.resolve`` with the value and the two fields in ``context`` (the other address and the
-    capture point). If ``context`` is empty, results are never None.
+    If the flow lacks the field, the table looks up an empty string. If the result is None, the
+    value is ambiguous. In this case, the table calls ``names.resolve`` with the value and the two
+    fields in ``context`` (the other address and the capture point). If ``context`` is empty,
+    results are never None.
 
     For `Table.relabel`, the table stores the fields ``key`` and ``context`` of each flow that has
-    not expired. Each of these fields counts once towards the maximum number of columns, even if
-    several labels or lookups use the field.
+    not expired. Each of these fields counts once towards the maximum number of columns.
     """
 
     names: Names
@@ -72,16 +67,14 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
-    """A label. Columns are compared by identity, so views with the same label share a column.
+    """A label. Columns are compared by identity: views with the same label share a column.
 
     If ``lookup`` is set, the label's value is element ``index`` of the tuple that the lookup
-    returns. In this case, ``path`` is ``lookup.key``, and there is no ``rewrite``. Columns that
-    look up the same field share one lookup.
+    returns. In this case, ``path`` is ``lookup.key``, and there is no ``rewrite``.
 
-    If there is no ``lookup``, the label's value is the value at ``path``. If there is a
-    ``rewrite``, it maps this value to the label's value. If the flow lacks the value, the label is
-    empty. If ``rewrite`` maps a part of the flow or the whole flow, ``reads`` are the
-    fields that ``rewrite`` needs.
+    Otherwise, the label's value is the value at ``path``, or empty if the flow lacks it. If there
+    is a ``rewrite``, it maps this value to the label's value. If ``rewrite`` maps a part of the
+    flow or the whole flow, ``reads`` are the fields that ``rewrite`` needs.
     """
 
     name: str
@@ -108,7 +101,6 @@ class Direction:
     """The label that distinguishes the two series of a connection in one family.
 
     ``position`` is the index at which the label is inserted among the columns of the view.
-    ``values`` are the label's values; the value of the initiator's direction is first.
     """
 
     name: str = "direction"
@@ -118,13 +110,13 @@ class Direction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
-    """A running total of a flow. A connection adds up the increases of its flows.
+    """A running total of a flow. A row adds up the increases of its flows.
 
     ``paths`` has the field with the total since the flow started, or several fields to add up. For
     each total, ``last_update`` has a field with the increase in the latest update. If Skydive sends
     no such fields, ``last_update`` is empty, and an increase of 0 is assumed. If ``optional`` is
-    true, flows can lack the counter. If all flows of a connection lack the counter, the connection
-    has no series for the counter.
+    true, flows can lack the counter. If all flows of a row lack the counter, the row has no series
+    for it.
     """
 
     paths: tuple[FieldPath, ...]
@@ -134,10 +126,10 @@ class Counter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
-    """A value of a flow. A connection keeps the value of one of its flows.
+    """A value of a flow. A row keeps the value of one of its flows.
 
     ``keep`` selects the value of the latest report, the minimum or the maximum. If the values of
-    all flows are 0, the connection has no value.
+    all flows are 0, the row has no value.
     """
 
     path: FieldPath
@@ -146,16 +138,16 @@ class Gauge:
 
 @dataclass(frozen=True, slots=True)
 class FlowCount:
-    """The number of flows that a connection has now."""
+    """The number of flows that a row has now."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewFlows:
-    """A counter of the flows that began on a connection.
+    """A counter of the flows that began on a row.
 
     A flow counts as new if the table gets its first report, or if it certainly was never counted
-    before. All other flows do not count as new, even if a flow creates a connection and its total
-    is added to this connection.
+    before (see `Table.horizon_s`). Other flows do not count, even if they create a row and add
+    their total.
     """
 
 
@@ -202,8 +194,8 @@ class Family(MetricFamily):
     """A metric family of the flows.
 
     ``values`` has two values if the metric and the view have two directions: initiator to target,
-    then target to initiator. In all other cases, ``values`` has one value. Pages
-    show the exact quotient of a value and ``10 ** decimals``.
+    then target to initiator. In all other cases, there is one value. Pages show the exact quotient
+    of a value and ``10 ** decimals``.
     """
 
     values: tuple[Value, ...]
@@ -221,15 +213,14 @@ class Family(MetricFamily):
 class View:
     """A set of series with the same label names: one row for each tuple of label values.
 
-    ``identifies_connection`` means that every flow has ports, and that the labels include both
-    addresses and both ports. In such a view, flows of different connections rarely share a row:
-    only if they have the same addresses and ports, as TCP and UDP flows can have. So if a flow
-    creates a row, its total can be counted, even if its first report was missed. ``direction`` is
-    None if both directions are added up.
+    ``direction`` is None if both directions are added up. ``bytes`` and ``packets`` have a counter
+    for each direction, or one counter for the sum. They are empty if no family and no bound needs
+    them.
 
-    ``bytes`` and ``packets`` have a counter for each direction, or one counter for the sum of both
-    directions. ``bytes`` is empty if no family and no bound needs bytes. The same applies to
-    ``packets``.
+    ``identifies_connection`` means that every flow has ports, and that the labels include both
+    addresses and both ports. In such a view, flows of different connections rarely share a row; a
+    TCP and a UDP flow with the same ports can. So if a flow creates a row, its total can be
+    counted, even if its first report was missed.
     """
 
     columns: tuple[Column, ...]
@@ -242,12 +233,10 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """A condition that flows must meet. The table skips all other flows.
+    """A flow must have at least one of the parts ``paths``; otherwise, the table skips the flow.
 
-    A flow must have at least one of the parts ``paths``. ``reason`` is the reason under which the
-    table counts skipped flows.
-
-    If ``unless_missing`` is not empty, the condition does not apply to flows without this part.
+    ``reason`` is the reason under which the table counts skipped flows. If ``unless_missing`` is
+    set, the requirement does not apply to flows without this part.
     """
 
     paths: tuple[FieldPath, ...]
@@ -256,7 +245,6 @@ class Requirement:
 
     @property
     def reads(self) -> tuple[FieldPath, ...]:
-        """All parts that the requirement tests."""
         return (*self.paths, self.unless_missing) if self.unless_missing else self.paths
 
 
@@ -264,9 +252,9 @@ class Requirement:
 class Conversation:
     """The fields that identify a conversation, and the field that identifies the capture point.
 
-    A conversation is one connection in the network, which several capture points can report. Its
-    identifying fields are the same at every capture point. ``ends`` has the address field and the
-    port field of each end; the order of the two ends is irrelevant.
+    A conversation is one connection in the network, which several capture points can report.
+    ``ends`` has the address field and the port field of each end; the order of the two ends is
+    irrelevant.
     """
 
     protocol: FieldPath
@@ -275,7 +263,6 @@ class Conversation:
 
     @property
     def paths(self) -> tuple[FieldPath, ...]:
-        """The identifying fields: the protocol, then the address and the port of each end."""
         return (self.protocol, *self.ends[0], *self.ends[1])
 
 
@@ -313,12 +300,10 @@ class Plan:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The columns of all views, without duplicates."""
         return tuple(dict.fromkeys(column for view in self.views for column in view.columns))
 
     @property
     def counters(self) -> tuple[Counter, ...]:
-        """The counters of all views, without duplicates."""
         return tuple(value for value in self._values() if isinstance(value, Counter))
 
     @property
@@ -346,7 +331,6 @@ class Plan:
 
     @property
     def histograms(self) -> tuple[Histogram, ...]:
-        """The histograms of all views, without duplicates."""
         return tuple(value for value in self._values() if isinstance(value, Histogram))
 
     @property

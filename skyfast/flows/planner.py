@@ -1,7 +1,4 @@
-"""Creates a plan from the labels, metrics and views that a configuration selects.
-
-`make_plan` uses the definitions of labels and metrics in `skyfast.flows.catalog`.
-"""
+"""Creates a plan from the labels, metrics and views that a configuration selects."""
 
 from collections.abc import Mapping
 from typing import Final, Literal, Protocol
@@ -60,7 +57,7 @@ from skyfast.wording import noun
 
 
 class NameSource(Protocol):
-    """Names from the topology, and own names, which users configure. Unknown names are empty.
+    """Names from the topology, and own names (given by users). Unknown names are empty.
 
     ``combined`` maps an address to a tuple: the names in `ADDRESS_NAMES`, the values of
     `ExportSelection.k8s_labels`, the name of the address's network, and the values of
@@ -76,10 +73,6 @@ class NameSource(Protocol):
 
 
 def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = UNSHARDED) -> Plan:
-    """Return the plan for the selection ``export`` and the flows of ``shard``.
-
-    Names in labels come from ``names``. Views with the same label share one column.
-    """
     columns = _Columns(export, names)
     return Plan(
         views=tuple(_view(view, columns, export) for view in export.views),
@@ -99,7 +92,6 @@ def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = UNSH
 
 
 def _transport(export: ExportSelection) -> tuple[Requirement, ...]:
-    """Return the requirement on the transport layer; empty if all flows are included."""
     if export.include_icmp and export.include_other:
         return ()
     transport: tuple[FieldPath, ...] = (("Transport",),)
@@ -120,10 +112,7 @@ _CONVERSATION: Final = Conversation(
 
 
 def shown_field(label: LabelSpec) -> FieldPath:
-    """Return the field that a label shows, or an empty path if the label shows no field.
-
-    Rewrites are not taken into account.
-    """
+    """Return the field that a label shows (ignoring rewrites), or an empty path."""
     if label.path is not None:
         return label.path
     known = LABELS_BY_NAME[label.name] if label.is_known else None
@@ -141,16 +130,12 @@ A ``NodeTID`` is never ambiguous, so it has no such fields."""
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that are needed to look up a label's value; () if the label shows no name.
-
-    For each flow, the table stores each field once, even if several labels need the field.
-    """
-    key = _key(label)
+    """Return the fields that are needed to look up a label's value, or ()."""
+    key = _looked_up_field(label)
     return (key, *_CONTEXTS[key]) if key else ()
 
 
 def shows_topology(label: LabelSpec) -> bool:
-    """Return whether a label shows names from the topology."""
     return bool(key_fields(label)) and not shows_only_own(label)
 
 
@@ -159,8 +144,7 @@ def shows_only_own(label: LabelSpec) -> bool:
     return bool(label.names_key) or (label.is_known and LABELS_BY_NAME[label.name].is_own)
 
 
-def _key(label: LabelSpec) -> FieldPath:
-    """Return the field that is looked up for a label; an empty path if the label shows no name."""
+def _looked_up_field(label: LabelSpec) -> FieldPath:
     if label.has_key:
         return ADDRESS_FIELDS[label.name.partition("_")[0]]
     known = LABELS_BY_NAME[label.name] if label.is_known else None
@@ -168,8 +152,6 @@ def _key(label: LabelSpec) -> FieldPath:
 
 
 class _Columns:
-    """Creates the columns, one for each label."""
-
     def __init__(self, export: ExportSelection, names: NameSource) -> None:
         self._export = export
         self._made: dict[LabelSpec, Column] = {}
@@ -190,7 +172,7 @@ class _Columns:
     def _make(self, label: LabelSpec) -> Column:
         if label.path is not None:
             return Column(name=label.name, path=label.path)
-        if key := _key(label):
+        if key := _looked_up_field(label):
             index = self._index(label)
             return Column(name=label.name, path=key, lookup=self._lookups[key], index=index)
         known = LABELS_BY_NAME[label.name]
@@ -248,7 +230,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
 
 
 def families(view: ViewSpec, *, naming: str) -> tuple[Family, ...]:
-    """Return the families of a view. ``naming`` only affects the first view (the connections)."""
+    """``naming`` only affects the first view (the connections)."""
     return tuple(_family(view, metric, naming=naming) for metric in view.metrics)
 
 
@@ -262,7 +244,6 @@ AMOUNTS: Final[tuple[Amount, ...]] = ("bytes", "packets")
 
 
 def amount_counters(name: Amount, direction: str) -> tuple[Counter, ...]:
-    """Return the counters of an amount in a view: one for each direction, or one for the sum."""
     paths = METRICS_BY_NAME[name].paths
     return (_counter(paths),) if direction == "sum" else tuple(_counter((path,)) for path in paths)
 
@@ -332,7 +313,6 @@ def _values(
     *,
     direction: str,
 ) -> tuple[Value, ...]:
-    """Return the values of a family. If ``direction`` is "sum", a counter adds up ``paths``."""
     if not paths:
         return (NewFlows() if kind == "counter" else FlowCount(),)
     if kind == "gauge":

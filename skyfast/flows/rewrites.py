@@ -85,9 +85,8 @@ def group_ports(config: PortGrouping) -> dict[int | str, int | str]:
 class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    For a flow with neither ``Transport`` nor ``ICMP``, the result is an empty string. But if
-    ``other`` is true, the result for such a flow is its last layer, such as ``GRE`` or
-    ``Fragment``. ``reads`` are the fields that are needed for the result.
+    If a flow has neither ``Transport`` nor ``ICMP``, the result is an empty string. If ``other`` is
+    true, it is the flow's last layer instead, such as ``GRE`` or ``Fragment``.
     """
 
     def __init__(self, *, other: bool = False) -> None:

@@ -1,7 +1,7 @@
 """The selection made by a configuration: labels, metrics, views, rewrites and filter rules.
 
-Plain data, created by `skyfast.config.loader`. `skyfast.flows.planner` creates the table's plan
-from this data, and `skyfast.flows.filters` compiles the rules.
+`skyfast.flows.planner` creates the table's plan from this data, and `skyfast.flows.filters`
+compiles the rules.
 """
 
 import ipaddress
@@ -29,10 +29,9 @@ class LabelSpec:
     """A label: a known label, a field, a pod label, or a value that users give to addresses.
 
     ``path`` is the field, ``k8s_label`` is the key of the pod label, and ``names_key`` is the key
-    of the value in ``names`` or in the file ``names_file``. A label with ``k8s_label`` or
-    ``names_key`` depends on an address: the prefix ``initiator_`` or ``target_`` of ``name``
-    selects the address. If ``name`` has no such prefix, the entry stands for two labels, one for
-    each address.
+    of the value in ``names`` or in the file ``names_file``. With ``k8s_label`` or ``names_key``,
+    the prefix ``initiator_`` or ``target_`` of ``name`` selects the address. If ``name`` has no
+    such prefix, the entry stands for two labels, one for each address.
     """
 
     name: str
@@ -47,7 +46,6 @@ class LabelSpec:
 
     @property
     def has_key(self) -> bool:
-        """Whether the label has a key: a ``k8s_label`` or a ``names_key``."""
         return bool(self.k8s_label or self.names_key)
 
 
@@ -69,7 +67,6 @@ class MetricSpec:
 
     @property
     def is_histogram(self) -> bool:
-        """Whether the metric is one of `skyfast.flows.catalog.HISTOGRAMS`."""
         return self.type == "histogram"
 
 
@@ -85,12 +82,10 @@ class Bounds(NamedTuple):
 
     @property
     def are_set(self) -> bool:
-        """Whether there is a bound."""
         return self.min_bytes > 0 or self.min_packets > 0
 
 
 NO_BOUNDS: Final = Bounds()
-"""No bound: all rows have series."""
 
 Amount: TypeAlias = Literal["bytes", "packets"]
 """The name of a metric that can have a bound. The bound applies to the sum of both directions."""
@@ -140,9 +135,8 @@ class ExportSelection:
     """What is exported: labels, metrics and views. A change requires a new table.
 
     The rows of ``first_view`` are the connections, and ``naming`` applies to its families.
-    ``further_views`` are all other views. ``rewrite`` maps labels to their rewrites.
-    ``cluster_net_masks`` are the networks for the label ``tag``. If no view has this label, the
-    tuple is empty, because the networks do not affect the export.
+    ``cluster_net_masks`` are the networks for the label ``tag``; if no view has this label, the
+    tuple is empty.
     """
 
     first_view: ViewSpec
@@ -157,7 +151,6 @@ class ExportSelection:
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
-        """All views, including the first view."""
         return (self.first_view, *self.further_views)
 
     @property
@@ -174,10 +167,7 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the names of the fields that differ, including fields of the first view.
-
-    For fields in `_KEYS`, return the configuration keys instead of the name.
-    """
+    """Return the configuration keys of the fields that differ, also in the first view."""
     of_first_view = _changed(old.first_view, new.first_view, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "first_view"]
     return [*of_first_view, *_changed(old, new, rest)]
@@ -236,10 +226,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Drops flows by their tags and by rules. ``excluded_tags`` are some of `TAGS`.
+    """Drops flows by their tags and by rules.
 
-    A flow is dropped if a rule of ``drop`` matches, or if ``keep`` is not empty and no rule of
-    ``keep`` matches.
+    A flow is dropped if its tag is in ``excluded_tags``, if a rule of ``drop`` matches, or if
+    ``keep`` is not empty and no rule of ``keep`` matches.
     """
 
     excluded_tags: frozenset[str]
