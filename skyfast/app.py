@@ -174,7 +174,7 @@ class App:
         for text in listening:
             log.info("listening on %s", text)
         self._manager.ready(f"listening on {', '.join(listening)}")
-        _announce(self._parts.config)
+        _log_new_analyzers(self._parts.config)
         log.info("%s", _cost_summary(self._parts))
         if self._parts.own.sources.are_set:
             log.info("names from 'names' and 'names_file': %s", self._parts.own.summary())
@@ -305,7 +305,7 @@ class App:
             log.warning("all connections removed from the table: %s changed", changes)
         if self._served_at and listen.configured(config) != self._served_at:
             log.warning("changes to listen_address and port require a restart")
-        _announce(config, known=old.config.subscriber.endpoints)
+        _log_new_analyzers(config, known=old.config.subscriber.endpoints)
         traffic_warnings.write(config, old=old.config)
 
     async def _subscribe(self) -> None:
@@ -380,7 +380,7 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Schedule the relabeling of flows whose addresses have other own names in ``new``."""
+        """Schedule the relabeling of flows whose own names have changed."""
         if new is not old:
             self._renamed_own.append((old, new))
             self._has_renamed.set()
@@ -535,8 +535,7 @@ class App:
             await asyncio.sleep(interval_s)
 
 
-def _announce(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
-    """Log to which analyzers skyfast subscribes, except those in ``known``."""
+def _log_new_analyzers(config: Config, *, known: Sequence[Endpoint] = ()) -> None:
     endpoints = config.subscriber.endpoints
     new = [endpoint.alias or str(endpoint) for endpoint in endpoints if endpoint not in known]
     if new:

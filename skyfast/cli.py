@@ -298,7 +298,7 @@ def _join_negative_values(argv: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code. ``argv`` defaults to `sys.argv`."""
+    """Run the command and return its exit code."""
     arguments = _arguments(argv)
     if arguments.version:
         build = build_info.read()
@@ -355,7 +355,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
-    """Print the effective configuration and its cost; with ``--strict``, fail on warnings."""
     logging_ = configuration.logging
     if arguments.strict and logging.getLevelNamesMapping()[logging_.level] > logging.WARNING:
         logging_ = dataclasses.replace(logging_, level="WARNING")

@@ -302,10 +302,9 @@ class NameStats:
 
 @dataclass(slots=True, eq=False)
 class TopologyStats:
-    """The counters of topology queries.
+    """``interfaces`` and ``skipped`` describe the latest response, so they are gauges.
 
-    ``interfaces`` and ``skipped`` describe the latest response, so they are gauges. ``names`` is
-    None unless labels or info series need names.
+    ``names`` is None unless labels or info series need names.
     """
 
     answers: int = 0
@@ -321,9 +320,9 @@ class TopologyStats:
 class OwnNameStats:
     """Counts of own names (names given by users), and the result of reading ``names_file``.
 
-    ``keys`` are the keys that at least one entry has. ``file`` is the path in ``names_file``.
-    ``labels_without_names`` has, as text, the labels that are empty because there are no own names.
-    ``missing_keys`` are keys that labels need but no entry has.
+    ``keys`` are the keys that at least one entry has. ``labels_without_names`` has, as text, the
+    labels that are empty because there are no own names. ``missing_keys`` are keys that labels need
+    but no entry has.
     """
 
     entries: int = 0
@@ -346,8 +345,7 @@ class CaptureStats:
 class ConfigStats:
     """The result of the latest reload, or of the start if there was no reload yet.
 
-    ``reloads`` counts successful reloads, excluding the start. ``last_reload_changed`` has the keys
-    that the latest successful reload changed.
+    ``reloads`` counts successful reloads, excluding the start.
     """
 
     reloads: int = 0
@@ -401,7 +399,6 @@ class Stats:
         return self.observed_flow_update_s is not None
 
     def analyzer(self, name: str) -> AnalyzerStats:
-        """Return the counters of ``name``, creating them if necessary."""
         stats = self.analyzers.get(name)
         if stats is None:
             stats = self.analyzers[name] = AnalyzerStats(name)

@@ -79,17 +79,11 @@ class MetricFamily:
 
     @property
     def reserved_names(self) -> tuple[str, ...]:
-        """The names that OpenMetrics 1.0 reserves for this family."""
         name = self.openmetrics_name
         return tuple(f"{name}{suffix}" for suffix in _RESERVED_SUFFIXES[self.type])
 
     def head(self, *, openmetrics: int) -> str:
-        """Return the metadata lines, such as ``# HELP``, that precede the samples.
-
-        In OpenMetrics, a family with a unit has a ``# UNIT`` line, and quotes in the help text are
-        escaped. In OpenMetrics 1.0, the name of a counter family does not end with ``_total``, and
-        the name of an info family does not end with ``_info``.
-        """
+        """Return the metadata lines, such as ``# HELP``, that precede the samples."""
         name = self.openmetrics_name if openmetrics == 1 else self.name
         type_ = "gauge" if self.type == "info" and not openmetrics else self.type
         text = self.help.translate(_VALUE_ESCAPES if openmetrics else _HELP_ESCAPES)
@@ -99,7 +93,6 @@ class MetricFamily:
         return f"{type_line}{unit}{help_}" if openmetrics == 2 else f"{help_}{type_line}{unit}"
 
     def render(self, samples: Iterable[Sample], *, openmetrics: int) -> str:
-        """Return the metadata lines and the lines of the samples."""
         texts = ((label_text(labels), number_text(value)) for labels, value in samples)
         return self.head(openmetrics=openmetrics) + self.lines(texts)
 

@@ -26,7 +26,7 @@ from skyfast.flows.planner import (
 )
 from skyfast.flows.selection import Bounds, ExportSelection, LabelSpec, MetricSpec, ViewSpec
 
-_POINTS: Final = frozenset({("NodeTID",), ("UUID",)})
+_CAPTURE_POINT_FIELDS: Final = frozenset({("NodeTID",), ("UUID",)})
 """Fields that have a different value at each capture point.
 
 Each capture point reports a conversation as a flow of its own, with its own UUID."""
@@ -97,7 +97,7 @@ def double_counted(config: Config) -> list[str]:
         _view_name(view)
         for view in export.views
         if any(_is_counted(metric) for metric in view.metrics)
-        and not any(shown_field(label) in _POINTS for label in view.labels)
+        and not any(shown_field(label) in _CAPTURE_POINT_FIELDS for label in view.labels)
     ]
 
 

@@ -49,7 +49,6 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
             yield from other.all()
 
     def message(self, path: str, *, hidden: bool) -> str:
-        """Return the message about the key ``path``. If ``hidden`` is true, redact the value."""
         where = describe_path(join(path, self.name) if self.name else path)
         value = HIDDEN if hidden else describe(self.value)
         return f"{where}: {value} {self.problem}" if self.shown else f"{where}: {self.problem}"

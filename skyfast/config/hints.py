@@ -82,10 +82,7 @@ class KnownKeys:
         return [join(parent, one) for one in near]
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
-        """Return the known paths that end with ``name`` and accept ``value``.
-
-        If there are more than `MAX_SUGGESTIONS`, return none of them.
-        """
+        """Return the known paths that end with ``name`` and accept ``value``."""
         paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return paths if len(paths) <= MAX_SUGGESTIONS else ()
 

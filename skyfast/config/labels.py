@@ -2,7 +2,7 @@
 
 Functions named ``to_…`` convert YAML values to the data of `skyfast.flows.selection`, or raise
 `InvalidValue`. Functions named ``show_…`` return the values that `skyfast.config.loader.dump`
-writes. Functions in `skyfast.config.views` and `skyfast.config.rules` have the same prefixes.
+writes.
 """
 
 import math
@@ -206,7 +206,6 @@ _ALL_LABELS = "; ".join(
 
 
 def _label_advice(text: str) -> str:
-    """Return a hint for an unknown label: the similar names, or all possible names."""
     word, rest = [*re.split("[_-]", text, maxsplit=1), ""][:2]
     if prefix := _SYNONYMS.get(nearest(word, _SYNONYMS, cutoff=0.8)):
         return _part_advice(prefix, rest)

@@ -252,7 +252,6 @@ def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
 
 
 def _advice(path: str, value: YamlValue) -> str:
-    """Return a hint: the key that is probably meant, or all keys of a small section."""
     if near := KNOWN.suggest(path, value, cutoff=hints.LOW_CUTOFF):
         return f"did you mean {' or '.join(near)}?"
     section = path.rpartition(".")[0]
@@ -317,7 +316,6 @@ def _tls(get: Settings) -> TLS:
 def _resolve_endpoints(
     get: Settings, notes: list[Note], *, secure: bool
 ) -> tuple[tuple[str, ...], tuple[Endpoint, ...]]:
-    """Return the analyzers and the endpoints to subscribe to; add warnings to ``notes``."""
     analyzers, url, urls = get(schema.ANALYZERS), get(schema.URL), get(schema.URLS)
     if not analyzers and url is None and not urls:
         analyzers = (_DEFAULT_ANALYZER,)
@@ -367,7 +365,6 @@ def _urls(
 
 
 def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
-    """Return the first view, whose rows are the connections, and then all other views."""
     direction = get(schema.DIRECTIONS)
     chosen = get(schema.LABELS)
     if direction == "sum" and not get.is_set(schema.LABELS):

@@ -87,7 +87,7 @@ class Topology:
 class Web:
     """The settings of the HTTP server.
 
-    ``port`` 0 means any free port. An empty ``listen_address`` means all IPv4 and IPv6 addresses.
+    An empty ``listen_address`` means all IPv4 and IPv6 addresses. ``port`` 0 means any free port.
     ``start_timestamps`` adds start times to pages in OpenMetrics 1.0.
     """
 
@@ -114,7 +114,7 @@ class Logging:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """A message about the configuration, logged once. ``level`` is a level of `logging`."""
+    """A message about the configuration, logged once."""
 
     level: int
     text: str

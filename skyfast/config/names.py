@@ -1,7 +1,6 @@
 """Reads and writes own names: the names that users give to addresses.
 
-`to_names` and `show_names` are the parser and the formatter of the key ``names``. `load` reads the
-file of ``names_file``, and adds the entries of the key ``names``.
+`load` reads the file of ``names_file``, and adds the entries of the key ``names``.
 """
 
 import time
@@ -79,7 +78,6 @@ class LoadedNames:
         return tuple(key for key in keys if key not in self.keys)
 
     def summary(self) -> str:
-        """Return one line about the entries and their keys, such as ``2 entries without keys``."""
         keys = f"with the keys {', '.join(self.keys)}" if self.keys else "without keys"
         return f"{counted(self.own.count, 'entry', 'entries')} {keys}"
 

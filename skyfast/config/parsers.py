@@ -1,8 +1,7 @@
 """Parsers for single values of the configuration.
 
 Each parser takes a `skyfast.config.yaml_nodes.YamlValue` and returns the parsed value or raises
-`InvalidValue`. `skyfast.config.labels`, `skyfast.config.rules` and `skyfast.config.views` parse
-structured values.
+`InvalidValue`.
 """
 
 import difflib
@@ -200,7 +199,6 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
 
 
 def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
-    """Parse a string like `parse_str`. For a boolean, the error lists ``choices``."""
     if isinstance(value, bool):  # `parse_str` would suggest quotes, which would not help
         raise InvalidValue(f"is not one of {', '.join(choices)}", value)
     return parse_str(value)

@@ -45,7 +45,7 @@ MAX_SERIES_TARGET = 10**12
 """The largest ``max_series``."""
 
 MAX_SOCKETS = 65_536
-"""The largest limit of HTTP connections and of simultaneous scrapes."""
+"""The largest ``web.max_connections`` and ``web.max_scrapes``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,7 +336,7 @@ FROM_PRESET: Final[Mapping[str, Callable[[presets.Preset], object]]] = MappingPr
         DEDUPLICATE.path: lambda preset: preset.deduplicate,
     }
 )
-"""Maps each key whose default depends on the preset to a function that returns the default."""
+"""Functions that return the defaults that depend on the preset, by key."""
 
 NAMING: Key[Literal["compatible", "standard"]] = _key(
     "pipeline.store.prom_sky_con.naming",
@@ -383,7 +383,7 @@ SECRETS: Final[dict[str, Callable[[Config], object]]] = {
     COOKIE.path: lambda c: dict(c.cookies),
     URLS.path: lambda c: c.subscriber.endpoints,
 }
-"""Maps each key whose value `Key.show` hides to a function that returns the value."""
+"""Functions that return the values that `Key.show` hides, by key."""
 
 KNOWN: Final = hints.KnownKeys(
     SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]

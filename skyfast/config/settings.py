@@ -59,7 +59,7 @@ class Settings:
     """The values of the keys. Each value is checked alone, not against other values."""
 
     def __init__(self, values: Mapping[str, SetValue], problems: SortedProblems) -> None:
-        """Check every value. Add errors to ``problems``; invalid keys get their default values."""
+        """Add errors to ``problems``; invalid keys get their default values."""
         self._set_values = {
             path: value for path, value in values.items() if _is_set(SCHEMA[path], value.value)
         }

@@ -218,7 +218,7 @@ def _resolve_view(
 
 
 def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
-    """Return the labels that the entries of a view add; their names must be different."""
+    """Return the labels that the entries add. Raise ViewError if two have the same name."""
     labels: dict[str, LabelSpec] = {}
     for i, entry in enumerate(view.labels):
         for label in expand_label(entry):
@@ -232,7 +232,6 @@ def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
 
 
 def _check_names(views: Sequence[ViewSpec], *, naming: str, others: Sequence[MetricFamily]) -> None:
-    """Reject families whose names conflict with other families of the page."""
     reserved = {name: family.name for family in others for name in family.reserved_names}
     taken: dict[str, tuple[str, int, int]] = {}
     for number, view in enumerate(views):
@@ -264,7 +263,6 @@ def _clash(name: str, other: str) -> str:
 
 
 def _metric_error(problem: str, view: int, i: int, *, other: ViewError | None = None) -> ViewError:
-    """Return an error about the family name of metric number ``i`` of a view."""
     key_paths: tuple[KeyPath, ...] = (("metrics", i, "name"), ("metrics", i), ("prefix",))
     return ViewError(problem, view, *key_paths, other=other)
 

@@ -156,7 +156,6 @@ class _Composer:
         return node.value
 
     def _error(self, event: Any, path: str, text: str) -> ConfigError:
-        """Return a `ConfigError` with all recorded errors and this error."""
         self._refuse(event, path, text)
         return ConfigError(*self._problems)
 
@@ -260,8 +259,7 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
     """Return the probable cause in terms that need no knowledge of YAML's grammar.
 
-    The result is empty if the cause is unknown. The result never quotes the line, because the line
-    may contain a password.
+    The result never quotes the line, because the line may contain a password.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]

@@ -45,7 +45,7 @@ def write(address: bytes) -> str:
 
 
 def masked(address: bytes, bits: int) -> bytes:
-    """Return an address with all but its first ``bits`` bits set to 0."""
+    """Set all bits of an address to 0, except the first ``bits``."""
     length = len(address)
     behind = 8 * length - bits
     return (int.from_bytes(address) >> behind << behind).to_bytes(length)

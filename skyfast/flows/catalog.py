@@ -92,9 +92,8 @@ CONTAINER_POD_LABELS: Final = frozenset(
     for prefix in ("initiator", "target", "node")
     for name in ("namespace", "pod")
 )
-"""The labels about pods that can have values even if the topology contains no Kubernetes pods.
-
-These values come from the labels that a container runtime gives to containers."""
+"""Without Kubernetes pods in the topology, the values of these labels come from the labels that a
+container runtime gives to containers."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),
@@ -496,8 +495,7 @@ METRICS_BY_NAME: Final = {metric.name: metric for metric in METRICS}
 class HistogramDef:
     """A histogram that can be selected by name, in every view except the first (the connections).
 
-    `skyfast.flows.plan.Histogram` and `MetricDef` explain the attributes. If there are two paths,
-    each is for one direction.
+    `skyfast.flows.plan.Histogram` and `MetricDef` explain the attributes.
     """
 
     name: str

@@ -114,7 +114,6 @@ class FlowTypes:
 
 
 def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
-    """Return struct types with the fields that ``plan`` uses, and the fields in ``also``."""
     also = tuple(also)
     known = [*_ALWAYS_READ, *also]
     known += [path for requirement in plan.requirements for path in requirement.reads]
@@ -162,7 +161,7 @@ def _omissible(
 
 
 def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
-    """Return a struct type with ``paths``. Each path is a field of `FIELDS` or a part of a flow.
+    """Each of ``paths`` is a field of `FIELDS` or a part of a flow.
 
     A part without requested fields is decoded as an empty struct, which shows that the part exists.
     """

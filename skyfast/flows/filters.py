@@ -68,7 +68,6 @@ def classifier(masks: Sequence[Network]) -> Classifier:
 
 
 def reads(config: Filter) -> tuple[FieldPath, ...]:
-    """Return the fields that the rules and excluded tags of a filter read."""
     fields = [condition.path for condition in _conditions(config)]
     paths = [path for path in fields if path is not None]
     if config.excluded_tags or None in fields:
@@ -146,8 +145,6 @@ def make_flow_filter(
 
 
 class _FunctionSource:
-    """The source of the filter function, and the constants that it refers to."""
-
     def __init__(self) -> None:
         self._constants: dict[str, Any] = {"bisect": bisect}
         self._locals: dict[str, str] = {}
@@ -173,7 +170,8 @@ class _FunctionSource:
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
         """Compile a function that returns the flows that no condition drops.
 
-        The function counts each dropped flow at the position of the first condition that matches.
+        Each dropped flow is counted in ``dropped``, at the position of its first matching
+        condition.
         """
         # The expressions in `complete` are all true for a flow that the table accepts. To save
         # time, the function evaluates them only for flows that match a condition.

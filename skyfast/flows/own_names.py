@@ -408,7 +408,6 @@ NO_NAMES: Final = OwnNames({})
 
 
 def changed_addresses(texts: Iterable[str], old: OwnNames, new: OwnNames) -> set[str]:
-    """Return the addresses among ``texts`` whose names differ between ``old`` and ``new``."""
     changed: set[str] = set()
     for text in texts:
         packed = addresses.read(text)

@@ -182,7 +182,6 @@ class Histogram:
 
     @property
     def bound_texts(self) -> tuple[str, ...]:
-        """The bounds as values of the label ``le``."""
         return tuple(map(bound_text, self.bounds))
 
 

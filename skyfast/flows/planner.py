@@ -140,7 +140,6 @@ def shows_topology(label: LabelSpec) -> bool:
 
 
 def shows_only_own(label: LabelSpec) -> bool:
-    """Return whether a label shows own names, and none from the topology."""
     return bool(label.names_key) or (label.is_known and LABELS_BY_NAME[label.name].is_own)
 
 

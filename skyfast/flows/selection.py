@@ -53,10 +53,9 @@ class LabelSpec:
 class MetricSpec:
     """A metric: one or two fields of a flow, or a known metric.
 
-    ``paths`` are the fields; the field of the initiator's direction is first. For a known metric,
-    ``paths`` is empty. For a known histogram, ``type`` is "histogram", and ``buckets`` are the
-    upper bounds of its buckets, without +Inf. For all other known metrics, ``type`` and ``help``
-    are ignored.
+    ``paths`` are the fields; the field of the initiator's direction is first. A known metric has no
+    ``paths``. For a known histogram, ``type`` is "histogram", and ``buckets`` are the upper bounds
+    of its buckets, without +Inf. For all other known metrics, ``type`` and ``help`` are ignored.
     """
 
     name: str
@@ -73,8 +72,7 @@ class MetricSpec:
 class Bounds(NamedTuple):
     """The numbers of bytes and packets that a row of a view must reach before it has series.
 
-    If both bounds are set, reaching one of them is enough. 0 means no bound. If both bounds are 0,
-    all rows have series.
+    If both bounds are set, reaching one of them is enough. 0 means no bound.
     """
 
     min_bytes: int = 0
@@ -93,11 +91,10 @@ Amount: TypeAlias = Literal["bytes", "packets"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSpec:
-    """A set of series with the same label names.
+    """The first view, whose rows are the connections, has an empty ``prefix``.
 
-    The first view, whose rows are the connections, has an empty ``prefix``. ``labels`` contains
-    ``direction`` if and only if the directions are split. ``amounts`` are the amounts that bounds
-    need although no metric shows them.
+    ``labels`` contains ``direction`` if and only if the directions are split. ``amounts`` are the
+    amounts that bounds need although no metric shows them.
     """
 
     prefix: str
@@ -179,7 +176,7 @@ def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
 
 
 _KEYS: Final = {"amounts": "min_bytes or min_packets", "further_views": "views"}
-"""Maps each field whose name is not a configuration key to its keys."""
+"""The configuration keys of the fields that have other names."""
 
 
 @dataclass(frozen=True, slots=True)
