@@ -51,8 +51,8 @@ class Endpoint:
     skyfast connects to this address of the host. ``userinfo`` is ``user:password`` in
     percent-encoding. ``resource`` is path and query.
 
-    If a recording replaces an analyzer, ``alias`` is the analyzer's name in the recording, or the
-    name of the file if no name was recorded. A number makes equal names unique.
+    If a recording replaces an analyzer, ``alias`` is the analyzer's recorded name, or else the name
+    of the file. A number makes equal names unique.
     """
 
     host: str

@@ -326,11 +326,11 @@ ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PO
 class MetricDef:
     """A metric that can be selected by name.
 
-    ``paths`` has two fields, one for each direction; or one field, if the metric has no direction;
-    or none, if skyfast itself counts the value. ``compatible`` is the family's name in the first
-    view (the connections) with ``naming: compatible``. In all other cases, the name is a prefix
-    followed by ``standard``. ``unit`` is the unit of the standard family. Pages show values divided
-    by 10 to the power of ``compatible_decimals`` or ``standard_decimals``. See `Gauge` for
+    ``paths`` has a field for each direction, or one field if the metric has no direction. If
+    skyfast itself counts the value, ``paths`` is empty. ``compatible`` is the family's name in the
+    first view (the connections) with ``naming: compatible``. In all other cases, the name is a
+    prefix followed by ``standard``. ``unit`` is the unit of the standard family. Pages show values
+    divided by 10 to the power of ``compatible_decimals`` or ``standard_decimals``. See `Gauge` for
     ``keep``.
     """
 

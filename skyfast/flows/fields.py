@@ -70,8 +70,8 @@ CLOSING: Final = 1
 
 _ALWAYS_READ: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# By these fields, the table recognizes the first report of a flow (its two start times are equal),
-# and a closing report that repeats the previous report.
+# The table recognizes first reports by their two equal start times. By these fields, it also
+# recognizes closing reports that repeat the previous report.
 _REPORT_KIND_FIELDS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -101,9 +101,9 @@ class FlowTypes:
     With shards, ``KnownReport`` is the same type as ``Update``, whose fields show to which shard a
     flow belongs.
 
-    ``omissible`` are the fields and parts of ``FullReport`` without which a flow can still be
-    counted: gauges, optional counters, fields of histograms, and the fields that identify a first
-    report or a last report.
+    A flow can still be counted without the ``omissible`` fields and parts of ``FullReport``. These
+    are gauges, optional counters, fields of histograms, and the fields that identify a first report
+    or a last report.
     """
 
     KnownReport: type[msgspec.Struct]

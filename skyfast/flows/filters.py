@@ -121,7 +121,7 @@ def make_flow_filter(
     If a flow lacks the part with a condition's field, such as ``Transport``, the condition does not
     match. If this condition is negated, it matches.
 
-    Flows that have no UUID or fail one of ``requirements`` always pass this filter: the table skips
+    Flows that have no UUID or fail one of ``requirements`` always pass this filter. The table skips
     these flows and counts them under other reasons. So a rule counts only flows that would be
     exported without the rule.
     """

@@ -284,8 +284,8 @@ class Plan:
     A row of the first view (a connection) expires with its last flow. Rows of other views expire
     after a timeout.
 
-    * If ``conversation`` is set, each conversation is counted at one capture point: the first point
-      that reports the conversation, until this point stops reporting it.
+    * If ``conversation`` is set, each conversation is counted at the first capture point that
+      reports it, until this point stops reporting it.
     * If ``overflow`` is set, flows that do not fit into the table are added up in one connection.
       The string in ``overflow`` is the value of all labels of this connection.
     * If ``shard`` is set, flows of other shards are skipped.

@@ -59,11 +59,17 @@ from skyfast.wording import noun
 class NameSource(Protocol):
     """Names from the topology, and own names (given by users). Unknown names are empty.
 
-    ``combined`` maps an address to a tuple: the names in `ADDRESS_NAMES`, the values of
-    `ExportSelection.k8s_labels`, the name of the address's network, and the values of
-    `ExportSelection.names_keys`. If no label shows own names, the tuple may end before the name of
-    the network. The names of an ambiguous address depend on the other address and the capture
-    point. ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
+    ``combined`` maps an address to a tuple:
+
+    * the names in `ADDRESS_NAMES`
+    * the values of `ExportSelection.k8s_labels`
+    * the name of the address's network
+    * the values of `ExportSelection.names_keys`
+
+    If no label shows own names, the tuple may end before the name of the network. The names of an
+    ambiguous address depend on the other address and the capture point.
+
+    ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
     """
 
     @property

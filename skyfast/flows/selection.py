@@ -29,9 +29,9 @@ class LabelSpec:
     """A label: a known label, a field, a pod label, or a value that users give to addresses.
 
     ``path`` is the field, ``k8s_label`` is the key of the pod label, and ``names_key`` is the key
-    of the value in ``names`` or in the file ``names_file``. With ``k8s_label`` or ``names_key``,
-    the prefix ``initiator_`` or ``target_`` of ``name`` selects the address. If ``name`` has no
-    such prefix, the entry stands for two labels, one for each address.
+    of the value in ``names`` or ``names_file``. With ``k8s_label`` or ``names_key``, the prefix
+    ``initiator_`` or ``target_`` of ``name`` selects the address. If ``name`` has no such prefix,
+    the entry stands for two labels, one for each address.
     """
 
     name: str
@@ -223,10 +223,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Drops flows by their tags and by rules.
+    """Drops a flow if one of these applies.
 
-    A flow is dropped if its tag is in ``excluded_tags``, if a rule of ``drop`` matches, or if
-    ``keep`` is not empty and no rule of ``keep`` matches.
+    * Its tag is in ``excluded_tags``.
+    * A rule of ``drop`` matches.
+    * ``keep`` is not empty, and no rule of ``keep`` matches.
     """
 
     excluded_tags: frozenset[str]
