@@ -40,7 +40,7 @@ RELABEL_FLOWS = 1 << 20
 class Result:
     """The state at the end of the recordings.
 
-    If no label needs names from the topology, ``empty`` is empty and ``names`` is None.
+    If no label needs names from the topology, ``empty`` has no elements and ``names`` is None.
     ``has_topology`` means that the recordings contain parts of a topology.
     """
 

@@ -120,7 +120,8 @@ class Parts:
     async def wait_for_names(self) -> None:
         """If labels need names, wait up to `NAMES_WAIT_S` for the first topology response.
 
-        Flows that arrived earlier would get series without names, and soon after series with names.
+        Without the wait, the first flows would get series without names, and soon after series with
+        names.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
@@ -296,8 +297,8 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the name index of ``old`` has all names that the labels of ``new`` need.
 
-    If the export selection is the same, the index stays. Info series of ``new`` may need more
-    names, which come with the next topology responses.
+    If the export selection is the same, the result is always True. Info series of ``new`` may then
+    lack names until the next topology responses.
     """
     if old.export == new.export:
         return True  # the table looks up names in the old index
