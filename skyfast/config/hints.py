@@ -144,25 +144,24 @@ def variable(path: str, *, prefix: str) -> str:
     return prefix + path.replace(".", "_").replace("-", "_").upper()
 
 
-def similar_variable(
+def similar_variables(
     name: str, known: Mapping[str, str], sections: Iterable[str], *, prefix: str
-) -> str:
-    """Return the known variable that is most similar to ``name``, or an empty string.
+) -> list[str]:
+    """Return the known variables that the user may have meant by ``name``.
 
     All variables start with ``prefix``. Each of ``sections`` is a longer prefix, with which all
     variables of a section start, such as ``SKYDIVE_PIPELINE_``. If ``name`` starts with one of
     ``sections``, only variables of this section are compared.
 
-    Otherwise, the user may have left out the section. Example: ``SKYDIVE_CONNECTION_TIMEOUT`` means
-    ``SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_CONNECTION_TIMEOUT``, because no other known variable ends
-    with ``_CONNECTION_TIMEOUT``.
+    Otherwise, the user may have left out the section. For ``SKYDIVE_MAX_CONNECTIONS``, the result
+    has two variables: one limits the table, and one limits the HTTP server.
     """
     section = max((each for each in sections if name.startswith(each)), key=len, default="")
     suffix = name.removeprefix(prefix)
     if not section and len(suffix) >= MIN_SUFFIX:
         matches = [variable for variable in known if variable.endswith(f"_{suffix}")]
-        if len(matches) == 1:
-            return matches[0]
+        if matches:
+            return matches
     suffixes = {
         variable.removeprefix(section): variable
         for variable in known
@@ -170,4 +169,4 @@ def similar_variable(
     }
     cutoff = LOW_CUTOFF if section.count("_") > 1 else CUTOFF
     near = difflib.get_close_matches(name.removeprefix(section), suffixes, 1, cutoff)
-    return suffixes[near[0]] if near else ""
+    return [suffixes[suffix] for suffix in near]

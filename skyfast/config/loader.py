@@ -287,8 +287,8 @@ def _check_variables(environ: Mapping[str, str]) -> list[Note]:
             notes.append(Note(level=logging.WARNING, text=text))
         elif f"{name}_".startswith(_variables(SECTIONS_OF_SKYDIVE)):
             continue
-        elif near := hints.similar_variable(name, known, sections, prefix=ENV_PREFIX):
-            text = f"{origin} is ignored; did you mean {near}?"
+        elif near := hints.similar_variables(name, known, sections, prefix=ENV_PREFIX):
+            text = f"{origin} is ignored; did you mean {' or '.join(near)}?"
             notes.append(Note(level=logging.WARNING, text=text))
         elif name.startswith(f"{ENV_PREFIX}PIPELINE_"):
             text = f"{origin} is ignored: it matches no configuration key"

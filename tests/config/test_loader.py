@@ -1047,6 +1047,22 @@ def test_empty_and_unknown_variables_are_ignored() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "suggestions"),
+    [
+        ("CONNECTION_TIMEOUT", ["PIPELINE_STORE_PROM_SKY_CON_CONNECTION_TIMEOUT"]),
+        ("MAX_CONNECTIONS", ["PIPELINE_STORE_PROM_SKY_CON_MAX_CONNECTIONS", "WEB_MAX_CONNECTIONS"]),
+        ("WEB_MAX_CONNECTION", ["WEB_MAX_CONNECTIONS"]),
+    ],
+)
+def test_variables_without_their_section_are_suggested(name: str, suggestions: list[str]) -> None:
+    (note,) = parse("", **{f"SKYDIVE_{name}": "5"}).notes
+    variables = " or ".join(f"SKYDIVE_{suggestion}" for suggestion in suggestions)
+    assert note.text == (
+        f"environment variable SKYDIVE_{name} is ignored; did you mean {variables}?"
+    )
+
+
+@pytest.mark.parametrize(
     "value", ["a b:8083", "a,b:8083", " a , b:8083 ", "a,\tb:8083", "a\nb:8083\n"]
 )
 def test_list_in_an_environment_variable_is_separated_by_whitespace_or_commas(value: str) -> None:
