@@ -1,9 +1,7 @@
 """A fake Skydive analyzer that can produce the faults that tests need.
 
 Like Skydive, the fake serves subscriptions, ``POST /login`` and ``POST /api/topology`` on one port.
-Because the fake uses plain asyncio streams, it can violate any rule of HTTP and of the WebSocket
-protocol. The only code that the fake shares with skyfast is the parser of topology queries. Typical
-use::
+It uses plain asyncio streams, which can break any rule of HTTP and WebSocket. Typical use::
 
     async with FakeAnalyzer() as analyzer:
         ...  # subscribe to analyzer.url
@@ -38,16 +36,13 @@ PHRASES = {101: "Switching Protocols", 200: "OK", 401: "Unauthorized", 409: "Con
 HUGE_BYTES = 500_000_000
 SPACES = b" " * (1 << 20)
 WRITE_TIMEOUT_S = 10.0
-"""Maximum duration of a write. If a write takes longer, the analyzer drops the subscriber."""
+"""If a write takes longer, the analyzer drops the subscriber."""
 PONG_TIMEOUT_S = 7.0
-"""Maximum time since the latest pong: the sum of Skydive's ping interval and pong timeout."""
+"""Skydive's ping interval plus its pong timeout."""
 WAIT_S = 5.0
-"""Timeout of all methods that wait."""
 
 
 class Fault(enum.Enum):
-    """Ways to handle a request incorrectly."""
-
     HANG = "send nothing and keep the socket open"
     EOF = "close the socket without a response"
     RESET = "reset the connection"
@@ -70,7 +65,7 @@ class FakeResponse:
 
 @dataclass
 class Request:
-    """A received request. ``headers`` has all headers in their original order and case."""
+    """A request, with all headers in their original order and case."""
 
     method: str
     target: str
@@ -137,7 +132,6 @@ class Subscriber:
         await self._drain()
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
-        """Send a message in ``fragments`` frames."""
         payload = data.encode() if isinstance(data, str) else data
         size = -(-len(payload) // fragments) or 1
         for number in range(fragments):
@@ -173,7 +167,6 @@ class Subscriber:
         cast(asyncio.ReadTransport, self.writer.transport).pause_reading()
 
     def reset(self) -> None:
-        """Close the connection with a TCP reset."""
         _reset(self.writer)
 
     async def gone(self, timeout_s: float = WAIT_S) -> None:
@@ -183,7 +176,7 @@ class Subscriber:
 
 
 class FakeAnalyzer:
-    """A scriptable analyzer. Its attributes may be changed at any time."""
+    """A fake analyzer. Tests may change its public attributes at any time."""
 
     def __init__(
         self,
@@ -203,40 +196,37 @@ class FakeAnalyzer:
         self.address = address
         self.ssl = ssl
         self.prefix = prefix
-        """Prefix of all paths. A proxy can require such a prefix."""
+        """Prefix of all paths, as some proxies require."""
         self.host_id = host_id
         self.service_type = service_type
         self.username = username
-        """The required username. If it is empty, there is no authentication."""
+        """An empty username means that there is no authentication."""
         self.password = password
         self.accepts_basic = True
-        """Whether Basic authentication is accepted. If not, requests need a login cookie."""
+        """If false, requests need a login cookie."""
         self.ping_interval_s = ping_interval_s
         self.on_subscribe = on_subscribe
         """Called with each new subscriber, in a separate task."""
         self.script: deque[int | FakeResponse | Fault] = deque()
-        """The next responses to WebSocket upgrades: statuses, `FakeResponse` objects, or faults.
-        After these responses, all upgrades succeed."""
+        """The next responses to WebSocket upgrades. After these responses, all upgrades succeed."""
         self.login: FakeResponse | Fault | None = None
-        """The response to ``POST /login``; None for the normal response."""
+        """None means the normal response."""
         self.topology: FakeResponse | Fault = FakeResponse(body=b"[]", compress=True)
-        """The response to authorized ``POST /api/topology`` requests if ``graph`` is None."""
+        """Used if ``graph`` is None."""
         self.graph: dict[str, list[dict[str, Any]]] | None = None
-        """The topology: the lists ``Nodes`` and ``Edges``. A response has the elements that match
-        the query."""
+        """The lists ``Nodes`` and ``Edges``. A response has the elements that match the query."""
         self.unique_host_ids = False
-        """Whether to respond with 409, as Skydive does, if another subscriber has the same
-        X-Host-ID."""
+        """Like Skydive, respond with 409 if another subscriber has the same X-Host-ID."""
         self.host_id_linger_s = 0.0
         """How long the X-Host-ID stays in use after its subscriber has disconnected."""
         self.checks_pongs = False
-        """Whether to drop subscribers whose pongs are late, as Skydive does."""
+        """Like Skydive, drop subscribers whose pongs are late."""
         self.stalling = False
-        """Whether to send no pings. A ping would corrupt a frame that a test has sent only in
+        """If true, send no pings. A ping would corrupt a frame that a test has sent only in
         part."""
         self.stops_after_disconnect = False
-        """Whether to imitate a bug of Skydive: after a subscriber has disconnected, send nothing
-        until the next subscription."""
+        """Imitate a bug of Skydive: after a subscriber has disconnected, send nothing until the
+        next subscription."""
 
         self.paths: list[str] = []
         """The paths of all requests, including unknown paths."""
@@ -246,7 +236,7 @@ class FakeAnalyzer:
         self.subscribers: list[Subscriber] = []
         self.tokens: set[str] = set()
         self.connections = 0
-        """Number of accepted TCP connections."""
+        """Number of TCP connections so far."""
 
         self._new: asyncio.Queue[Subscriber] = asyncio.Queue()
         self._lingering: dict[str | None, float] = {}
@@ -305,13 +295,13 @@ class FakeAnalyzer:
         return f"{scheme}://{self.name}"
 
     async def subscriber(self, timeout_s: float = WAIT_S) -> Subscriber:
-        """Wait for the next subscriber that this method has not returned yet."""
+        """Wait for a subscriber that no earlier call has returned."""
         async with asyncio.timeout(timeout_s):
             return await self._new.get()
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the analyzer currently sends nothing because of ``stops_after_disconnect``."""
+        """Whether the analyzer currently sends nothing (see ``stops_after_disconnect``)."""
         return self.stops_after_disconnect and not self._stored
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
@@ -327,7 +317,6 @@ class FakeAnalyzer:
             await self.send(message)
 
     def expire_tokens(self) -> None:
-        """Invalidate all login cookies."""
         self.tokens.clear()
 
     # Serving
@@ -344,14 +333,14 @@ class FakeAnalyzer:
         except (ConnectionError, asyncio.IncompleteReadError, ssl_module.SSLError):
             pass
         except asyncio.CancelledError:
-            pass  # stop() cancelled this task. asyncio.streams would log this exception.
+            pass  # stop() cancelled this task
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
             writer.transport.abort()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Serve one request. Return whether another request may follow on this socket."""
+        """Return whether another request may follow on this socket."""
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, target, _ = lines[0].split(" ", 2)
         pairs = (line.partition(":") for line in lines[1:] if line)
@@ -379,14 +368,13 @@ class FakeAnalyzer:
         form = parse_qs(request.body.decode(), keep_blank_values=True)
         if (form.get("username"), form.get("password")) != ([self.username], [self.password]):
             return FakeResponse(status=401)
-        # Skydive's tokens can end with "=", because they are base64. Skydive sets two cookies.
+        # Skydive's tokens can end with "=", because they are base64.
         token = f"token{next(self._serial)}=="
         self.tokens.add(token)
         cookies = (f"authtoken={token}; Path=/", "permissions=W10=; Path=/")
         return FakeResponse(body=b"{}", headers=tuple(("Set-Cookie", cookie) for cookie in cookies))
 
     def _topology(self, request: Request) -> FakeResponse | Fault:
-        """Return the response to a topology query, with status 400 for an unknown query."""
         if self.graph is None:
             return self.topology
         query = parse(json.loads(request.body)["GremlinQuery"])
@@ -398,14 +386,12 @@ class FakeAnalyzer:
 
     @property
     def queries(self) -> list[str]:
-        """The topology queries that the analyzer has received, in order."""
         return [json.loads(request.body)["GremlinQuery"] for request in self.topology_requests]
 
     def _allowed(self, request: Request) -> bool:
         if not self.username:
             return True
-        # Skydive checks the cookie first. Therefore, it rejects a request with an expired token,
-        # even if the request has a valid password.
+        # Like Skydive, reject an expired cookie even if the password is valid.
         token = request.cookies.get("authtoken")
         if token is not None:
             return token in self.tokens
@@ -565,7 +551,7 @@ class FakeAnalyzer:
 
 
 async def _quiet(job: Awaitable[None]) -> None:
-    """Run ``job``, and ignore errors that occur because the subscriber has disconnected."""
+    """Ignore errors that occur because the subscriber has disconnected."""
     with contextlib.suppress(ConnectionError, ssl_module.SSLError):
         await job
 

@@ -8,11 +8,11 @@ from skyfast.web.exposition import Part
 
 WAIT_S = 5.0
 BYTES = "skydive_network_connection_total_bytes{"
-"""The samples of the byte counters of connections start with this text."""
+"""The start of each sample with the bytes of a connection."""
 
 
 async def rows(app: App, family: str = BYTES) -> dict[str, str]:
-    """Scrape the app. Return the values of a family's series, by the text of the labels."""
+    """Scrape the app. Return the family's values by label text."""
     async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
         text = b"".join([chunk async for chunk in page]).decode()
     lines = [line for line in text.splitlines() if line.startswith(family)]
@@ -20,7 +20,6 @@ async def rows(app: App, family: str = BYTES) -> dict[str, str]:
 
 
 async def until_rows(app: App, expected: dict[str, str], family: str = BYTES) -> None:
-    """Wait until `rows` returns ``expected``."""
     found: dict[str, str] = {}
     try:
         async with asyncio.timeout(WAIT_S):
@@ -31,5 +30,5 @@ async def until_rows(app: App, expected: dict[str, str], family: str = BYTES) ->
 
 
 def between(a: str, b: str) -> dict[str, Any]:
-    """Return the field ``Network`` of a flow from ``a`` to ``b``."""
+    """Return the ``Network`` of a flow from ``a`` to ``b``."""
     return {"Network": {"Protocol": "IPV4", "A": a, "B": b}}

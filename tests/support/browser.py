@@ -45,11 +45,7 @@ class NavigatedError(AssertionError):
 
 
 class Page:
-    """A browser tab.
-
-    ``problems`` lists the warnings, errors and CSP violations of the pages. ``requested`` lists the
-    URLs that the pages have requested.
-    """
+    """A browser tab."""
 
     def __init__(self, connection: ClientConnection, session: str) -> None:
         self.problems: list[str] = []
@@ -60,7 +56,6 @@ class Page:
         self._responses: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     def handle(self, message: dict[str, Any]) -> None:
-        """Handle a message from the browser about this tab."""
         if future := self._responses.pop(message.get("id", 0), None):
             if not future.done():
                 future.set_result(message)
@@ -74,7 +69,6 @@ class Page:
                 self.requested.append(params["request"]["url"])
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol and return its result."""
         number = next(self._numbers)
         future = self._responses[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": params, "sessionId": self._session}
@@ -87,7 +81,6 @@ class Page:
         return result
 
     async def open(self, url: str) -> None:
-        """Open ``url``, and wait until the page is loaded."""
         await self.call("Page.navigate", url=url)
         await self.until(
             f"location.href !== 'about:blank' && document.readyState === 'complete'"
@@ -101,9 +94,9 @@ class Page:
         return response["result"].get("value")
 
     async def until(self, condition: str) -> Any:
-        """Wait until a JavaScript expression is true, and return its value.
+        """Wait until a JavaScript expression is true, even if the tab opens another page meanwhile.
 
-        In the meantime, the tab may open another page.
+        Return the value of the expression.
         """
         try:
             async with asyncio.timeout(WAIT_S):
@@ -119,7 +112,6 @@ class Page:
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     async def type(self, selector: str, text: str) -> None:
-        """Enter text into the element that matches ``selector``."""
         await self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
         await self.call("Input.insertText", text=text)
 
@@ -135,7 +127,6 @@ class Page:
             )
 
     async def emulate_screen(self, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Emulate a screen size and a color scheme."""
         await self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -152,14 +143,12 @@ class Page:
         await self.call("Emulation.setScriptExecutionDisabled", value=True)
 
     async def screenshot(self) -> bytes:
-        """Return the screen as PNG."""
+        """Return a PNG."""
         shot = await self.call("Page.captureScreenshot", format="png", optimizeForSpeed=False)
         return base64.b64decode(shot["data"])
 
 
 class Browser:
-    """A running Chromium."""
-
     def __init__(self, connection: ClientConnection) -> None:
         self._connection = connection
         self._pages: dict[str, Page] = {}
@@ -167,7 +156,7 @@ class Browser:
         self._responses: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def read(self) -> None:
-        """Dispatch messages from the browser until the connection ends."""
+        """Dispatch messages to the tabs until the connection ends."""
         async for text in self._connection:
             message = json.loads(text)
             if page := self._pages.get(message.get("sessionId", "")):
@@ -186,7 +175,6 @@ class Browser:
 
     @asynccontextmanager
     async def page(self) -> AsyncIterator[Page]:
-        """Open a tab, and close it on exit."""
         target = await self.call("Target.createTarget", url="about:blank")
         attached = await self.call(
             "Target.attachToTarget", targetId=target["targetId"], flatten=True
@@ -213,7 +201,7 @@ async def chromium() -> AsyncIterator[Browser]:
         reading: list[asyncio.Task[Any]] = []
         try:
             url = await asyncio.wait_for(_devtools_url(process.stderr), START_S)
-            # If this program did not read the pipe, the pipe would become full and block Chromium.
+            # Without a reader, the pipe would become full and block Chromium.
             reading.append(asyncio.create_task(process.stderr.read()))
             async with connect(url, max_size=MAX_MESSAGE_BYTES, compression=None) as connection:
                 browser = Browser(connection)
@@ -232,7 +220,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 async def _devtools_url(log: asyncio.StreamReader) -> str:
-    """Return the URL of the DevTools protocol from the browser's log."""
+    """Read the URL of the DevTools protocol from the browser's log."""
     lines = []
     async for line in log:
         lines.append(line)

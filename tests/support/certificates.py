@@ -16,32 +16,29 @@ VALIDITY = datetime.timedelta(days=1)
 
 @dataclass(frozen=True)
 class Issued:
-    """The paths of the PEM files of a certificate and its key."""
+    """Paths of the PEM files."""
 
     certificate: str
     key: str
 
 
 class Authority:
-    """A certificate authority that writes all files to ``directory``.
-
-    ``certificate`` is the path of the authority's own certificate.
-    """
+    """A certificate authority that writes all files to ``directory``."""
 
     def __init__(self, directory: Path, name: str = "ca") -> None:
         self._directory = directory
         self._name = name
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} of a test")])
-        # This certificate has no key identifier, although Python 3.13 requires one by default. Many
-        # CA certificates that users created by hand for Skydive have no key identifier.
+        # Leave out the key identifier, as in many CA certificates that users created by hand.
+        # Python 3.13 requires a key identifier by default.
         builder = self._builder(self._subject, self._key.public_key()).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
         self.certificate = self._write(f"{name}.crt", builder.sign(self._key, hashes.SHA256()))
 
     def issue(self, name: str, *, password: bytes = b"") -> Issued:
-        """Issue a certificate for a host name or an IP address, valid for servers and clients."""
+        """Issue a certificate for a host name or IP address, for servers and clients."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         try:
@@ -69,10 +66,7 @@ class Authority:
         return Issued(self._write(f"{self._name}-{name}.crt", certificate), str(key_path))
 
     def server_context(self, name: str, *, ask_clients: bool = False) -> ssl.SSLContext:
-        """Return a TLS context for the server ``name``.
-
-        If ``ask_clients`` is true, the server requires client certificates.
-        """
+        """If ``ask_clients`` is true, the server requires client certificates."""
         issued = self.issue(name)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(issued.certificate, issued.key)

@@ -12,7 +12,6 @@ FILES = ("CONFIG", "FILE")
 
 
 def generate(shell: str) -> str:
-    """Return the completion script for a shell."""
     parser = cli._parser()
     for action in parser._actions:
         if action.metavar in FILES:

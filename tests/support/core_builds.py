@@ -1,11 +1,8 @@
 """Makes test builds of the compiled core, and runs commands with one of these builds.
 
-``setup.py`` defines the builds. Each build has its own directory under ``build``, and is compiled
-again after a source has changed.
-
-``python -m tests.support.core_builds NAME COMMAND …`` runs a command with the build NAME, and
-preloads the libraries of the build's sanitizer. Python processes that the command starts use the
-build if they call `use_chosen`, as pytest does in ``tests/conftest.py``.
+``setup.py`` defines the builds. ``python -m tests.support.core_builds NAME COMMAND …`` runs a
+command with the build NAME, and preloads the libraries of its sanitizer. Child processes that call
+`use_chosen` use this build, as pytest does in ``tests/conftest.py``.
 """
 
 import fcntl
@@ -28,11 +25,10 @@ SOURCES = (
 CORE = "skyfast._table"
 SPLITTER = "skyfast.skydive._json_split"
 CHOSEN = "SKYFAST_CORE"
-"""The environment variable with the path of the test build to use. By default, the normal build is
-used."""
+"""The environment variable with the path of a test build. Default: the normal build."""
 
-# The sanitizers do not search for leaks, because Python does not free all memory at exit. Test
-# builds count the memory blocks of the core, so tests can find leaks.
+# The sanitizers do not search for leaks, because Python does not free all memory at exit. Tests
+# find leaks by counting the memory blocks of the core.
 _ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
     "coverage": {},
@@ -54,7 +50,7 @@ _PREFIXES = {"checked": (), "coverage": (), "address": (), "thread": ("setarch",
 
 
 IS_SLOW = CHOSEN in os.environ
-"""Whether a test build is used. Its sanitizer or consistency checks make tests much slower."""
+"""Test builds make tests much slower."""
 
 
 def built(name: str) -> Path:
@@ -86,7 +82,7 @@ def _made(name: str, directory: Path, path: Path) -> Path:
 
 
 def load(path: Path) -> ModuleType:
-    """Return the compiled core at ``path`` as a module, without replacing ``skyfast._table``."""
+    """Return the compiled core at ``path`` without replacing ``skyfast._table``."""
     return _load(CORE, path)
 
 
@@ -115,7 +111,6 @@ def use_chosen() -> None:
 
 
 def splitter_name() -> str:
-    """Return the file name of the compiled JSON splitter."""
     return f"_json_split{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
@@ -132,7 +127,7 @@ def _run_time(library: str) -> str:
 
 
 def main(name: str, *command: str) -> None:
-    """Replace this process with ``command``, and let ``command`` use the test build ``name``."""
+    """Replace this process with ``command``, which then uses the test build ``name``."""
     environ = os.environ | _ENVIRON[name] | {CHOSEN: str(built(name))}
     if libraries := [_run_time(library) for library in _RUN_TIMES[name]]:
         environ["LD_PRELOAD"] = " ".join(libraries)

@@ -14,19 +14,19 @@ from tests.support.paths import ROOT, TESTS
 
 CHUNK_BYTES = 512 * 1024
 LAST_BLOCK = b"\x03\x00"
-"""An empty deflate block that ends a stream."""
+"""An empty block that ends the stream."""
 
 HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 RAW_WBITS = -15
 
 MAX_CODE_BITS = 12
-"""The maximum length of a Huffman code, in bits. The deflate format allows 15 bits."""
+"""The deflate format allows 15 bits."""
 
 LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
 LENGTHS = tuple(
     (3 + ((4 + i % 4) << (i // 4 - 1)) if i >= 8 else 3 + i, max(0, i // 4 - 1)) for i in range(28)
 )
-"""For each length symbol except the last: the shortest length, and the number of extra bits."""
+"""Each length symbol except the last: its shortest length, and the number of extra bits."""
 
 DISTANCES = tuple(
     (1 + ((2 + i % 2) << (i // 2 - 1)) if i >= 4 else 1 + i, max(0, i // 2 - 1)) for i in range(30)
@@ -34,7 +34,6 @@ DISTANCES = tuple(
 
 
 def deflate_all(page: Page, size: int = CHUNK_BYTES) -> tuple[bytes, bytes]:
-    """Read a page to its end; return its lines and its deflate blocks."""
     lines, blocks = [], []
     while True:
         chunk, deflated = page.deflate(size)
@@ -45,7 +44,7 @@ def deflate_all(page: Page, size: int = CHUNK_BYTES) -> tuple[bytes, bytes]:
 
 
 def inflate(blocks: bytes) -> bytes:
-    """Decompress deflate blocks that end at a byte boundary and do not end the stream."""
+    """Decompress deflate blocks that do not end the stream."""
     decoder = zlib.decompressobj(RAW_WBITS)
     text = decoder.decompress(blocks + LAST_BLOCK)
     assert decoder.eof
@@ -54,14 +53,13 @@ def inflate(blocks: bytes) -> bytes:
 
 
 def read_deflated(page: Page, size: int = CHUNK_BYTES) -> bytes:
-    """Read a page to its end, and return its lines. Assert that its blocks contain these lines."""
+    """Return a page's lines. Assert that its deflate blocks contain the same lines."""
     lines, blocks = deflate_all(page, size)
     assert inflate(blocks) == lines
     return lines
 
 
 def gzip_member(lines: bytes, blocks: bytes) -> bytes:
-    """Return a page as a gzip member."""
     return HEADER + blocks + LAST_BLOCK + struct.pack("<II", zlib.crc32(lines), len(lines))
 
 
@@ -80,7 +78,7 @@ HAS_GO = shutil.which("go") is not None
 
 @cache
 def go_program() -> Path:
-    """Build the program in ``tests/support/inflate``; return its path."""
+    """Build ``tests/support/inflate``."""
     path = ROOT / "build" / "inflate"
     source = TESTS / "support" / "inflate" / "main.go"
     path.parent.mkdir(exist_ok=True)
@@ -89,7 +87,6 @@ def go_program() -> Path:
 
 
 def inflated_by_go(member: bytes) -> bytes:
-    """Decompress a gzip member with Go's decoder."""
     return subprocess.run([go_program()], input=member, capture_output=True, check=True).stdout
 
 
@@ -116,7 +113,7 @@ class _Bits:
 
 
 def strictly_inflated(data: bytes) -> bytes:
-    """Decompress a deflate stream. Assert properties that the format does not require.
+    """Decompress a deflate stream that follows stricter rules than the format.
 
     Each dynamic block must have a complete code for all symbols, with at most 12 bits per symbol.
     All other blocks must be empty.
@@ -167,11 +164,7 @@ def _inflate_block(bits: _Bits, out: bytearray) -> None:
 
 
 def _code(lengths: list[int]) -> dict[tuple[int, int], int]:
-    """Return a Huffman code as a dict.
-
-    The dict maps each bit pattern, given by its length and its value, to a symbol. ``lengths`` has
-    the length of the bit pattern of each symbol. The code must be complete.
-    """
+    """Return the Huffman code with these lengths: the symbol of each pair (length, bits)."""
     code = {}
     value = 0
     for length in range(1, 16):

@@ -26,7 +26,7 @@ CAPTURE = b'{"CaptureID":"c","PacketsReceived":1}'
 
 @functools.cache
 def exported() -> set[str]:
-    """Return the names of all metric families whose names users cannot choose."""
+    """Return all metric families, except those whose names users choose."""
     names = set()
     for naming in ("compatible", "standard"):
         metrics = [metric.name for metric in METRICS]
@@ -53,10 +53,7 @@ def exported() -> set[str]:
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield the language and the text of each code block of a page.
-
-    Indented blocks are commands, diagrams or quotations, and have the language "".
-    """
+    """Yield the language and the text of each code block. Indented blocks have the language ""."""
     text = page.read_text()
     fenced = r"(?ms)^( *)```(\w*)\n(.*?)^\1```$"
     for indent, language, code in re.findall(fenced, text):
@@ -67,12 +64,12 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def queries_of(text: str) -> list[str]:
-    """Return the queries of a code block, without comments. Continuation lines are indented."""
+    """Return the queries of a code block. Continuation lines are indented."""
     return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
 
 
 def code(*languages: str) -> list[Any]:
-    """Return all code blocks in one of ``languages``, as pytest parameters."""
+    """Return all code blocks in these languages, as pytest parameters."""
     parameters = []
     for page in PAGES:
         texts = (text for language, text in blocks(page) if language in languages)
@@ -83,7 +80,7 @@ def code(*languages: str) -> list[Any]:
 
 
 def anchors(page: Path) -> list[str]:
-    """Return the anchors of a page's headings. Anchors of repeated headings end with a number."""
+    """Return the anchors of a page's headings. Repeated headings get a number."""
     known: list[str] = []
     for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
         name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from tests.support.paths import RECORDINGS
 
 SHOWN_SAMPLES = 100
-"""Number of samples per family in a golden file. For a larger family, a hash is added."""
+"""Maximum number of samples per family in a golden file."""
 
 
 def recorded(name, which):
-    """Yield a tuple for each message of a recording: its time, ``which``, its JSON text, its flows.
+    """Yield the time, ``which``, the JSON text and the flows of each message of a recording.
 
-    The time of a message, in Unix milliseconds, is the highest ``LastUpdateMetric.Last`` of all
-    flows so far. ``which`` is the argument of this function.
+    The time is the highest ``LastUpdateMetric.Last`` so far, in Unix milliseconds.
     """
     sent_ms = 0
     for line in (RECORDINGS / name).read_text().splitlines():
@@ -25,11 +24,9 @@ def recorded(name, which):
 
 
 def golden_lines(families: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Iterator[str]:
-    """Yield the lines of a golden file. ``families`` has comments and sorted samples per family.
+    """Yield the lines of a golden file. Each family has comments and sorted samples.
 
-    If a family has more than `SHOWN_SAMPLES` samples, its last line has the number of omitted
-    samples and the SHA-256 hash of all samples. In the hashed text, each sample ends with a line
-    feed.
+    A family with more than `SHOWN_SAMPLES` samples ends with a hash of all its samples.
     """
     for comments, samples in families:
         yield from comments

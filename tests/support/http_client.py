@@ -22,16 +22,14 @@ PAGES = (
 )
 
 OWN = ("/", "/api/status", "/api/top")
-"""Paths whose responses change with every request."""
+"""Pages that change with every request."""
 
 PATHS = (*PAGES, *OWN, "/cardinality", "/help", "/-/healthy", "/-/ready")
-# If a client with this small buffer stops reading, skyfast has to stop rendering.
+# When a client with this small buffer stops reading, skyfast has to stop rendering.
 SMALL_RECEIVE_BUFFER = 8 * 1024
 
 
 class Site:
-    """A server on 127.0.0.1, with its table and counters."""
-
     def __init__(
         self, table=None, *, ready=lambda: True, reload=None, parts=None, security=None, **settings
     ):
@@ -67,13 +65,11 @@ class Site:
         return self.server.port
 
     async def ask(self, request=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", **options):
-        """Open a connection, send ``request``, and return the client."""
         client = await Client.open(self.port, **options)
         await client.send(request)
         return client
 
     async def get(self, path="/metrics", *, method="GET", version="1.1", **headers):
-        """Send a request on a new connection, and return the response."""
         client = await self.ask(request(path, method=method, version=version, **headers))
         async with client:
             return await client.read_response(head=method == "HEAD")
@@ -105,10 +101,9 @@ class HttpResponse:
 
 
 class Client:
-    """A client that gives access to raw responses. Header names are in lower case.
+    """A client that gives access to raw responses, with header names in lower case.
 
-    The client uses a socket, because the streams of some uvloop versions report a reset connection
-    as closed normally.
+    The client uses a socket. In some versions of uvloop, a stream reports a reset as a normal end.
     """
 
     def __init__(self, sock):
@@ -142,7 +137,7 @@ class Client:
         await self.loop.sock_sendall(self.sock, data)
 
     async def receive(self, size=2**18):
-        """Wait for more data. Return False if the connection was closed."""
+        """Wait for more data. Return False at the end of the connection."""
         data = await self.loop.sock_recv(self.sock, size)
         self.buffer += data
         return bool(data)
@@ -185,7 +180,7 @@ class Client:
         return b"".join(chunks)
 
     async def read_response(self, *, head=False):
-        """Read a response. Raise ConnectionError if the response is truncated."""
+        """Read a response. Raise ConnectionError if it is truncated."""
         status, headers = await self.read_head()
         if head:
             body = b""
@@ -206,7 +201,7 @@ class Client:
         return "closed"
 
     def is_open(self):
-        """Return whether the connection is open. Only valid if all received data has been read."""
+        """Only valid if all received data has been read."""
         try:
             return bool(self.sock.recv(1, socket.MSG_PEEK))
         except BlockingIOError:

@@ -1,7 +1,7 @@
 """Schemas of Kubernetes objects."""
 
 VERSIONS = ("1.27", "1.31", "1.35")
-"""Versions of Kubernetes whose schemas validate the manifests."""
+"""Versions of Kubernetes that the manifests must be valid for."""
 
 DURATION = {"type": "string", "pattern": r"^\d+(ms|s|m|h)$"}
 TEXT = {"type": "string", "minLength": 1}
@@ -9,9 +9,9 @@ LABELS = {"type": "object", "minProperties": 1, "additionalProperties": TEXT}
 
 
 def exactly(required: str, **properties: object) -> dict[str, object]:
-    """Return the JSON schema of an object whose only properties are ``properties``.
+    """Return a schema that allows only ``properties``.
 
-    ``required`` has the names of the required properties, separated by spaces.
+    ``required`` has the names of required properties, separated by spaces.
     """
     return {
         "type": "object",

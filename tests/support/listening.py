@@ -1,9 +1,6 @@
 """Runs skyfast's silence detection and its clock in the virtual time of a simulated Skydive.
 
-`Listener` combines three parts of skyfast: `skyfast.skydive.silence` detects silent subscriptions,
-`skyfast.skydive.reporting_gap` decides when the clock is held (stopped), and
-`skyfast.runtime.clock` is the clock. In production, `skyfast.skydive.subscription` and
-`skyfast.app` combine these parts in the same way.
+In production, `skyfast.skydive.subscription` and `skyfast.app` combine the same parts.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ LONGEST_S = 45.0
 
 
 class Updates:
-    """A fixed value for the agents' ``flow.update``."""
+    """A constant ``flow.update``."""
 
     flow_update_known = True
 
@@ -31,7 +28,7 @@ class Updates:
 
 
 class _Monitored:
-    """A subscription, with the messages received since the latest silence check."""
+    """A subscription, and what it has received since the latest silence check."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber
@@ -45,8 +42,7 @@ class _Monitored:
 class Listener:
     """Subscriptions to all analyzers of a cluster.
 
-    Tests read ``clock`` at each delivery that `run` yields, because skyfast reads its clock at each
-    message.
+    Tests read ``clock`` at each delivery, because skyfast reads its clock at each message.
     """
 
     def __init__(self, cluster: Cluster, *, flow_update_s: float) -> None:
@@ -63,7 +59,7 @@ class Listener:
         self._every(HOLD_UPDATE_MS, self._update_hold, phase_ms=0)
 
     def history(self, analyzer: Analyzer) -> list[tuple[int, str]]:
-        """Return the events of the subscription to an analyzer, with their times."""
+        """Return the times and events of the subscription to this analyzer."""
         return self._monitored[analyzer.name].subscriber.history
 
     def _monitor(self, analyzer: Analyzer, *, phase_ms: int) -> _Monitored:
@@ -80,7 +76,6 @@ class Listener:
         self.cluster.at(self.cluster.now_ms + phase_ms, run, order=3)
 
     def run(self, until_ms: int) -> Iterator[Delivery]:
-        """Advance the time, and yield the deliveries to the subscriptions."""
         for delivery in self.cluster.run(until_ms):
             monitored = self._monitored[delivery.analyzer]
             if delivery.subscriber is monitored.subscriber:
@@ -94,7 +89,7 @@ class Listener:
                 yield delivery
 
     def _tick(self, monitored: _Monitored) -> None:
-        """Check whether a subscription is silent, as `skyfast.skydive.subscription` does."""
+        """Check for silence, like `skyfast.skydive.subscription`."""
         subscriber = monitored.subscriber
         is_over = not subscriber.is_connected or monitored.session != subscriber.session
         if monitored.detector is not None and is_over:
@@ -117,7 +112,7 @@ class Listener:
         self._update_hold()
 
     def _update_hold(self) -> None:
-        """Hold (stop) the clock while reports may be missing, as `skyfast.app` does."""
+        """Hold (stop) the clock while reports may be missing, like `skyfast.app`."""
         delivering = {
             name
             for name, monitored in self._monitored.items()

@@ -1,8 +1,7 @@
 """Generates random traffic of a constantly changing network for soak tests.
 
 Conversations start and end in every step, and their ports are reused. Agents restart. Nodes, names,
-applications and captures appear, change and disappear. Most strings occur only once. The generator
-provides the messages and topology responses of an analyzer, and the expected totals. Equal seeds
+applications and captures appear, change and disappear. Most strings occur only once. Equal seeds
 give equal traffic.
 """
 
@@ -23,22 +22,21 @@ CAPTURES = 5
 SERVERS = [f"192.168.{i // 250}.{1 + i % 250}" for i in range(500)]
 PORTS = (443, 80, 53, 5432, 9100)
 ROUNDS = (1, 1, 1, 2, 3)
-"""Most conversations have one of these numbers of reports, chosen at random."""
+"""Most conversations have one of these numbers of reports."""
 LONG_ROUNDS, LONG_ONE_IN = 12, 64
-"""One conversation in ``LONG_ONE_IN`` has ``LONG_ROUNDS`` reports."""
+"""One in ``LONG_ONE_IN`` conversations has ``LONG_ROUNDS`` reports."""
 UNIT = (3, 1000, 2, 5000)
 """The packets and bytes in each report, from initiator to target and from target to initiator."""
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000
-"""Increase of each interface counter per topology response. The 32-bit counters wrap in most
-responses."""
+"""Increase of each interface counter at each topology change. Most 32-bit counters wrap."""
 
 _FIRST = '{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":['
 
 
 class _Node:
-    """An interface. Its agent has restarted ``restarts`` times."""
+    """An interface, and the number of restarts of its agent."""
 
     __slots__ = ("labels", "name", "restarts", "rx_bytes", "tid")
 
@@ -48,7 +46,7 @@ class _Node:
         self.restarts = 0
         self.rx_bytes = 0
         self.labels = ""
-        """Labels of the latest conversation at this interface."""
+        """Labels of the latest conversation here."""
 
 
 class _Conversation:
@@ -58,11 +56,7 @@ class _Conversation:
 
 
 class LoadGenerator:
-    """A network that changes constantly.
-
-    Each step lasts ``step_s`` seconds and yields a batch of messages. Each conversation is reported
-    every ``report_s`` seconds. ``start_s`` is the Unix time before the first step.
-    """
+    """A network that changes constantly. ``start_s`` is the Unix time before the first step."""
 
     def __init__(self, *, step_s: int, report_s: int, start_s: float, seed: int = 1) -> None:
         self._chance = random.Random(seed)
@@ -75,9 +69,8 @@ class LoadGenerator:
         self._captures = [f"capture-{next(self._serial)}" for _ in range(CAPTURES)]
         self._steps = 0
         self.reports = 0
-        """Number of sent reports. Each report adds `UNIT` to the totals."""
+        """Each report adds `UNIT` to the totals."""
         self.started = 0
-        """Number of conversations that have started so far."""
 
     @property
     def conversations(self) -> int:
@@ -85,7 +78,7 @@ class LoadGenerator:
         return sum(map(len, self._due))
 
     def step(self, new_conversations: int) -> Iterator[bytes]:
-        """Yield the messages of the next step, in which ``new_conversations`` start."""
+        """Start ``new_conversations``, and yield the messages of this step."""
         self._steps += 1
         self._now_ms += self._step_ms
         now_ms = self._now_ms
@@ -103,11 +96,10 @@ class LoadGenerator:
         yield json.dumps({"Namespace": "stats", "Type": "stats", "Obj": report}).encode()
 
     def advance(self, seconds: int) -> None:
-        """Advance the time by ``seconds`` without messages."""
         self._now_ms += 1000 * seconds
 
     def restart_agent(self) -> None:
-        """Restart an agent: its flows start again from zero, and most flows get new UUIDs."""
+        """Restart an agent: its totals start again from zero, and most flows get new UUIDs."""
         self._chance.choice(self._nodes).restarts += 1
 
     def change_topology(self) -> None:
@@ -120,7 +112,6 @@ class LoadGenerator:
             node.rx_bytes = (node.rx_bytes + RX_BYTES_PER_CHANGE) % 2**32
 
     def topology(self) -> bytes:
-        """Return the current topology."""
         return json.dumps([self._describe(number) for number in range(NODES)]).encode()
 
     def _describe(self, number: int) -> dict[str, Any]:
@@ -134,8 +125,8 @@ class LoadGenerator:
                 "Name": node.name,
                 "Type": "device",
                 "EncapType": "ether",
-                # The last address is derived from the node's name. After the node has been renamed,
-                # this address never occurs again.
+                # The last address comes from the node's name. Renaming the node removes this
+                # address forever.
                 "IPV4": [f"{address}/16" for address in (*servers, *self._addresses(node))],
                 "Metric": {"RxBytes": node.rx_bytes, "TxBytes": 2**63 - 1},
             },
@@ -193,9 +184,9 @@ class LoadGenerator:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # A flow that has been reported only once gets a new UUID. With the old UUID, the next
-            # report would repeat the totals of the first report, and the flow would seem to be
-            # idle. All other flows get a new UUID at every second restart.
+            # After one report, a flow must get a new UUID: with the old one, its next report would
+            # repeat the same totals, and the flow would seem idle. Other flows get a new UUID at
+            # every second restart.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0
@@ -216,32 +207,31 @@ class LoadGenerator:
 class LoadGeneratorProcess:
     """A `LoadGenerator` in a separate process. Call `close` at the end.
 
-    Soak tests measure the memory of their own process, which therefore must not contain the
-    conversations.
+    Soak tests measure the memory of their own process, which must not contain the conversations.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Start the process. ``options`` are the arguments of `LoadGenerator`."""
+        """The options are the arguments of `LoadGenerator`."""
         context = multiprocessing.get_context("spawn")
         self._pipe, child_pipe = context.Pipe()
         self._process = context.Process(target=_serve, args=(child_pipe, options), daemon=True)
         self._process.start()
         child_pipe.close()
-        # All messages share this buffer. Separate buffers would change the measured memory.
+        # Separate buffers would change the measured memory.
         self._message = bytearray(MAX_MESSAGE_BYTES)
         self.reports = self.started = 0
-        """The attributes of the `LoadGenerator`, updated at the end of each step."""
+        """Updated at the end of each step."""
         self.topology: bytes | None = None
-        """The topology after the latest step, or None if that step did not change the topology."""
+        """The topology, or None if the latest step did not change it."""
 
     def steps(
         self, new_conversations: Sequence[int], *, change_interval: int
     ) -> Iterator[Iterator[memoryview]]:
-        """Run a step for each number of ``new_conversations``. Yield the messages of each step.
+        """Run a step for each number of ``new_conversations``, and yield its messages.
 
-        Read all messages of a step before the next step. Each message is valid until the next
-        message is read. After the first step, and then after every ``change_interval`` steps, an
-        agent restarts and the topology changes.
+        Read all messages of a step before the next step. Each message is valid until the next one
+        is read. After every ``change_interval`` steps, starting with the first, an agent restarts
+        and the topology changes.
         """
         self._pipe.send(("steps", (new_conversations, change_interval)))
         for _ in new_conversations:
@@ -290,5 +280,5 @@ def _run_steps(
 
 
 def hash_of(text: str) -> int:
-    """Return a hash of a string that, unlike `hash`, is the same in every process."""
+    """Return a hash that, unlike `hash`, is the same in every process."""
     return int.from_bytes(text.encode()[-24:]) % 1_000_003

@@ -1,6 +1,6 @@
 """Measures the memory of a process: its heap, and all containers reachable from skyfast's objects.
 
-The module finds containers automatically, including those that later versions of skyfast add.
+Containers that are added to skyfast later are found automatically.
 """
 
 import ctypes
@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 MAX_ENTRIES = 64
-"""In each container, at most this number of entries are searched for further containers. The
-remaining entries are assumed to be similar."""
+"""At most this many entries of a container are searched for further containers."""
 
 MAX_FIELDS = 8
-"""Each value of a dict has a separate path if all keys are strings, and if there are at most this
+"""The values of a dict have separate paths if all keys are strings, and if there are at most this
 many keys."""
 
 
@@ -35,10 +34,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def heap_bytes() -> dict[str, int]:
-    """Return two sizes: the memory held by malloc, and the memory in use.
-
-    Without glibc, return {}.
-    """
+    """Return the memory held by malloc, and the memory in use. Return {} without glibc."""
     try:
         mallinfo2 = ctypes.CDLL(None).mallinfo2
     except AttributeError:
@@ -52,7 +48,6 @@ def heap_bytes() -> dict[str, int]:
 
 
 def resident_bytes(pid: int | str = "self") -> int:
-    """Return the resident set size of a process."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
 
@@ -60,8 +55,8 @@ def resident_bytes(pid: int | str = "self") -> int:
 def containers(**roots: object) -> dict[str, tuple[int, list[Any]]]:
     """Return all containers reachable from ``roots`` and skyfast's modules, by path.
 
-    Several containers can have the same path, for example one for each analyzer. For each path, the
-    result has the total number of entries and the list of containers.
+    Several containers can have the same path, for example one for each analyzer. The number is the
+    total of their entries.
     """
     result: dict[str, tuple[int, list[Any]]] = {}
     seen: set[int] = set()

@@ -88,6 +88,6 @@ def later(uuid: str, start: int, **changes: Any) -> dict[str, Any]:
 
 
 def values(sink: Sink, family: str) -> list[str]:
-    """Return the values of a family's series, in the order of the page."""
+    """Return the values of a family, in the order of the page."""
     lines = [line for line in sink.page().splitlines() if line.startswith(family + "{")]
     return [line.rpartition(" ")[2] for line in lines]

@@ -1,7 +1,6 @@
 """Specs for `tests.model`.
 
-`CONFIGURATIONS` has the specs of the configuration files under ``data/configs``. Tests replay the
-recordings with these files.
+`CONFIGURATIONS` has the specs of ``data/configs``. Tests replay recordings with these files.
 """
 
 import json
@@ -74,22 +73,22 @@ HISTOGRAMS = {
         "flow_duration_seconds", "histogram", ("Start",), observes="age", decimals=3
     ),
 }
-"""The known histograms. They have no buckets, and their names lack the prefix of a view."""
+"""The known histograms, without buckets and without the prefix of a view."""
 
 
 def histogram(prefix: str, name: str, *buckets: str) -> Family:
-    """Return a histogram of the view with this prefix. ``buckets`` are upper bounds."""
+    """Return a histogram of the view with this prefix. The buckets are upper bounds."""
     family = HISTOGRAMS[name]
     return replace(family, name=f"{prefix}_{family.name}", buckets=buckets)
 
 
 def compatible(*names: str) -> tuple[Family, ...]:
-    """Return the families of the first view in the compatible naming."""
+    """Return families of the first view in the compatible naming."""
     return tuple(METRICS[name] for name in names)
 
 
 def standard(prefix: str, *names: str) -> tuple[Family, ...]:
-    """Return the families of a view in the standard naming."""
+    """Return families of a view in the standard naming."""
     return tuple(_standard(prefix, METRICS[name]) for name in names)
 
 
@@ -104,7 +103,7 @@ def _standard(prefix: str, family: Family) -> Family:
 
 
 def labelled(*names: str, others: Iterable[Label] = ()) -> tuple[Label, ...]:
-    """Return the labels with these names. All names must be in `KNOWN_LABELS` or ``others``."""
+    """Return the labels with these names, from `KNOWN_LABELS` or ``others``."""
     known = KNOWN_LABELS | {label.name: label for label in others}
     return tuple(known[name] for name in names)
 
@@ -123,7 +122,7 @@ DEFAULT = Spec(views=(View(LABELS, FAMILIES), traffic()))
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """The spec of a file under ``data/configs``, and the recordings to replay with that file."""
+    """The spec of a file under ``data/configs``, and the recordings to replay with it."""
 
     spec: Spec
     recordings: Sequence[str]
