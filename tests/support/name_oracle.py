@@ -1,9 +1,7 @@
 """A slow, plain resolver of names, written from the documented rules.
 
-Tests compare `skyfast.skydive.name_resolver` with this oracle. The resolver and the oracle share no
-code. The oracle works on decoded JSON and searches lists instead of building indexes. Each method
-implements one rule, and its docstring states the rule or the result. An uncertain name is an empty
-string.
+Tests compare `skyfast.skydive.name_resolver` with this oracle, which shares no code with the
+resolver. Each method implements one rule on decoded JSON. An uncertain name is an empty string.
 
 An *ownership* edge leads from an owner to its child, for example from a network namespace to an
 interface. A *Kubernetes container* is a node of the Kubernetes probe. A *container* is a node that
@@ -21,10 +19,10 @@ Pair = tuple[str, str]
 """Namespace and name of a pod, or kind and name of a workload."""
 
 Location = tuple[Json, str, str | None]
-"""A location of an address: a network namespace (a node or None), a host, and a VM (or None)."""
+"""A network namespace (a node or None), a host, and a virtual machine (or None)."""
 
 Candidate = tuple[Names, str, str, str]
-"""A possible owner of an address: the owner's names, network namespace ID, host and cluster."""
+"""A possible owner of an address: its names, network namespace ID, host and cluster."""
 
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
@@ -35,7 +33,7 @@ CONTROLLERS = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""The workloads that select pods by labels: the Kubernetes kind for each node type."""
+"""Workloads that select pods by labels: node type and Kubernetes kind."""
 
 NO_INTERFACES = {
     *("host", "netns", "container", "libvirt"),
@@ -44,11 +42,10 @@ NO_INTERFACES = {
     *("replicaset", "replicationcontroller", "secret", "service", "statefulset", "storageclass"),
     K8S_CONTAINER,
 }
-"""The types of all nodes that are not interfaces."""
 
 
 def cached(rule: Rule) -> Rule:
-    """Cache the results of a rule. The arguments of the rule must be nodes, strings or None."""
+    """Cache the results of a rule. Its arguments must be nodes, strings or None."""
 
     @functools.wraps(rule)
     def cached_rule(self: "NameOracle", *arguments: Any) -> Any:
@@ -61,7 +58,6 @@ def cached(rule: Rule) -> Rule:
 
 
 def dig(value: Json, *keys: str) -> Json:
-    """Return the value at a path of nested objects, or None."""
     for key in keys:
         if not isinstance(value, dict):
             return None
@@ -70,13 +66,11 @@ def dig(value: Json, *keys: str) -> Json:
 
 
 def text(value: Json, *keys: str) -> str:
-    """Return the string at a path of nested objects, or "" if it is missing or not a string."""
     value = dig(value, *keys)
     return value if isinstance(value, str) else ""
 
 
 def short(name: str) -> str:
-    """Return a name, or "" if it is too long."""
     return name if len(name) <= MAX_NAME_CHARS else ""
 
 
@@ -107,16 +101,12 @@ def addresses_of(values: Iterable[Json]) -> list[str]:
 
 
 def is_local(address: str) -> bool:
-    """Whether an address is a loopback or link-local address."""
     parsed = ipaddress.ip_address(address)
     return parsed.is_loopback or parsed.is_link_local
 
 
 def network_of(value: Json) -> Any:
-    """Return the subnet of ``ADDRESS/LENGTH``.
-
-    Return None if the length is missing, or if the subnet has only one address.
-    """
+    """Return the subnet of ``ADDRESS/LENGTH``, or None if it has only one address."""
     if not address_of(value) or "/" not in value:
         return None
     network = ipaddress.ip_interface(value).network
@@ -124,7 +114,7 @@ def network_of(value: Json) -> Any:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Return the values without duplicates. Nodes are compared by identity."""
+    """Remove duplicates. Nodes are compared by identity."""
     result: list[Any] = []
     for value in values:
         same = [v for v in result if (v is value if isinstance(value, dict) else v == value)]
@@ -172,7 +162,6 @@ class NameOracle:
         self.edges = [(by_identity[p], by_identity[c], r) for p, c, r in sorted(relations)]
 
     def is_usable(self, node: Json) -> bool:
-        """Whether a node is used: it is not deleted and has metadata."""
         return (
             isinstance(node, dict)
             and isinstance(node.get("Metadata"), dict)
@@ -180,21 +169,18 @@ class NameOracle:
         )
 
     def identity(self, node: Json) -> str:
-        """The ID of a node. A node without an ID has no edges."""
+        """The ID of a node, or "". Without an ID, a node has no edges."""
         return short(text(node, "ID"))
 
     def updated_at(self, node: Json) -> int:
-        """The time at which a node was last updated.
-
-        If several nodes have the same ID, only the node with the latest update is used.
-        """
+        """Of several nodes with the same ID, only the one with the latest update is used."""
         return number(node.get("UpdatedAt"))
 
     # -- the graph ------------------------------------------------------------------------------
 
     @cached
     def kind(self, node: Json) -> str:
-        """The ``Type`` of a node, or `K8S_CONTAINER` for a Kubernetes container."""
+        """The ``Type`` of a node, or `K8S_CONTAINER`."""
         kind = text(node, "Metadata", "Type")
         manager = text(node, "Metadata", "Manager")
         return K8S_CONTAINER if (kind, manager) == ("container", "k8s") else kind
@@ -212,10 +198,7 @@ class NameOracle:
         ]
 
     def selectors_of(self, node: Json, relation: str) -> list[Json]:
-        """The workloads or services that select a node by its labels.
-
-        Workloads and services of other clusters are ignored.
-        """
+        """The workloads or services of the same cluster that select a node by its labels."""
         return [
             parent
             for parent in self.parents(node, relation, relation)
@@ -237,10 +220,10 @@ class NameOracle:
 
     @cached
     def namespace(self, node: Json) -> Json:
-        """The namespace of an interface or container: the owner, if the owner is a netns or a host.
+        """The namespace of an interface or container: its owner, if this is a netns or a host.
 
-        The namespace is unknown if the node or one of its ancestors has several owners. It is also
-        unknown if the ancestors form a cycle.
+        The namespace is unknown if the node or one of its ancestors has several owners, or if the
+        ancestors form a cycle.
         """
         owners = self.parents(node, "ownership", "any")
         if len(owners) != 1 or self.kind(owners[0]) not in ("netns", "host"):
@@ -255,7 +238,6 @@ class NameOracle:
         return None
 
     def is_host_namespace(self, namespace: Json) -> bool:
-        """Whether a namespace is a host's own namespace."""
         return namespace is not None and self.kind(namespace) == "host"
 
     def netns_name(self, namespace: Json) -> str:
@@ -267,8 +249,7 @@ class NameOracle:
     def containers(self, namespace: Json) -> list[Json]:
         """The containers of a network namespace.
 
-        The result is empty for a host's own namespace: the containers in that namespace give no
-        name to an address.
+        A host's own namespace has none: its containers give no name to an address.
         """
         if namespace is None or self.is_host_namespace(namespace):
             return []
@@ -285,7 +266,7 @@ class NameOracle:
 
     @cached
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether several pods may own a namespace. If so, the pod of the namespace is unknown."""
+        """Whether several pods may own a namespace. If so, its pod is unknown."""
         if namespace is None or self.is_host_namespace(namespace):
             return False
         return (
@@ -297,9 +278,9 @@ class NameOracle:
     # -- containers -----------------------------------------------------------------------------
 
     def kubelet_name(self, container: Json) -> list[str]:
-        """The parts of the name that kubelet gave a Docker container, or an empty list.
+        """The parts of a container name that kubelet gave, or an empty list.
 
-        Kubelet's names have the form ``k8s_NAME_POD_NAMESPACE_UID_ATTEMPT[_RANDOM]``.
+        The format is ``k8s_NAME_POD_NAMESPACE_UID_ATTEMPT[_RANDOM]``.
         """
         parts = text(container, "Metadata", "Name").split("_")
         return parts if len(parts) in (6, 7) and parts[0] == "k8s" and all(parts[1:4]) else []
@@ -309,7 +290,7 @@ class NameOracle:
         return text(container, "Metadata", "Container", "Labels", "io", "kubernetes", *keys)
 
     def flat_label(self, container: Json, key: str) -> str:
-        """A label with an unsplit key. The runc probe reports some labels in this form."""
+        """A label with an unsplit key, as the runc probe reports some labels."""
         return text(container, "Metadata", "Container", "Labels", f"io.kubernetes.{key}")
 
     def label(self, container: Json, *keys: str) -> str:
@@ -326,11 +307,6 @@ class NameOracle:
         )
 
     def container_name(self, container: Json) -> str:
-        """The name of a container in its pod.
-
-        The result is the first of these names that exists: the name in the container's labels,
-        ``NAME`` in the name that kubelet gave the container, or the whole name of the container.
-        """
         kubelet = self.kubelet_name(container)
         return short(
             self.label(container, "container", "name")
@@ -341,10 +317,7 @@ class NameOracle:
 
     @cached
     def container(self, namespace: Json) -> str:
-        """The name of a namespace's only container, not counting sandboxes.
-
-        The result is empty if there may be several containers.
-        """
+        """The name of a namespace's only container, not counting sandboxes."""
         if self.may_have_more_containers(namespace):
             return ""
         found = [c for c in self.containers(namespace) if not self.is_sandbox(c)]
@@ -354,11 +327,7 @@ class NameOracle:
 
     @cached
     def kubernetes_containers(self, container: Json) -> list[Json]:
-        """The Kubernetes containers with an edge to a container.
-
-        If there is no edge, the result has the Kubernetes containers whose ``ContainerID`` is the
-        container's ID.
-        """
+        """The Kubernetes containers with an edge to a container, or else those with its ID."""
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
         return linked or [
@@ -369,11 +338,7 @@ class NameOracle:
 
     @cached
     def pods_of(self, kubernetes_container: Json) -> list[Json]:
-        """The pods that own a Kubernetes container.
-
-        If there is no ownership edge, the result is the pod whose name is in the container's
-        fields. If several pods have this name, the result is empty.
-        """
+        """The pods that own a Kubernetes container, or else the only pod that its fields name."""
         owners = self.parents(kubernetes_container, "ownership", "pod")
         pair = self.pair_in(kubernetes_container)
         named = [pod for pod in self.all("pod") if pair and self.pair(pod) == pair]
@@ -401,10 +366,7 @@ class NameOracle:
         ]
 
     def labelled_pairs(self, container: Json) -> list[Pair | None]:
-        """A list with the pod from the labels of a container.
-
-        Kubelet or containerd sets these labels. The list is empty if there are no such labels.
-        """
+        """The pod from the labels that kubelet or containerd sets, as a list."""
         namespaces = (
             self.nested_label(container, "pod", "namespace"),
             self.flat_label(container, "pod.namespace"),
@@ -424,11 +386,7 @@ class NameOracle:
 
     @cached
     def pairs(self, namespace: Json) -> list[Pair]:
-        """The pods of all containers of a network namespace, as Kubernetes namespace and name.
-
-        There are three sources: the Kubernetes probe, the containers' labels, and the names that
-        kubelet gave the containers. Only the first source with a result is used.
-        """
+        """The pods of all containers of a network namespace, from the first source that has any."""
         for source in (self.kubernetes_pairs, self.labelled_pairs, self.kubelet_pairs):
             found = distinct(p for c in self.containers(namespace) for p in source(c) if p)
             if found:
@@ -439,9 +397,8 @@ class NameOracle:
     def linked_pods(self, namespace: Json) -> list[Json]:
         """The pods of the containers of a network namespace, according to the Kubernetes probe.
 
-        The probe links a container with every pod that has the same Kubernetes namespace and name.
-        If these pods are in several clusters, only the pods in the host's cluster are returned. If
-        no pod is in the host's cluster, all pods are returned.
+        The probe links a container with the pods of this name in all clusters. Pods in the host's
+        cluster take precedence.
         """
         pods = distinct(
             pod
@@ -458,8 +415,8 @@ class NameOracle:
     def pod(self, namespace: Json) -> Json:
         """The node of the pod that owns a network namespace, or None.
 
-        If no edge leads to the pod, the pod is found by its name. A pod is ignored if it is known
-        to be on another host than the namespace, or in another cluster.
+        Without an edge, the pod is found by its name. It must not be known to be on another host or
+        in another cluster than the namespace.
         """
         if namespace is None or self.is_uncertain(namespace) or not self.pairs(namespace):
             return None
@@ -478,10 +435,7 @@ class NameOracle:
         )
 
     def latest(self, pods: list[Json]) -> Json:
-        """The newest running pod. If no pod is running, the newest pod.
-
-        None if the pods are in several clusters, or if there are several newest pods.
-        """
+        """The newest running pod, or else the newest pod. None if the choice is ambiguous."""
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
         return only(self.newest([pod for pod in pods if self.is_running(pod)] or pods))
@@ -493,7 +447,6 @@ class NameOracle:
         return number(node.get("CreatedAt"))
 
     def newest(self, nodes: list[Json]) -> list[Json]:
-        """The nodes with the latest creation time."""
         newest = max(map(self.created_at, nodes), default=0)
         return [node for node in nodes if self.created_at(node) == newest]
 
@@ -509,7 +462,7 @@ class NameOracle:
 
     @cached
     def kubernetes_nodes(self, host: str) -> list[Pair]:
-        """The clusters and names of the Kubernetes nodes to which a host has edges."""
+        """Cluster and name of the Kubernetes nodes to which a host has edges."""
         return distinct(
             (self.cluster(node), name)
             for node in self.all("node")
@@ -519,7 +472,7 @@ class NameOracle:
         )
 
     def cluster_of_host(self, host: str) -> str:
-        """The cluster of a host's Kubernetes nodes. Empty if there are several clusters or none."""
+        """The cluster of a host's Kubernetes nodes, or "" if there is not exactly one."""
         return only(cluster for cluster, _ in self.kubernetes_nodes(host)) or ""
 
     @cached
@@ -531,20 +484,19 @@ class NameOracle:
 
     @cached
     def agent(self, pod: Json) -> str:
-        """The host of a pod, under the name that the agent on this host uses.
+        """The host of a pod, under the name that its agent uses, or "" if the host is unknown.
 
-        Empty if the host is unknown. The Kubernetes probe links a host with every Kubernetes node
-        that has the host's name. If several clusters have such a node, it is unknown which of these
-        nodes is the host.
+        The Kubernetes probe links a host with the nodes of this name in all clusters. If there are
+        several, it is unknown which of them is the host.
         """
         host = only(self.linked_hosts(pod))
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""
 
     def assumed_host(self, pod: Json) -> str:
-        """The host of a pod: the result of `agent`, or else the name of the pod's Kubernetes node.
+        """The host from `agent`, or else the name of the pod's Kubernetes node.
 
-        The name of the Kubernetes node is not used in two cases: this node has an edge to a host,
-        or the host with the same name has an edge to a Kubernetes node.
+        The name is not used if this node has an edge to a host, or if the host with this name has
+        an edge to a Kubernetes node.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -557,11 +509,7 @@ class NameOracle:
         return [owner for owner in references if dig(owner, "Controller") is True]
 
     def owner(self, node: Json) -> Pair:
-        """The kind and the name of the only controlling owner of a Kubernetes object.
-
-        Kind and name are empty if there are several controlling owners, or if one of the two
-        strings is missing.
-        """
+        """The kind and the name of the only controlling owner, or two empty strings."""
         owners = self.controllers(node)
         pair = short(text(owners[0], "Kind")), short(text(owners[0], "Name"))
         return pair if len(owners) == 1 and all(pair) else ("", "")
@@ -583,7 +531,7 @@ class NameOracle:
         return self.newest(found)
 
     def workload(self, pod: Json) -> Pair:
-        """The kind and the name of a pod's workload. Two empty strings if it is unknown."""
+        """The kind and the name of a pod's workload, or two empty strings."""
         if not self.controllers(pod):
             return self.selecting_workload(pod)
         kind, name = self.owner(pod)
@@ -607,11 +555,6 @@ class NameOracle:
         return kind, name
 
     def of_replica_set(self, node: Json) -> Pair:
-        """The workload of a replica set.
-
-        The workload is the first of these that exists: the owner of the replica set, the only
-        deployment that selects the replica set, or the replica set itself.
-        """
         if self.controllers(node):
             return self.owner(node)
         deployment = only(self.selectors_of(node, "deployment"))
@@ -620,7 +563,7 @@ class NameOracle:
         return self.kind_and_name(node, "ReplicaSet")
 
     def selecting_workload(self, pod: Json) -> Pair:
-        """The workload of a pod without an owner: the only workload that selects the pod."""
+        """The only workload that selects a pod without an owner."""
         parents = [parent for kind in CONTROLLERS for parent in self.selectors_of(pod, kind)]
         if len(parents) != 1:
             return "", ""
@@ -629,10 +572,9 @@ class NameOracle:
         return self.kind_and_name(parents[0], CONTROLLERS[self.kind(parents[0])])
 
     def pod_label(self, pod: Json, key: str) -> str:
-        """A label of a pod. The Kubernetes probe reports two copies of a pod's labels.
+        """A label of a pod, from the first of its two copies that has the label.
 
-        If the key of one label is a prefix of another key, a copy can lack one of these two labels.
-        The result is from the first copy that has the label.
+        If one key is a prefix of another key, a copy can lack one of these two labels.
         """
         k8s = dig(pod, "Metadata", "K8s")
         for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
@@ -643,7 +585,7 @@ class NameOracle:
         return ""
 
     def cluster_addresses(self, service: Json) -> list[str]:
-        """The cluster IPs of a service. A headless service has the text ``None`` as cluster IP."""
+        """The cluster IPs of a service. A headless service has the text ``None`` instead."""
         k8s = dig(service, "Metadata", "K8s")
         return addresses_of([dig(k8s, "ClusterIP"), *items(k8s, "Extra", "Spec", "ClusterIPs")])
 
@@ -653,7 +595,7 @@ class NameOracle:
         return short(text(found, "Metadata", "K8s", "Name"))
 
     def kubernetes_container(self, pod: Json) -> str:
-        """The name of the only Kubernetes container of a pod. Empty if there are several."""
+        """The name of the only Kubernetes container of a pod, or ""."""
         found = [node for node in self.all(K8S_CONTAINER) if is_in(pod, self.pods_of(node))]
         return short(text(found[0], "Metadata", "K8s", "Name")) if len(found) == 1 else ""
 
@@ -662,7 +604,7 @@ class NameOracle:
         """The addresses of a pod. A pod that has ended or uses the host's network has none.
 
         A pod with an address of its host is assumed to use the host's network. If the pod's host is
-        unknown, an address of any host is enough for this assumption.
+        unknown, an address of any host is enough.
         """
         if not self.is_running(pod):
             return []
@@ -685,11 +627,7 @@ class NameOracle:
 
     @cached
     def capture_points(self) -> dict[str, Json]:
-        """Interfaces by NodeTID.
-
-        If several interfaces have the same NodeTID, the first one is used, in the order of host,
-        name, type and ID.
-        """
+        """Interfaces by NodeTID. If several have the same NodeTID, `rank` decides."""
         found: dict[str, Json] = {}
         for node in self.interfaces():
             tid = short(text(node, "Metadata", "TID") or text(node, "ID"))
@@ -717,7 +655,7 @@ class NameOracle:
 
     @cached
     def capture_point(self, node: Json) -> tuple[str, tuple[str, ...], str, str]:
-        """A capture point: its namespace, its veth peers' namespaces, its host and its cluster."""
+        """A capture point's namespace, veth peers' namespaces, host and cluster."""
         peers = [
             self.namespace(end)
             for parent, child, relation in self.edges
@@ -736,20 +674,19 @@ class NameOracle:
     # -- locations of addresses -----------------------------------------------------------------
 
     def interface_addresses(self, node: Json) -> list[Json]:
-        """The addresses of an interface, with prefix lengths. Empty for the interface kube-ipvs0.
+        """The addresses of an interface, with prefix lengths.
 
         In IPVS mode, kube-proxy adds all cluster IPs to the interface kube-ipvs0 of each host.
+        These addresses are left out.
         """
         if text(node, "Metadata", "Name") == "kube-ipvs0":
             return []
         return [*items(node, "Metadata", "IPV4"), *items(node, "Metadata", "IPV6")]
 
     def is_service_on_host(self, node: Json, address: str) -> bool:
-        """Whether an address of an interface belongs to a service instead of the host.
+        """Whether an address is a cluster IP on a dummy interface of a host.
 
-        Such an address is a cluster IP on a dummy interface in the host's own namespace. For
-        example, NodeLocal DNSCache adds the cluster IP of the DNS service to each host of the
-        cluster.
+        For example, NodeLocal DNSCache adds the cluster IP of the DNS service to each host.
         """
         cluster = self.cluster_of_host(self.host(node))
         clusters = [
@@ -766,7 +703,7 @@ class NameOracle:
     def machine(self, node: Json) -> str:
         """The virtual machine behind an interface: its Libvirt domain, or else its UUID.
 
-        The domain can come from another interface of the same virtual machine.
+        The domain can come from another interface of the same machine.
         """
         uuid = text(node, "Metadata", "ExtID", "vm-uuid")
         domains = distinct(
@@ -783,10 +720,10 @@ class NameOracle:
 
     @cached
     def locations(self, address: str) -> list[Location]:
-        """The locations of an address: interfaces, or virtual machines behind interfaces.
+        """Where an address is: at interfaces, or at virtual machines behind interfaces.
 
-        If Neutron lists the address for an interface that does not have the address itself, the
-        address belongs to the virtual machine behind the interface.
+        If Neutron lists the address but the interface does not have it, the virtual machine behind
+        the interface has it.
         """
         found: list[Location] = []
         for node in self.interfaces():
@@ -808,7 +745,6 @@ class NameOracle:
 
     @cached
     def networks(self, host: str) -> list[Any]:
-        """The subnets of all interfaces of a host."""
         return distinct(
             network
             for node in self.interfaces()
@@ -821,7 +757,6 @@ class NameOracle:
 
     @cached
     def pod_names(self, pod: Json) -> dict[str, Any]:
-        """The names of a pod, by label. All names are empty if ``pod`` is None."""
         if pod is None:
             pod_names: dict[str, Any] = dict.fromkeys(
                 ("namespace", "pod", "workload", "workload_kind", "service", "cluster"), ""
@@ -842,7 +777,7 @@ class NameOracle:
     def pod_names_at(self, namespace: Json) -> dict[str, Any]:
         """The names of the pod of a network namespace, by label.
 
-        If the node of the pod is unknown, only its Kubernetes namespace and name are known.
+        If the pod has no node, only its Kubernetes namespace and name are known.
         """
         pod = self.pod(namespace)
         pod_names = dict(self.pod_names(pod))
@@ -851,10 +786,7 @@ class NameOracle:
         return pod_names
 
     def unmatched_pair(self, namespace: Json) -> Pair | None:
-        """The pod of a network namespace, as Kubernetes namespace and name.
-
-        None if the pod is unknown, or if the node of the pod is known.
-        """
+        """The pod of a network namespace, if this pod is known but has no node."""
         if namespace is None or self.is_uncertain(namespace) or self.pod(namespace) is not None:
             return None
         pairs = self.pairs(namespace)
@@ -869,11 +801,7 @@ class NameOracle:
         machine: str | None = None,
         netns: str = "",
     ) -> Names:
-        """The names of an address, in the order of the labels.
-
-        The value of the first label, ``name``, is the first known name of this list: service,
-        workload, container, netns, host. For a virtual machine, its name replaces netns and host.
-        """
+        """The names of an address, in the order of the labels."""
         prefix = f"{pod_names['namespace']}/" if pod_names["namespace"] else ""
         service, workload = pod_names["service"], pod_names["workload"]
         return (
@@ -895,8 +823,8 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface with this address count as one owner if the interface can belong to
-        no other pod, and the pod can be at no other interface.
+        A pod and an interface are merged into one owner if only this pod can be at this interface,
+        and only this interface can be the pod's.
         """
         locations = self.locations(address)
         shown = [self.pod(namespace) for namespace, _, machine in locations if machine is None]
@@ -931,14 +859,14 @@ class NameOracle:
         return distinct(result)
 
     def pods_with(self, address: str) -> list[Json]:
-        """The pods that own an address: in each cluster, the newest pod with this address."""
+        """In each cluster, the newest pod with this address."""
         pods = [pod for pod in self.all("pod") if address in self.pod_addresses(pod)]
         clusters = distinct(map(self.cluster, pods))
         of_cluster = [[pod for pod in pods if self.cluster(pod) == each] for each in clusters]
         return [pod for pods in of_cluster for pod in self.newest(pods)]
 
     def may_be_at(self, pod: Json, location: Location, *, alone: bool) -> bool:
-        """Whether an interface with the address of a pod can belong to the pod.
+        """Whether the interface at a location can belong to the pod, which has the same address.
 
         * The interface must not be in a host's own namespace or in the namespace of another pod.
         * If only the name of the namespace's pod is known, the pod must have this name, and must
@@ -976,10 +904,7 @@ class NameOracle:
         return names, identity, host, pod_names["cluster"] or self.cluster_of_host(host)
 
     def merged_candidate(self, location: Location, pod: Json) -> Candidate:
-        """A pod and its interface as one owner.
-
-        If the interface's namespace has containers, the pod's Kubernetes containers are ignored.
-        """
+        """A pod and its interface as one owner."""
         namespace, host, _ = location
         container = (
             self.container(namespace)
@@ -994,8 +919,7 @@ class NameOracle:
     def pod_candidate(self, pod: Json) -> Candidate:
         """A pod as the owner of an address that no interface of the pod has.
 
-        The network namespace is the namespace with the pod's containers. If there is no known agent
-        on the pod's host, the host gets the name of the Kubernetes node.
+        If the pod's host has no known agent, its name is that of the Kubernetes node.
         """
         namespaces = [netns for netns in self.all("netns") if self.pod(netns) is pod]
         namespace = namespaces[0] if len(namespaces) == 1 else None
@@ -1019,7 +943,7 @@ class NameOracle:
         return self.names(service_names, host=""), "", "", self.cluster(service)
 
     def addresses(self) -> list[str]:
-        """All addresses that have names."""
+        """All addresses that have candidates."""
         found = {
             address
             for node in self.interfaces()
@@ -1035,8 +959,8 @@ class NameOracle:
     def choose(self, address: str, other: str, tid: str) -> Names | None:
         """Return the names of an address in a flow, or None if they are ambiguous.
 
-        A loopback or link-local address has names only in flows that were captured in the namespace
-        of the address, or at a veth peer of this namespace.
+        A loopback or link-local address has names only in flows that were captured in its
+        namespace, or at a veth peer of this namespace.
         """
         candidates = self.candidates(address)
         local = is_local(address)
@@ -1060,7 +984,6 @@ class NameOracle:
 
     @cached
     def share_network(self, host: str, address: str, other: str) -> bool:
-        """Whether a subnet of the host's interfaces contains both addresses."""
         if not address_of(other):
             return False
         ends = ipaddress.ip_address(address), ipaddress.ip_address(other)

@@ -1,7 +1,6 @@
-"""A strict parser of pages in OpenMetrics 2.0, for tests.
+"""A strict parser of the part of OpenMetrics 2.0 that skyfast uses.
 
-The parser accepts the part of the format that skyfast uses. The format is specified at
-https://prometheus.io/docs/specs/om/open_metrics_spec_2_0/ (2.0.0-rc0).
+The format is specified at https://prometheus.io/docs/specs/om/open_metrics_spec_2_0/ (2.0.0-rc0).
 """
 
 import math
@@ -21,7 +20,7 @@ _METADATA = re.compile(rf"# (TYPE|UNIT|HELP) ({_NAME}) ((?:[^\\\n\"]|\\[n\"\\])*
 
 @dataclass
 class Family:
-    """A metric family. ``samples`` has the value and the start time of each series, as text."""
+    """A metric family. Samples have the value and the start time of each series, as text."""
 
     name: str
     metadata: dict[str, str] = field(default_factory=dict)
@@ -29,7 +28,7 @@ class Family:
 
 
 def families_of(page: str) -> dict[str, Family]:
-    """Parse a whole page. Assert that the page is valid."""
+    """Parse a whole page. Assert that it is valid."""
     lines = page.split("\n")
     assert lines[-2:] == ["# EOF", ""], "the page is not complete"
     families: dict[str, Family] = {}

@@ -1,11 +1,9 @@
 """Computes the expected counters of a page from the delivered reports alone.
 
-`Oracle` does not model how the table stores flows. It adds up the highest total of each flow. A
-page may show less for two kinds of flows: flows that the table forgot because their reports were
-too far apart, and flows whose first reports were lost. For all other flows, the page must be exact.
+`Oracle` adds up the highest total of each flow. A page may show less in two cases: if the table
+forgot a flow because its reports were too far apart, or if the first reports of a flow were lost.
 
-Times are in seconds, and come from the table's clock. Flows are JSON objects, as analyzers send
-them.
+Times are in seconds of the table's clock. Flows are JSON objects, as analyzers send them.
 """
 
 from __future__ import annotations
@@ -20,35 +18,35 @@ from tests.model import DIRECTION, DIRECTIONS, Spec, View, labels_of, value_at
 from tests.support.skydive import COUNTERS, JSON, TIMEOUT, is_counted
 
 MAX_REPORT_DELAY_S = 15.0
-"""The maximum delay of a report after the agent's update tick."""
+"""Maximum delay after the agent's update tick."""
 
 ENDED_S = 75.0
-"""The minimum time for which a flow is kept after its closing report."""
+"""Minimum time for which a flow is kept after its closing report."""
 
 NEW_FLOWS = "NewFlows"
-"""The counter of new flows, which is not a field of ``Metric``. Each flow is counted once."""
+"""This counter is not a field of ``Metric``. Each flow is counted once."""
 
 Values = tuple[str, ...]
 Counters = Counter[str]
 
 
 def is_repeat(report: JSON) -> bool:
-    """Return whether a report is a closing report without packets since the latest update tick."""
+    """Whether this is a closing report without packets since the latest update tick."""
     return (
         report.get("FinishType") == TIMEOUT and report["LastUpdateMetric"]["Last"] != report["Last"]
     )
 
 
 def is_first(report: JSON) -> bool:
-    """Return whether a report is the agent's first report of the flow."""
+    """Whether this is the agent's first report of the flow."""
     return not is_repeat(report) and report["LastUpdateMetric"]["Start"] == report["Start"]
 
 
 def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Counters]:
-    """Return the counters of a view's connections, by label values.
+    """Return the counters of a view's connections, by label values without the direction.
 
-    Each counter is named by a field of ``Metric``, or is `NEW_FLOWS`. The view must have the label
-    `DIRECTION`. The returned label values do not include the direction.
+    The view must have the label `DIRECTION`. Counters are named by the fields of ``Metric``, or
+    `NEW_FLOWS`.
     """
     counters: dict[Values, Counters] = {}
     position = list(view.labels).index(DIRECTION)
@@ -68,7 +66,7 @@ def read_counters(page: Mapping[str, set[str]], view: View) -> dict[Values, Coun
 
 @dataclass(frozen=True)
 class Range:
-    """A lower and an upper bound for each counter. For exact counters, the bounds are equal."""
+    """A lower and an upper bound for each counter."""
 
     low: Counters
     high: Counters
@@ -119,17 +117,16 @@ class Increase:
 
     @property
     def makes_visible(self) -> bool:
-        """Whether the report makes its connection visible."""
         return self.is_nonzero and not is_repeat(self.report)
 
 
 @dataclass
 class ShownConnection:
-    """A connection: its counters on the latest page that showed it, and the deltas since that page.
+    """A connection: its counters on the latest page that showed it, and the deltas since then.
 
     The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
-    ``touched_s`` at the latest. A closing report that repeats the last update can increase the
-    counters, but does not renew the connection: it changes only ``touched_s``.
+    ``touched_s`` at the latest. A closing report that repeats the last update changes only
+    ``touched_s``.
     """
 
     counters: Counters = field(default_factory=Counter)
@@ -140,13 +137,12 @@ class ShownConnection:
 
 @dataclass(kw_only=True)
 class Oracle:
-    """Checks the pages of a table before and after each message.
+    """Checks the pages of a table before and after each message. All views must count new flows.
 
-    ``horizon_s`` is the time of the latest report among the flows that the table may have
-    forgotten. ``least_horizon_s`` is the time of the latest report among the flows that the table
-    must have forgotten. At first, both times are the time of the first subscription. If
-    ``is_exact`` is false, the table can reject and evict flows, so only upper bounds are checked.
-    All views must count new flows.
+    Both horizons begin at the first subscription. ``horizon_s`` is then the latest report of all
+    flows that the table may have forgotten, and ``least_horizon_s`` the latest report of those that
+    it must have forgotten. If ``is_exact`` is false, the table can reject and evict flows, so only
+    upper bounds are checked.
     """
 
     spec: Spec
@@ -170,7 +166,7 @@ class Oracle:
     # Reports
 
     def message(self, reports: Sequence[JSON], now: float) -> list[Increase]:
-        """Apply the flows of a message, and return the increase that each report causes."""
+        """Apply the flows of a message, and return the increase by each report."""
         known = {uuid for uuid, state in self.flows.items() if self._is_remembered(state, now)}
         forgotten = [
             math.ceil(state.renewed_s)
@@ -205,8 +201,7 @@ class Oracle:
             high[NEW_FLOWS] = int(can_count)
             deltas = Range(low, high)
             if is_repeat(report) and not counts:
-                # This closing report repeats an update whose original report may still be in
-                # transit. Therefore, the table does not store the flow.
+                # The repeated report may still be in transit, so the table does not store the flow.
                 return Increase(report, values, deltas, totals, is_known)
             self.flows[report["UUID"]] = state = FlowState(values, totals, now)
         else:
@@ -237,7 +232,7 @@ class Oracle:
     def _was_never_counted(self, report: JSON, now: float, horizon_s: float) -> bool:
         """Return whether a flow began after ``horizon_s`` (see `Oracle`).
 
-        The horizons leave out closed flows, because a closed flow is never reported again.
+        The horizons leave out closed flows, because these flows are never reported again.
         """
         age_s = (report["LastUpdateMetric"]["Last"] - report["Start"]) / 1000
         began_s = now - age_s - self.flow_update_s - MAX_REPORT_DELAY_S
@@ -262,7 +257,6 @@ class Oracle:
     def check_after(
         self, page: Mapping[str, set[str]], increases: Sequence[Increase], now: float
     ) -> None:
-        """Check the page after a message."""
         for view, sums in zip(self.spec.views, self.sums, strict=True):
             counters = read_counters(page, view)
             if view is self.spec.views[0] and self.is_exact:
@@ -321,8 +315,8 @@ class Oracle:
     ) -> None:
         """Check a connection that was not on the previous page.
 
-        If the table still knows a flow of the connection, the counters must continue. If the table
-        knows no flow of the connection, the counters may restart from the flows of this message.
+        If the table still knows a flow of the connection, the counters must continue. Otherwise,
+        they may restart from the flows of this message.
         """
         expected = exactly(shown.counters) + shown.deltas
         if counters in expected:
@@ -341,14 +335,12 @@ class Oracle:
         assert not remembered, f"{values}: {counters} is not {expected}"
         restarted = NOTHING
         for increase in increases:
-            # Some closing reports do not make their connection visible. When the connection becomes
-            # visible later, its counters include these reports only if the table keeps the counters
-            # of expired connections.
+            # A closing report may leave its connection invisible. If so, it counts later only if
+            # the table keeps the counters of expired connections.
             counts = increase.makes_visible or (self.flow_memory_s > 0 and not self.is_complete)
             low = increase.deltas.low & increase.totals if counts else Counter()
             restarted += Range(low, increase.totals)
         if not self.is_complete:
-            # The counters can include closing reports that arrived while the connection was not
-            # visible.
+            # Closing reports may have been added while the connection was not visible.
             restarted = Range(restarted.low, expected.high)
         assert counters in restarted, f"{values}: {counters} is not {restarted}"

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-"""The root of the repository."""
 
 TESTS = ROOT / "tests"
 DATA = TESTS / "data"

@@ -1,4 +1,4 @@
-"""Random text with random pieces for the compressor. Some pieces are correct, and some are wrong.
+"""Random text with random pieces for the compressor. Some pieces are wrong.
 
 A *piece* is the renderer's hint about a part of the text: see "Compressed pages" in
 docs/architecture.md.
@@ -12,13 +12,11 @@ FIXED = 2 << 28
 COPIED = 3 << 28
 KIND = 7 << 28
 STRING = 1 << 31
-"""The sources of pieces, as in ``table/pieces.pxi``. ``KIND`` is the mask of all sources except
-`STRING`."""
+"""The sources of pieces, as in ``table/pieces.pxi``. ``KIND`` masks all except `STRING`."""
 
 MAX_DISTANCE = 40_000
-"""The maximum distance from a random piece back to the text that it repeats, in bytes.
-
-The limit of the deflate format is 32,768."""
+"""Maximum distance from a random piece back to the text that it repeats. The deflate format allows
+32,768."""
 
 Slices = list[tuple[bytes, list[tuple[int, int]]]]
 """Texts with the lengths and the sources of their pieces."""

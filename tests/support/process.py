@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 START_S = 15.0
 STOP_S = 5.0
-"""Maximum time until skyfast has stopped. On an idle machine, skyfast needs at most 2 s."""
+"""On an idle machine, skyfast needs at most 2 s."""
 WAIT_S = 10.0
 POLL_S = 0.02
 PROBLEM = re.compile(
@@ -23,12 +23,12 @@ PROBLEM = re.compile(
     r"|ERROR |CRITICAL )"
     r"|^Traceback "
 )
-"""Matches a log line with a problem. Two warnings are excluded because many tests cause them: about
-clock skew, and about traffic that is counted several times."""
+"""Matches a log line with a problem. Excluded are two warnings that many tests cause: clock skew,
+and traffic that is counted several times."""
 
 
 class Skyfast:
-    """A running skyfast process. ``log`` has the lines that the process has logged so far."""
+    """A running skyfast process, and its log lines so far."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -46,7 +46,6 @@ class Skyfast:
             os.kill(self.process.pid, number)
 
     async def get(self, path: str, *, accept: str = "*/*") -> bytes:
-        """Return the body of a page."""
         request = urllib.request.Request(self.url + path, headers={"Accept": accept})
 
         def ask() -> bytes:
@@ -57,7 +56,7 @@ class Skyfast:
         return await asyncio.to_thread(ask)
 
     async def self_metrics(self) -> dict[str, float]:
-        """Return skyfast's own metrics: the value of each series, as written on the page."""
+        """Return skyfast's own metrics, by series as written on the page."""
         page = (await self.get("/metrics/self")).decode()
         lines = [line for line in page.splitlines() if not line.startswith("#")]
         return {
@@ -65,7 +64,6 @@ class Skyfast:
         }
 
     async def until(self, condition: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-        """Wait until the self metrics fulfil ``condition``, and return the metrics."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 metrics = await self.self_metrics()
@@ -74,7 +72,7 @@ class Skyfast:
                 await asyncio.sleep(POLL_S)
 
     async def logged(self, text: str, *, since: int = 0) -> str:
-        """Wait for a log line with ``text``, and return it. Skip the first ``since`` lines."""
+        """Wait for a line with ``text`` after the first ``since`` lines, and return it."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 if matches := [line for line in self.log[since:] if text in line]:
@@ -82,7 +80,7 @@ class Skyfast:
                 await asyncio.sleep(POLL_S)
 
     async def read_log(self) -> None:
-        """Collect log lines until the log ends, and read the server's URL from the log."""
+        """Collect log lines, and read the server's URL from them."""
         assert self.process.stderr is not None
         async for raw in self.process.stderr:
             line = raw.decode().rstrip("\n")
@@ -97,11 +95,10 @@ class Skyfast:
 def running(
     config: Path, *options: str, quiet: bool = True, through: Sequence[str] = (), **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with a configuration file, options and environment variables.
+    """Run skyfast with a configuration file. Assert that SIGTERM stops it in time with exit code 0.
 
-    ``through`` is a command that executes its arguments, such as ``env``. On exit, the context
-    manager sends SIGTERM, and asserts that the process stops in time with exit code 0. If ``quiet``
-    is true, the context manager also asserts that no problem was logged.
+    ``through`` is a command that executes its arguments, such as ``env``. If ``quiet`` is true, no
+    problem may be logged.
     """
     return _started(str(config), *options, quiet=quiet, through=through, **environ)
 
@@ -109,7 +106,7 @@ def running(
 def demo(
     *config: Path, web_config: Path | None = None, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with ``--demo`` on a free port, like `running`. ``config`` is optional."""
+    """Run skyfast with ``--demo`` on a free port, like `running`."""
     arguments = ["--demo", *map(str, config)]
     if web_config:
         arguments.append(f"--web.config.file={web_config}")
@@ -120,9 +117,9 @@ def demo(
 def replay(
     *arguments: object, quiet: bool = True, **environ: str
 ) -> AbstractAsyncContextManager[Skyfast]:
-    """Run skyfast with ``--replay`` and these arguments on a free port, like `running`.
+    """Run skyfast with ``--replay`` on a free port, 300 times as fast as the recording.
 
-    The replay runs 300 times as fast as the recording. No connection expires.
+    No connection expires. Otherwise like `running`.
     """
     store = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_"
     defaults = {f"{store}PORT": "0", f"{store}CONNECTION_TIMEOUT": "600"}
@@ -174,7 +171,6 @@ def write_config(directory: Path, url: str = NOBODY, **store: object) -> Path:
 
 
 def run(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run ``skyfast`` until it exits."""
     return subprocess.run(
         [sys.executable, "-m", "skyfast", *arguments],
         input=stdin,

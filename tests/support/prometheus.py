@@ -22,7 +22,6 @@ START_S = 30.0
 
 
 def _prometheus_3() -> str | None:
-    """Return the path of Prometheus 3 (or later): ``$PROMETHEUS_3``, or the installed program."""
     if path := os.environ.get("PROMETHEUS_3"):
         return path
     if PROMETHEUS is None:
@@ -53,7 +52,7 @@ needs_prometheus_3 = pytest.mark.skipif(
 
 
 def lint(page: bytes) -> list[str]:
-    """Return the problems that promtool finds in a page, one per line."""
+    """Return the problems that promtool finds, one per line."""
     assert PROMTOOL is not None
     process = subprocess.run(
         [PROMTOOL, "check", "metrics"],
@@ -72,8 +71,8 @@ async def prometheus(
 ) -> AsyncIterator[str]:
     """Run a Prometheus that scrapes ``target``, and yield its URL.
 
-    For several targets, ``target`` is a mapping from each target to its labels. ``how`` is YAML
-    with further settings of the scrape job. Each setting must end with a comma.
+    A mapping has several targets, each with its labels. ``how`` is YAML with further settings of
+    the scrape job, each followed by a comma.
     """
     labels_of = {target: {}} if isinstance(target, str) else target
     targets = [{"targets": [name], "labels": {**labels}} for name, labels in labels_of.items()]
@@ -90,7 +89,6 @@ async def prometheus(
 async def configured_prometheus(
     text: str, directory: Path, *arguments: str, program: str | None = PROMETHEUS
 ) -> AsyncIterator[str]:
-    """Run a Prometheus with this configuration file, and yield its URL."""
     assert program is not None
     config = directory / "prometheus.yml"
     config.write_text(text)
@@ -116,7 +114,7 @@ async def configured_prometheus(
 
 
 async def until_ready(process: asyncio.subprocess.Process, url: str) -> None:
-    """Wait until a server answers at a URL. Fail if the server's process ends first."""
+    """Wait until a server answers. Fail if its process ends first."""
     while True:
         try:
             await ask(url)
@@ -127,7 +125,7 @@ async def until_ready(process: asyncio.subprocess.Process, url: str) -> None:
 
 
 def free_port() -> int:
-    """Return a port on the loopback address that no program uses."""
+    """Return a free port of the loopback address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port: int = listening.getsockname()[1]
@@ -144,7 +142,6 @@ async def ask(url: str) -> bytes:
 
 
 async def query(server: str, expression: str) -> list[dict[str, Any]]:
-    """Return the result of an instant query."""
     url = f"{server}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
     response = json.loads(await ask(url))
     assert response["status"] == "success"
@@ -157,7 +154,7 @@ def number(sample: dict[str, Any]) -> float:
 
 
 async def growing(server: str, expression: str, count: int) -> list[dict[str, Any]]:
-    """Wait until ``expression`` has ``count`` samples above zero, and return all these samples."""
+    """Wait until ``expression`` has ``count`` samples above zero, and return them."""
     while True:
         samples = [sample for sample in await query(server, expression) if number(sample) > 0]
         if len(samples) >= count:

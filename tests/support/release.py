@@ -1,4 +1,4 @@
-"""Checks a release before its publication. ``make release-check TAG=v1.2.3`` runs this module."""
+"""Checks a release before its publication, for ``make release-check TAG=v1.2.3``."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ NOTES = ROOT / "build" / "release-notes.md"
 
 
 def versions() -> dict[str, str]:
-    """Return the version in each file. Each key names a file and a place in this file."""
+    """Return the version at each place that has one."""
     chart = yaml.safe_load((DEPLOY / "helm" / "skyfast" / "Chart.yaml").read_text())
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yml").read_text())
     dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text()
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def notes(version: str) -> str:
-    """Return the section of the changelog about a version, or an empty string."""
+    """Return the changelog's section about a version, or ""."""
     changelog = (ROOT / "CHANGELOG.md").read_text()
     for section in re.split(r"(?m)^## ", changelog)[1:]:
         heading, _, text = section.partition("\n")
@@ -37,7 +37,7 @@ def notes(version: str) -> str:
 
 
 def problems(tag: str) -> list[str]:
-    """Return the reasons why a tag cannot be released."""
+    """Return the reasons against a release with this tag."""
     version = tag.removeprefix("v")
     found = [
         f"{place} is {text}, not {version}" for place, text in versions().items() if text != version

@@ -1,9 +1,9 @@
 """Takes the screenshots of docs/status.md: skyfast with its demo recording, in Chromium.
 
-    python -m tests.support.screenshots [SECONDS]
+python -m tests.support.screenshots [SECONDS]
 
-By default, the program first waits ten minutes, because the charts of the page cover ten minutes.
-One of the two configured analyzers does not exist. Therefore, the page also shows a problem.
+By default, the program first waits ten minutes, because the charts cover ten minutes. One of the
+two configured analyzers does not exist, so the page also shows a problem.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tests.support.process import running
 SECONDS = 600.0
 SCRAPE_INTERVAL_S = 15.0
 REFRESHED_S = 6.0
-"""Waiting time after which the page has refreshed itself."""
+"""After this time, the page has refreshed itself."""
 
 SCREENSHOTS = {
     "status-light.png": {"width": 1280, "height": 940, "dark": False},

@@ -18,8 +18,8 @@ from tests.support.configs import make_config
 class IngestSetup:
     """An ingest with one configuration. Tests set the time ``now``, in seconds.
 
-    ``chance`` replaces a random number from 0 to 1. The ingest checks a message for missing reports
-    if ``chance`` is lower than the probability of a check.
+    A message is checked for missing reports if ``chance`` is below the probability of a check.
+    ``chance`` replaces a random number from 0 to 1.
     """
 
     def __init__(self, config: Config, *, max_connections: int, max_flows: int) -> None:
@@ -75,7 +75,7 @@ class IngestSetup:
 
 
 class Sink(IngestSetup):
-    """An ingest with the default configuration, except for the given settings."""
+    """The default configuration with the given settings."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(make_config(**settings), max_connections=1000, max_flows=4000)
@@ -85,7 +85,7 @@ class Sink(IngestSetup):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Numbers of flows that the decoder and the table skipped, by reason. Zeros are omitted."""
+        """Flows skipped by the decoder and the table, by reason. Zeros are omitted."""
         table, decoder = self.table.skipped, self.stats.flows_skipped
         counts = {
             reason: table.get(reason, 0) + decoder.get(reason, 0) for reason in {*table, *decoder}
@@ -94,7 +94,7 @@ class Sink(IngestSetup):
 
     @property
     def values_skipped(self) -> dict[str, int]:
-        """Numbers of values that the decoder and the table skipped, by field. Zeros are omitted."""
+        """Values skipped by the decoder and the table, by field. Zeros are omitted."""
         counts = sums(self.stats.values_skipped, self.table.values_skipped)
         return {field: count for field, count in counts.items() if count}
 
