@@ -1,19 +1,14 @@
 """A model of Skydive in plain Python: agents, analyzers and their messages, in virtual time.
 
-The model follows Skydive's source code (v0.28, July 2024), but contains none of this code. The
-docstring of a method names the Go functions that the method models. There are no sockets, threads
-or clocks: a `Cluster` runs an event queue, and yields each message as a JSON object when a
-subscriber receives the message.
+The model follows Skydive's source code (v0.28, July 2024), but contains none of this code.
+Docstrings name the Go functions that a method models. A `Cluster` runs an event queue, and yields
+each message as a JSON object when a subscriber receives it.
 
-Times are integers in milliseconds. ``now_ms`` is the true time of the virtual cluster. Each agent
-has its own wall clock, which differs from the true time by ``offset_ms`` and can step. Random
-choices (which analyzer gets the flows of a tick, the order of simultaneous ticks) come from the
-cluster's generator, so the same seed gives the same run.
+Times are integers in milliseconds. ``now_ms`` is the true time. Each agent has its own wall clock,
+which is ``offset_ms`` ahead and can step. Equal seeds give equal runs.
 
 The model omits tunnels (``ParentUUID``), ``TCPMetric``, ``IPMetric``, and captures by eBPF, sFlow
-and NetFlow. Go's tickers drop ticks if their reader is busy, but the tickers of the model do not.
-
-The functions at the end of the file compute the expected counters from the delivered messages.
+and NetFlow. Its tickers never drop ticks, unlike Go's, which drop ticks if their reader is busy.
 """
 
 from __future__ import annotations
@@ -44,8 +39,8 @@ BULK_FLOWS = 100
 BULK_MS = 5_000
 MAX_BUFFERED_FLOWS = 100_000
 PONG_TIMEOUT_MS = 7_000
-"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: an analyzer drops a client that has sent no
-pong for this time."""
+"""``http.ws.pong_timeout`` plus ``http.ws.ping_delay``: without a pong for this time, an analyzer
+drops the client."""
 
 RECONNECT_MS = 1_000
 """Interval between an agent's attempts to connect to an analyzer."""
@@ -81,7 +76,7 @@ class Conversation:
 
     @property
     def layer(self) -> str:
-        """Return the value of ``Application``."""
+        """The value of ``Application``."""
         return self.application or {"ICMP": self._icmp}.get(self.protocol, self.protocol)
 
     @property
@@ -94,7 +89,7 @@ class Conversation:
 
     @property
     def path(self) -> str:
-        """Return the value of ``LayersPath``."""
+        """The value of ``LayersPath``."""
         if self.protocol == "ARP":
             return "Ethernet/ARP"
         transport = self._icmp if self.protocol == "ICMP" else self.protocol
@@ -102,10 +97,7 @@ class Conversation:
         return path if self.layer == transport else f"{path}/{self.layer}"
 
     def layers(self, *, is_reply: bool) -> JSON:
-        """Return the layer fields of a flow.
-
-        If ``is_reply`` is true, the first packet is a reply.
-        """
+        """Return the layer fields of a flow whose first packet is a request or a reply."""
         (a, a_port), (b, b_port) = reversed(self.endpoints) if is_reply else self.endpoints
         layers: JSON = {"Link": {"Protocol": "ETHERNET", "A": _mac(a), "B": _mac(b), "ID": 0}}
         if self.protocol != "ARP":
@@ -120,7 +112,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Packet:
-    """A number of equal packets of one conversation, with ``size`` bytes each.
+    """Equal packets of one conversation, with ``size`` bytes each.
 
     ``flags`` are TCP flags: any of the letters S, A, F and R.
     """
@@ -133,7 +125,7 @@ class Packet:
 
 
 def _hash(*parts: object) -> str:
-    """Return a 64-bit hash in Skydive's format: hexadecimal, without leading zeros."""
+    """Return a hash in Skydive's format: hexadecimal, without leading zeros."""
     digest = blake2b(repr(parts).encode(), digest_size=8).digest()
     return format(int.from_bytes(digest, "big"), "x")
 
@@ -150,8 +142,8 @@ def _mac(address: str) -> str:
 class FlowOptions:
     """The keys ``flow.*`` of an agent's configuration file.
 
-    If expiry and update ticks are simultaneous, ``expire_first`` decides their order. If
-    ``expire_first`` is None, the order is random, as in Go's ``select``.
+    If ``expire_first`` is None, simultaneous expiry and update ticks have a random order, as in
+    Go's ``select``.
     """
 
     update_ms: int = 60_000
@@ -225,7 +217,7 @@ class Flow:
         } | self._times(start_ms, last_ms)
 
     def zero_metric(self, start_ms: int, last_ms: int) -> None:
-        """Set the counters of ``LastUpdateMetric`` to zero after a tick without packets."""
+        """Set ``LastUpdateMetric`` after a tick without packets."""
         zeros: JSON = dict.fromkeys(COUNTERS, 0) | {"Start": start_ms, "Last": last_ms}
         self.last_update = (self.last_update or {}) | zeros
 
@@ -234,7 +226,6 @@ class Flow:
         return times | {"RTT": self.rtt_ns} if self.rtt_ns else times
 
     def report(self, node_tid: str, capture_id: str) -> JSON:
-        """Return the flow as JSON, with the fields in Skydive's order."""
         conversation = self.conversation
         totals = {name: self.metric[name] for name in COUNTERS}
         head = {"UUID": self.uuid, "LayersPath": conversation.path}
@@ -285,9 +276,9 @@ class FlowTable:
         self._received = 0
 
     def packet(self, packet: Packet, wall_ms: int) -> Flow:
-        """Count packets in their flow; create the flow if necessary (``packetToFlow``).
+        """Count packets in their flow (``packetToFlow``).
 
-        If the table is full, a new flow evicts the least recently used flow, which gets no closing
+        In a full table, a new flow evicts the least recently used flow, which gets no closing
         report (``getOrCreateFlow``). Only the first packet of a flow can set ``FinishType`` to FIN
         or RST (``newTransportLayer``).
         """
@@ -306,7 +297,7 @@ class FlowTable:
         return flow
 
     def _new_flow(self, key: str, packet: Packet, wall_ms: int) -> Flow:
-        """Create a flow (``Init``, ``initFromPacket``, ``setUUIDs``)."""
+        """Models ``Init``, ``initFromPacket`` and ``setUUIDs``."""
         conversation, flags = packet.conversation, packet.flags
         finish = NOT_FINISHED
         if conversation.protocol == "TCP":
@@ -325,13 +316,11 @@ class FlowTable:
     def update_at(self, wall_ms: int) -> None:
         """Run an update tick (``updateAt``, ``update``).
 
-        A flow with packets since the previous tick is reported. A flow without packets is closed if
-        the timeout of its application has passed: ``FinishType`` becomes ``TIMEOUT``, and
-        ``LastUpdateMetric`` stays unchanged. All other flows without packets are not reported, and
-        their ``LastUpdateMetric`` becomes zero.
+        A flow with packets since the previous tick is reported. A flow without packets is closed
+        after the timeout of its application, and keeps its ``LastUpdateMetric``.
 
-        A flow is removed from the table if it has a ``FinishType`` and its last packet is at least
-        15 s old. It is removed even if this tick has reported it.
+        A flow with a ``FinishType`` is removed once its last packet is 15 s old, even if this tick
+        has reported it.
         """
         reports = []
         for key, flow in list(self.flows.items()):
@@ -355,11 +344,7 @@ class FlowTable:
             self._send(reports)
 
     def expire_at(self, wall_ms: int) -> None:
-        """Run an expiry tick (``expireAt``).
-
-        The tick closes the flows whose last packet is older than the previous expiry tick. The
-        first tick closes no flow.
-        """
+        """Close the flows without packets since the previous expiry tick (``expireAt``)."""
         self._expire(self.last_expire_ms)
         self.last_expire_ms = wall_ms
 
@@ -371,8 +356,7 @@ class FlowTable:
     def _expire(self, before_ms: int | None) -> None:
         """Close flows (``expire``). Flows that started with FIN or RST end without a report.
 
-        If there are packets since the latest update tick, ``LastUpdateMetric`` contains these
-        packets, and ``LastUpdateMetric.Last`` equals the ``Last`` of the flow. Otherwise,
+        Packets since the latest update tick become the ``LastUpdateMetric``. Without such packets,
         ``LastUpdateMetric`` stays unchanged.
         """
         reports = []
@@ -392,8 +376,8 @@ class FlowTable:
     def read_packets(self, times: int = 1) -> None:
         """Read the socket's packet count (``updateStats`` of the probe, every second).
 
-        Each reading is a running total. ``Run`` adds up the ten readings before a report, so
-        ``PacketsReceived`` is about ten times too high.
+        Each reading is a running total. ``Run`` adds up ten readings, so ``PacketsReceived`` is
+        about ten times too high.
         """
         self._received += times * self._packets
 
@@ -418,8 +402,7 @@ class FlowTable:
 class Agent:
     """The agent of a host, with its flow tables and connected analyzers (``FlowClientPool``).
 
-    The agent's wall clock is ``offset_ms`` ahead of the true time. A monotonic clock decides when
-    ticks are due. All reported times come from the wall clock.
+    A monotonic clock decides when ticks are due. All reported times come from the wall clock.
     """
 
     def __init__(
@@ -438,7 +421,7 @@ class Agent:
         self.tables: list[FlowTable] = []
         self._readings: dict[FlowTable, int] = {}
         self.dropped = 0
-        """Number of reports that were dropped because no analyzer was connected."""
+        """Reports dropped because no analyzer was connected."""
         self.is_running = True
 
     @property
@@ -476,7 +459,6 @@ class Agent:
         return table
 
     def packet(self, table: FlowTable, packet: Packet) -> Flow:
-        """Capture packets now."""
         self._read_packets(table)
         return table.packet(packet, self.wall_ms)
 
@@ -491,7 +473,6 @@ class Agent:
         table.stats()
 
     def stop_capture(self, table: FlowTable) -> None:
-        """Stop a capture and close its flows."""
         table.stop()
         self.tables.remove(table)
 
@@ -514,16 +495,15 @@ class Agent:
         self.cluster.agents.remove(self)
 
     def step_clock(self, by_ms: int) -> None:
-        """Step the wall clock forward or backward."""
         self.offset_ms += by_ms
 
     def on_connected(self, analyzer: Analyzer) -> None:
-        """Add a running analyzer, unless it has been added already (``OnConnected``)."""
+        """Add a running analyzer, if it is new (``OnConnected``)."""
         if self.is_running and analyzer.is_running and analyzer not in self.analyzers:
             self.analyzers.append(analyzer)
 
     def on_disconnected(self, analyzer: Analyzer) -> None:
-        """Remove an analyzer (``OnDisconnected``)."""
+        """Models ``OnDisconnected``."""
         if analyzer in self.analyzers:
             self.analyzers.remove(analyzer)
 
@@ -544,7 +524,7 @@ class Agent:
                 analyzer.receive(Message(flows=batch), is_udp=is_udp)
 
     def send_stats(self, stats: JSON) -> None:
-        """Send a table's stats to one analyzer (``SendStats``)."""
+        """Models ``SendStats``."""
         if self.analyzers:
             analyzer = self.cluster.random.choice(self.analyzers)
             is_udp = self.options.protocol == "udp"
@@ -570,13 +550,12 @@ class HostIdConflictError(Exception):
 class Analyzer:
     """An analyzer: the flow server and the endpoint for subscribers.
 
-    If a subscriber reads too slowly, its message queue fills up, which blocks the flow server (see
-    `stall`). Flows then wait in a channel of ``max_buffered_flows``. If this channel is also full,
-    the reader of UDP datagrams ends and never starts again (``FlowServerUDPConn.Serve``). With
-    ``flow.protocol: websocket``, only those flows of the message are lost that do not fit into the
-    channel (``FlowServerWebSocketConn.OnMessage``).
+    A subscriber that reads too slowly blocks the flow server (see `stall`). Flows then wait in a
+    channel of ``max_buffered_flows``. If the channel is full too, the reader of UDP datagrams ends
+    and never starts again (``FlowServerUDPConn.Serve``). With WebSocket, only the flows that do not
+    fit into the channel are lost (``FlowServerWebSocketConn.OnMessage``).
 
-    The kernel buffers ``receive_buffer`` datagrams while the reader is blocked or stopped.
+    While the reader is blocked or stopped, the kernel buffers ``receive_buffer`` datagrams.
     """
 
     def __init__(
@@ -592,10 +571,10 @@ class Analyzer:
         self.max_buffered_flows = max_buffered_flows
         self.receive_buffer = receive_buffer
         self.lost: Counter[str] = Counter()
-        """Number of flows that were lost in this analyzer, by cause."""
+        """Flows lost in this analyzer, by cause."""
         self.is_running = False
         self.speakers: list[Subscriber] = []
-        """The pool of connected subscribers. Each subscriber has its own set of namespaces."""
+        """The pool of connected subscribers."""
         self.namespaces: dict[str, list[Subscriber]] = {}
         """``nsSubscriber``: the namespaces for which messages are sent."""
         self._numbers = 0
@@ -619,10 +598,10 @@ class Analyzer:
         self.cluster.at(self.cluster.now_ms + wait_ms, lambda: agent.on_connected(self))
 
     def stop(self, *, is_noticed: bool = True) -> None:
-        """Stop the analyzer. Its buffers are lost, and subscribers and agents are disconnected.
+        """Stop the analyzer, and lose its buffers.
 
-        If ``is_noticed`` is false, the stop is like a power loss: no connection is closed, and
-        agents keep sending until `notice` is called.
+        ``is_noticed=False`` is a power loss: no connection is closed, and agents keep sending until
+        `notice` is called.
         """
         assert self.is_running
         self.is_running = False
@@ -636,7 +615,7 @@ class Analyzer:
                 subscriber.on_disconnected()
 
     def notice(self) -> None:
-        """Disconnect all agents from this analyzer after it has stopped."""
+        """Disconnect all agents after the analyzer has stopped."""
         for agent in self.cluster.agents:
             agent.on_disconnected(self)
 
@@ -648,7 +627,6 @@ class Analyzer:
     # Flow server (flow_server.go)
 
     def receive(self, message: Message, *, is_udp: bool = True) -> None:
-        """Receive a message from an agent."""
         if not self.is_running:
             self.lost["stopped"] += len(message.flows)
         elif is_udp and len(self._socket) >= self.receive_buffer:
@@ -658,20 +636,18 @@ class Analyzer:
             self._read()
 
     def stall(self) -> None:
-        """Block the flow server."""
         self.is_stalled = True
 
     def resume(self) -> None:
-        """Unblock the flow server."""
         self.is_stalled = False
         self._drain()
         self._read()
 
     def _read(self) -> None:
-        """Read messages (``FlowServerUDPConn.Serve``, ``FlowServerWebSocketConn.OnMessage``).
+        """Models ``FlowServerUDPConn.Serve`` and ``FlowServerWebSocketConn.OnMessage``.
 
-        The channel for stats has no buffer. Therefore, a message with stats blocks the reader while
-        the flow server is blocked.
+        The channel for stats has no buffer. While the flow server is blocked, a message with stats
+        therefore blocks the reader.
         """
         while self._socket:
             message, is_udp = self._socket[0]
@@ -689,7 +665,7 @@ class Analyzer:
             self._drain()
 
     def _drain(self) -> None:
-        """Send a batch of flows after every 100 flows, and every 5 s (``FlowServer.Start``)."""
+        """Send a batch after every 100 flows, and every 5 s (``FlowServer.Start``)."""
         while self._channel and not self.is_stalled:
             if not self._flows:
                 self._schedule_deadline()
@@ -698,7 +674,7 @@ class Analyzer:
                 self._handle_flows()
 
     def _schedule_deadline(self) -> None:
-        """Schedule the next tick of ``dlTimer``. Ticks are at multiples of 5 s after the start."""
+        """Schedule the next tick of ``dlTimer``, at a multiple of 5 s after the start."""
         started_ms = self._started_ms
         ticks = (self.cluster.now_ms - started_ms) // BULK_MS + 1
         self.cluster.at(started_ms + ticks * BULK_MS, lambda: self._deadline(started_ms))
@@ -711,7 +687,7 @@ class Analyzer:
                 self._handle_flows()
 
     def _handle_flows(self) -> None:
-        """Send a batch to subscribers (``handleFlows``, ``FlowSubscriberEndpoint.SendFlows``)."""
+        """Models ``handleFlows`` and ``FlowSubscriberEndpoint.SendFlows``."""
         flows, self._flows = self._flows, []
         self._broadcast("flow", "store", flows)
         by_capture: dict[str, list[JSON]] = {}
@@ -725,9 +701,9 @@ class Analyzer:
     def _broadcast(self, namespace: str, kind: str, obj: Any) -> None:
         """Send a message to every subscriber of a namespace that ``nsSubscriber`` contains.
 
-        ``sendFlows`` and ``SendStats`` check that ``nsSubscriber`` has the namespace. Then
-        ``BroadcastMessage`` sends to the whole pool, and ``StructSpeaker.SendMessage`` skips
-        speakers that did not ask for the namespace.
+        ``sendFlows`` and ``SendStats`` check ``nsSubscriber``. Then ``BroadcastMessage`` sends to
+        the whole pool, and ``StructSpeaker.SendMessage`` skips speakers that did not ask for the
+        namespace.
         """
         if namespace not in self.namespaces:
             return
@@ -750,9 +726,7 @@ class Analyzer:
     def connect(self, subscriber: Subscriber) -> None:
         """Add a subscriber (``serveMessages``, ``OnConnected``).
 
-        Only the first subscriber of a namespace is stored in ``nsSubscriber``. A subscriber that
-        named no namespace receives messages of all namespaces, and is stored under ``flow`` and
-        ``stats``.
+        Only the first subscriber of a namespace is stored in ``nsSubscriber``.
         """
         if any(speaker.host_id == subscriber.host_id for speaker in self.speakers):
             raise HostIdConflictError(subscriber.host_id)
@@ -763,7 +737,7 @@ class Analyzer:
     def disconnect(self, subscriber: Subscriber) -> None:
         """Remove a subscriber, and empty ``nsSubscriber`` (``OnDisconnected``).
 
-        After that, the remaining subscribers receive no messages until another subscriber connects.
+        The other subscribers receive nothing until another one connects.
         """
         if subscriber in self.speakers:
             self.namespaces.clear()
@@ -773,10 +747,9 @@ class Analyzer:
 class Subscriber:
     """A subscription to one analyzer, of skyfast or of another program.
 
-    Messages arrive in order, with a delay of ``delay_ms``. Tests can change this delay. After
-    ``silence_ms`` without a message, the subscription disconnects, unless ``silence_ms`` is None.
-    The subscription reconnects ``retry_ms`` after every failure. If ``namespaces`` is empty, the
-    subscription receives the messages of all namespaces.
+    Messages arrive in order, with a delay of ``delay_ms``, which tests can change. The subscription
+    disconnects after ``silence_ms`` without a message. Without ``namespaces``, it receives the
+    messages of all namespaces.
 
     ``history`` has pairs of a time and an event: connected, silent, disconnected or refused.
     """
@@ -802,7 +775,7 @@ class Subscriber:
         self.is_wanted = False
         self.history: list[tuple[int, str]] = []
         self.last_message_ms = 0
-        """The time of the last message, or of the connection if there was no message."""
+        """The time of the last message or, before any message, of the connection."""
         self.session = 0
         self._newest_ms = 0
 
@@ -829,14 +802,13 @@ class Subscriber:
         self._schedule_silence_check()
 
     def stop(self) -> None:
-        """Disconnect without reconnecting."""
         self.is_wanted = False
         self.disconnect()
 
     def vanish(self) -> None:
         """Stop without closing the connection.
 
-        The analyzer then closes the connection, because pongs are missing.
+        The analyzer closes it, because pongs are missing.
         """
         self.is_wanted = False
         if self.is_connected:
@@ -852,13 +824,13 @@ class Subscriber:
             self.analyzer.disconnect(self)
 
     def disconnect(self) -> None:
-        """Close the connection. The subscription reconnects unless `stop` was called."""
+        """Close the connection, and reconnect unless `stop` was called."""
         if self.is_connected:
             self.analyzer.disconnect(self)
             self.on_disconnected()
 
     def on_disconnected(self) -> None:
-        """Handle the end of the connection. Delayed messages are lost."""
+        """Lose the connection and all delayed messages."""
         if self.is_connected:
             self.is_connected = False
             self._note("disconnected")
@@ -889,7 +861,6 @@ class Subscriber:
         self.history.append((self.cluster.now_ms, event))
 
     def send(self, message: JSON) -> None:
-        """Send a message to this subscriber."""
         if not self.is_connected:
             return
         session = self.session
@@ -924,8 +895,8 @@ class Delivery:
 class Cluster:
     """Agents, analyzers and the event queue.
 
-    The function ``loses`` returns whether a datagram is lost. Its arguments are the agent, the
-    analyzer and the flows of the datagram. A datagram of stats has no flows.
+    ``loses(agent, analyzer, flows)`` returns whether a datagram is lost. A datagram of stats has no
+    flows.
     """
 
     def __init__(
@@ -944,7 +915,6 @@ class Cluster:
         self._delivered: deque[Delivery] = deque()
 
     def analyzer(self, **options: Any) -> Analyzer:
-        """Add and start an analyzer."""
         options.setdefault("name", f"analyzer-{len(self.analyzers) + 1}")
         analyzer = Analyzer(self, **options)
         self.analyzers.append(analyzer)
@@ -984,16 +954,15 @@ class Cluster:
 
 @dataclass
 class Known:
-    """What is known about a flow: its latest report, and the highest total of each counter."""
+    """A flow's latest report, and the highest total of each counter."""
 
     report: JSON
     totals: Counter[str]
     first_ms: int
     last_ms: int
     closed_ms: int | None = None
-    """The time of the flow's closing report."""
     longest_gap_ms: int = 0
-    """The longest time between two reports of the flow."""
+    """The longest time between two reports."""
 
 
 def is_counted(report: JSON) -> bool:
@@ -1022,7 +991,6 @@ def known_flows(deliveries: Iterable[Delivery]) -> dict[str, Known]:
 
 
 def label_values(report: JSON, paths: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """Return a flow's values at ``paths``."""
     values = []
     for path in paths:
         value: Any = report
@@ -1035,10 +1003,7 @@ def label_values(report: JSON, paths: Iterable[Sequence[str]]) -> tuple[str, ...
 def expected_counters(
     flows: Iterable[Known], paths: Sequence[Sequence[str]]
 ) -> dict[tuple[str, ...], Counter[str]]:
-    """Return the counters of a view, by label values: the sums of the highest totals of the flows.
-
-    The labels are the fields at ``paths``. Flows that the page does not show are excluded.
-    """
+    """Return the sums of the highest totals of all shown flows, by their values at ``paths``."""
     sums: dict[tuple[str, ...], Counter[str]] = {}
     for known in flows:
         if is_counted(known.report):

@@ -50,19 +50,16 @@ from tests.support.topology_scenarios import read_graph
 Figures = dict[str, int]
 
 MAX_GROWTH = 0.02
-"""Maximum relative growth of a measurement from the second day to the last day."""
+"""Maximum relative growth from the second day to the last day."""
 HEAP_BYTES = 6 * memory.HEAP_STEP_BYTES
-"""Resident memory and the heap (including its free memory) may always grow by this number of bytes.
+"""Resident memory and the heap may always grow by this number of bytes.
 
-Neither of them shrinks after a peak. The height of a peak depends on how many pages and responses
-happen to exist at the same time. Therefore, the highest peak can be on a later day. The growth of
-the memory in use is limited only by `MAX_GROWTH`."""
+Neither shrinks after a peak, and the highest peak can be on a later day."""
 ENTRIES = 64
-"""A container may always grow by this number of entries, because the number of names in use varies.
-"""
+"""A container may always grow by this number of entries, because the number of names varies."""
 
 PACKETS, BYTES = UNIT[0] + UNIT[2], UNIT[1] + UNIT[3]
-"""The packets and bytes of a report, as sums of both directions."""
+"""Packets and bytes of a report, in both directions together."""
 
 # Virtual time
 
@@ -70,15 +67,15 @@ DAY_S, HOUR_S = 86_400, 3_600
 STEP_S = 30
 """Interval between batches of messages."""
 TICK_S = 5
-"""Interval between expiry runs. skyfast's clock would treat a longer interval as a pause."""
+"""Interval between expiry runs. To skyfast's clock, a longer interval would be a pause."""
 REPORT_S = 60
 START_S = 1_700_000_000
 PEAK_STEPS = 10
-"""Number of steps at noon. Half of the day's conversations start in these steps."""
+"""Half of the day's conversations start in these steps at noon."""
 MEASURE_INTERVAL_S = 12 * HOUR_S
 """Interval between memory measurements."""
 DRAIN_S = 4_200
-"""Time after which everything has expired. Views and interfaces expire last, after 3600 s."""
+"""After this time, everything has expired. Views and interfaces expire last, after 3600 s."""
 ALL_ROWS = 2**31 - 1
 
 DEFAULT = "{}"
@@ -108,8 +105,7 @@ pipeline:
         - {prefix: apps, labels: [application, node_host, capture_id], timeout: 600}
         - {prefix: nodes, labels: [node_tid, node_type], direction: sum}
 """
-"""A configuration with all features that store state. The peak at noon exceeds the limits of this
-configuration."""
+"""All features that store state. The peak at noon exceeds the limits of this configuration."""
 
 
 def _app(text: str) -> App:
@@ -124,15 +120,11 @@ class VirtualClock:
         self.seconds = 0.0
 
     def wall(self) -> float:
-        """Return the Unix time."""
         return START_S + self.seconds
 
 
 class VirtualSoak:
-    """The apps of all configurations. All apps process the same traffic.
-
-    ``per_day`` conversations start on each day. The soak test advances ``clock``.
-    """
+    """The apps of all configurations, which process the same traffic."""
 
     def __init__(self, *, per_day: int, clock: VirtualClock) -> None:
         memory.tune_malloc()
@@ -140,7 +132,7 @@ class VirtualSoak:
         self._clock = clock
         self._highest: Figures = {}
         self._reports_before_drain = 0
-        """Number of reports before the latest `drain`. Later reports belong to new connections."""
+        """Later reports belong to new connections."""
         self.load = LoadGeneratorProcess(step_s=STEP_S, report_s=REPORT_S, start_s=clock.wall())
         texts = {"default": DEFAULT, "sums": SUMS, "rich": RICH % (per_day // 8)}
         self.apps = {name: _app(text) for name, text in texts.items()}
@@ -174,7 +166,7 @@ class VirtualSoak:
         return self._highest
 
     async def drain(self) -> Figures:
-        """Let everything expire, clear the caches, and then return the measurements."""
+        """Let everything expire, clear the caches, and then measure."""
         self.load.advance(DRAIN_S)
         for _ in range(0, DRAIN_S, STEP_S):
             self._pass_step()
@@ -189,10 +181,10 @@ class VirtualSoak:
         return self._highest
 
     def problems(self) -> Iterator[str]:
-        """Yield all problems that exist after `drain`."""
+        """Yield the problems that exist after `drain`."""
         for name, app in self.apps.items():
             table, stats = app.exposition.source.table, app.stats
-            # The configuration "rich" has overflow rows, which never expire.
+            # Overflow rows never expire.
             others = 1 if name == "rich" else 0
             remaining = {
                 "flows": table.flows,
@@ -238,7 +230,6 @@ class VirtualSoak:
         self._pass_step()
 
     def _pass_step(self) -> None:
-        """Advance the time by a step, and run the expiry of every app."""
         parts = [(app._parts, app.clock.now) for app in self.apps.values()]
         for _ in range(0, STEP_S, TICK_S):
             self._clock.seconds += TICK_S
@@ -258,7 +249,7 @@ class VirtualSoak:
             resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
             for names, keys in parts.names.apply(parts.names.compare(resolution, now)):
                 parts.table.relabel(names, keys).step(ALL_ROWS)
-            # Remove the unknown addresses, as the poller does before it queries their pods.
+            # The poller removes unknown addresses before it queries their pods.
             while parts.names.addresses.take_unknown(now, MAX_VALUES):
                 pass
 
@@ -283,7 +274,7 @@ class VirtualSoak:
             figures[f"bytes of the table, {name}"] = table.bytes
             self._most_dormant[name] = max(table.dormant_flows, self._most_dormant[name])
         for path, (count, instances) in containers(**self.apps).items():
-            # The number of entries in a cache is random. Use the limit of the cache instead.
+            # The number of entries in a cache is random, so use its limit.
             limit = rewrites.MAX_REMEMBERED * sum(
                 isinstance(container, rewrites.BoundedCache) for container in instances
             )
@@ -302,7 +293,7 @@ def growth_problems(second: Figures, last: Figures, *, is_drained: bool) -> list
         elif name.endswith(("by malloc", "resident")):
             allowance = HEAP_BYTES
         elif name.startswith(("blocks", "bytes in use")) and not is_drained:
-            continue  # these measurements vary, because they depend on how full the caches are
+            continue  # varies with the content of the caches
         else:
             allowance = 0
         if after - before > max(MAX_GROWTH * before, allowance):
@@ -313,10 +304,10 @@ def growth_problems(second: Figures, last: Figures, *, is_drained: bool) -> list
 
 
 async def run_virtual(*, days: int, per_day: int, remembered: int) -> list[str]:
-    """Simulate ``days`` days with ``per_day`` new conversations each. Return all problems.
+    """Simulate days of traffic, and return all problems.
 
     ``remembered`` is the size of the caches for strings of flows. ``per_day`` conversations should
-    be enough to fill these caches.
+    fill these caches.
     """
     clock = VirtualClock()
     with (
@@ -334,7 +325,7 @@ async def run_virtual(*, days: int, per_day: int, remembered: int) -> list[str]:
 
 async def _run_days(soak: VirtualSoak, days: int) -> list[str]:
     began_s = time.monotonic()
-    # Keep only three days. A dict of all days would grow, and would look like a leak.
+    # A dict of all days would grow, and would look like a leak.
     figures_by_day: dict[int, Figures] = {}
     drained: list[Figures] = []
     problems: list[str] = []
@@ -372,19 +363,18 @@ def _tables(figures: Mapping[str, int]) -> list[tuple[str, int]]:
 
 REAL_STEP_S, REAL_REPORT_S = 1, 5
 TOPOLOGY_S, RELOAD_S, CLOSE_S = 5, 13, 37
-"""Intervals between topology changes, between reloads, and between disconnects.
-
-``CLOSE_S`` is above 30 s, because skyfast delays the reconnect after a shorter subscription."""
+"""Intervals between topology changes, reloads, and disconnects. After subscriptions shorter than 30
+s, skyfast would delay the reconnect."""
 SUBSCRIBE_S = 20
 """Maximum time from the end of a subscription until the next subscription."""
 LINE_S = 10
 WARM_S = 60
-"""Time until memory is stable. Only tests of at least four times this duration check memory."""
+"""Time until memory is stable. Memory is checked only in tests of at least four times this
+duration."""
 EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
-"""Time until all connections have expired: the timeout, the grace period, a margin, and the longest
-hold of the clock. skyfast may hold the clock after a subscription has ended."""
+"""Time until all connections have expired, even if skyfast holds the clock for the longest time."""
 THREADS = 3 + min(32, (os.cpu_count() or 1) + 4)
-"""Maximum number of threads: the main thread, the event loop's pool, and two threads for pages."""
+"""The main thread, the event loop's pool, and two threads for pages."""
 
 REAL = """
 host_id: soak
@@ -407,7 +397,7 @@ pipeline:
 
 @dataclass
 class Observations:
-    """Measurements of a process. ``resident`` maps seconds since the start to resident bytes."""
+    """Measurements of a process. ``resident`` has bytes by seconds since the start."""
 
     resident: dict[float, int] = field(default_factory=dict)
     pages: int = 0
@@ -418,7 +408,7 @@ class Observations:
 
 
 async def run_process(seconds: float, *, flows_per_s: int) -> list[str]:
-    """Run a skyfast process with traffic for ``seconds``. Return all problems."""
+    """Run a skyfast process for ``seconds``, and return all problems."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "soak.yml"
         async with FakeAnalyzer() as analyzer:
@@ -428,8 +418,6 @@ async def run_process(seconds: float, *, flows_per_s: int) -> list[str]:
 
 
 class _ProcessSoak:
-    """A soak test of a process."""
-
     def __init__(self, skyfast: Skyfast, analyzer: FakeAnalyzer, flows_per_s: int) -> None:
         self._skyfast = skyfast
         self._analyzer = analyzer
@@ -492,8 +480,8 @@ class _ProcessSoak:
             await asyncio.sleep(max(0.0, self._began_s + second - time.monotonic()))
 
     async def _reconnect(self, second: int) -> None:
-        """End the subscription in one of three ways, and wait for the next subscription."""
-        # Wait for all reports, because reports in transit would be lost.
+        """End the subscription in one of three ways, and wait for the next one."""
+        # Reports in transit would be lost.
         await self._wait_for_reports()
         (subscriber,) = self._analyzer.subscribers
         match second // CLOSE_S % 3:
@@ -584,19 +572,16 @@ class _ProcessSoak:
 # Command line
 
 FULL_PER_DAY = 100_000
-"""Number of new conversations per day: more than one per second."""
+"""New conversations per day: more than one per second."""
 REMEMBERED = 8192
-"""Size of the caches for strings of flows. With the default, `rewrites.MAX_REMEMBERED`, the caches
-would take a week to fill."""
+"""The default, `rewrites.MAX_REMEMBERED`, would take a week to fill."""
 
 
 def print_line(text: str) -> None:
-    """Print a line and flush."""
     print(text, flush=True)  # noqa: T201
 
 
 def main() -> int:
-    """Run the soak test that the command line selects."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.soak", description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     virtual = kinds.add_parser("virtual", help="process days of traffic in virtual time")

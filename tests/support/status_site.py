@@ -16,7 +16,7 @@ EVIL = "</td></table><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u
 
 
 class StatusSite:
-    """The web server of an app whose analyzer is not reachable. Tests add flows with `report`."""
+    """The web server of an app whose analyzer is not reachable."""
 
     def __init__(self, **settings):
         self.config = make_config(listen_address="127.0.0.1", port=0, **settings)
@@ -33,8 +33,6 @@ class StatusSite:
         self.app._parts.ingest.message(message(*flows), AnalyzerStats("a"))
 
     async def get(self, path):
-        """Return the status and the body of the response."""
-
         def ask():
             try:
                 with urllib.request.urlopen(url, timeout=10) as response:
@@ -142,5 +140,5 @@ FORMATS = [
     ("health", {"state": "degraded", "text": "2 of 3 analyzers"}, "degraded: 2 of 3 analyzers"),
     ("state", True, "up"),
 ]
-"""A format, a value, and a text. The server and the script must show the value as this text if the
-Unix time is 1,000 s."""
+"""A format, a value, and the text that both the server and the script must show at the Unix time
+1,000 s."""

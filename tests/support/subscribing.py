@@ -36,7 +36,7 @@ WAIT_S = 5.0
 
 
 class Subscribed:
-    """Running subscriptions, with the messages that they have received."""
+    """Running subscriptions, and the messages that they have received."""
 
     running = 0
 
@@ -65,13 +65,13 @@ class Subscribed:
         return self.stats.analyzers[analyzer.name]
 
     def reconnects(self, analyzer: FakeAnalyzer) -> dict[str, int]:
-        """Return the number of reconnects by reason. Reasons without reconnects are omitted."""
+        """Return the number of reconnects by reason, without zeros."""
         return {reason: n for reason, n in self.row(analyzer).reconnects.items() if n}
 
 
 @contextlib.asynccontextmanager
 async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed]:
-    """Run subscriptions. Check that they end in time, and that no task is left running."""
+    """Run subscriptions. Check that they end in time, with all their tasks."""
     running = Subscribed(config, **options)
     Subscribed.running += 1
     try:
@@ -88,7 +88,6 @@ async def subscribed(config: Config, **options: Any) -> AsyncIterator[Subscribed
 
 
 def _tasks_of_subscriptions() -> list[asyncio.Task[Any]]:
-    """Return the tasks whose coroutines are in the packages skyfast and websockets."""
     packages = tuple(path for package in (skyfast, websockets) for path in package.__path__)
     return [
         task
@@ -110,7 +109,7 @@ def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> lis
 
 
 class FakeResolver:
-    """A fake DNS resolver. Tests can change ``answer``."""
+    """A DNS resolver that returns ``answer``, which tests can change."""
 
     def __init__(self, *addresses: str) -> None:
         self.answer: list[str] | OSError = list(addresses)

@@ -61,11 +61,11 @@ ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 JOIN_S = 20
 MAX_CHECKED_ROWS = 300
-"""Tables whose peak number of rows of all kinds was higher are not checked after each operation."""
+"""Tables that have ever had more rows are not checked after each operation."""
 
 
 class _OfFlow:
-    """Converts a flow to a dict, and calls a rewrite of the model with this dict."""
+    """Calls a rewrite of the model with a flow as a dict."""
 
     def __init__(self, rewrite: Any) -> None:
         self._rewrite = rewrite
@@ -177,9 +177,8 @@ def _counter(value: Total) -> Counter:
 class Slice:
     """The result of a relabeling step.
 
-    ``taken`` has the keys that the step read from the iterator of changed keys. ``keys`` has the
-    keys whose flows the step visited: ``taken``, or the keys of the previous step if ``taken`` is
-    empty. ``uuids`` has the flows that the step visited.
+    ``taken`` has the changed keys that the step read. ``keys`` has the keys whose flows the step
+    visited: ``taken`` or, if it is empty, the keys of the previous step.
     """
 
     taken: list[str]
@@ -188,8 +187,6 @@ class Slice:
 
 
 class Relabeling:
-    """Relabels flows in slices, as long as ``has_more`` is true."""
-
     def __init__(self, core: Core, names: Names, keys: Iterable[str]) -> None:
         self._core = core
         self._noted: list[str] = []
@@ -198,7 +195,6 @@ class Relabeling:
         self.has_more = True
 
     def step(self, budget: int, wall_ms: int = 0) -> Slice:
-        """Relabel the next slice."""
         self._noted.clear()
         self.has_more = self._relabeling.step(budget, wall_ms=wall_ms)
         self._core.check()
@@ -208,9 +204,9 @@ class Relabeling:
 
 
 class Core:
-    """A table that accepts flows as JSON objects and decodes them in the same way as skyfast.
+    """A table that accepts flows as JSON objects and decodes them like skyfast.
 
-    If the build has consistency checks (`tests.support.core_builds`), each operation ends with a
+    In a build with consistency checks (`tests.support.core_builds`), each operation ends with a
     check of the table.
     """
 
@@ -223,10 +219,7 @@ class Core:
         build: Any = _table,
         **options: Any,
     ) -> None:
-        """Make a table for ``spec`` or ``one_view(**options)``. Ignore the drop and keep rules.
-
-        ``build`` is the module of the compiled core.
-        """
+        """Make a table for ``spec`` or ``one_view(**options)``, without drop and keep rules."""
         spec = spec or one_view(**options)
         self.plan = plan_of(spec, shard=shard)
         self.families = tuple(family for view in spec.views for family in view.families)
@@ -275,7 +268,7 @@ class Core:
         """Apply the flows of one message.
 
         If the table needs more fields of a flow, this flow and all later flows are decoded again
-        with a type that has more fields.
+        with a larger type.
         """
         obj = json.dumps(flows).encode()
         done = 0
@@ -285,7 +278,7 @@ class Core:
         assert done == len(flows)
 
     def report(self, flow: dict[str, Any], now: float, wall_ms: int = 0) -> str | None:
-        """Apply one flow. If the table skipped the flow, return the reason, else None."""
+        """Apply one flow. Return the reason if the table skipped it, else None."""
         before = self.skipped
         self.message([flow], now, wall_ms)
         (*reasons,) = (reason for reason, n in self.skipped.items() if n != before[reason])
@@ -303,7 +296,6 @@ class Core:
         return slices
 
     def relabeling(self, names: Names, keys: Iterable[str]) -> Relabeling:
-        """Return an object that relabels the flows with these keys, slice by slice."""
         return Relabeling(self, names, keys)
 
     @property
@@ -321,21 +313,20 @@ class Core:
     def page(
         self, now: float, *, part: int = 0, parts: int = 1, names: Collection[str] | None = None
     ) -> dict[str, set[str]]:
-        """Return the sample lines of a page at ``now``, by family."""
+        """Return the sample lines by family."""
         page = self.table.page(now, part=part, parts=parts, names=names)
         families = [family for family in self.families if names is None or family.name in names]
         return read_page(read_all(page), families)
 
     def starts(self, now: float) -> dict[str, int]:
-        """Return the start times of counters and histograms on a page at ``now``, by series.
+        """Return the start times of counters and histograms, by series.
 
         Both versions of OpenMetrics must show the same start times.
         """
         page = read_all(self.table.page(now, 2)).decode()
         starts = read_inline_starts(page)
         assert read_created(read_all(self.table.page(now, 1, created=True)).decode()) == starts
-        # After the start times are removed, the samples must equal the samples of a page in the
-        # text format.
+        # Without start times, the samples must equal those of the text format.
         assert samples_of(read_all(self.table.page(now))) == samples_of(page.encode())
         return starts
 
@@ -349,10 +340,7 @@ def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:
 
 @contextmanager
 def beside(function: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
-    """Call ``function`` repeatedly in other threads while the ``with`` block runs.
-
-    Fail if a call raises an exception.
-    """
+    """Call ``function`` repeatedly in other threads. Fail if a call raises an exception."""
     stop = threading.Event()
     rounds = [0] * threads
     errors: list[BaseException] = []
@@ -382,12 +370,11 @@ def beside(function: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
 
 
 def read_all(page: Page, size: int = CHUNK_BYTES) -> bytes:
-    """Read a page to its end."""
     return b"".join(iter(lambda: page.read(size), b""))
 
 
 def read_inline_starts(page: str) -> dict[str, int]:
-    """Return the start times of a page in OpenMetrics 2.0, in milliseconds, by series."""
+    """Return the start times on an OpenMetrics 2.0 page, in milliseconds, by series."""
     starts = {}
     for line in page.splitlines():
         rest, _, last = line.rpartition(" ")
@@ -397,7 +384,7 @@ def read_inline_starts(page: str) -> dict[str, int]:
 
 
 def without_start(line: str) -> list[str]:
-    """Convert a sample of OpenMetrics 2.0 to the lines of the text format."""
+    """Convert a sample of OpenMetrics 2.0 to lines of the text format."""
     if line.rpartition(" ")[2].startswith("st@"):
         line = line.rpartition(" ")[0]
     series, _, value = line.rpartition(" ")
@@ -426,7 +413,7 @@ def samples_of(page: bytes) -> list[str]:
 
 
 def read_created(page: str) -> dict[str, int]:
-    """Return the start times of a page in OpenMetrics 1.0, in milliseconds, by series.
+    """Return the start times on an OpenMetrics 1.0 page, in milliseconds, by series.
 
     Assert that each start time directly follows the sample of its series.
     """
@@ -455,7 +442,7 @@ def to_ms(seconds: str) -> int:
 
 
 def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
-    """Return ``count`` flows with different addresses. Each flow is a connection of its own."""
+    """Return ``count`` flows, each of them a connection of its own."""
     return [
         make_flow(
             f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields

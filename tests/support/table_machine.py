@@ -42,11 +42,11 @@ from tests.support.table_adapter import ALL_ROWS, Core, Relabeling, read_all, sa
 IS_THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 MAX_SLOW_PAGES = 3
 MANY = 1000
-"""A limit that is never reached, for the flows of a table and for the rows of a ranking."""
+"""A limit that is never reached."""
 
 EVER = float("-inf")
 LABEL_VALUE = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-"""Matches a label on a page. The regex groups are the name and the escaped value."""
+"""Matches a label. The groups are the name and the escaped value."""
 
 IP_A, IP_B, PORT_A, PORT_B, _, NODE, PROTOCOL = LABELS
 APPLICATION = Label("application", ("Application",))
@@ -143,12 +143,12 @@ bounded = st.one_of(
         }
     ),
 )
-"""The arguments of `View` that set its bounds. There are none for a view without bounds."""
+"""Arguments of `View` that set bounds, if any."""
 
 
 @st.composite
 def views(draw, number):
-    """Draw a view. The names of its families contain ``number``, which makes them unique."""
+    """Draw a view. ``number`` makes the names of its families unique."""
     known = (*METRICS, *HISTOGRAMS, *HISTOGRAMS) if number else METRICS
     chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=4, unique=True))
     labels = tuple(draw(ANY_LABELS))
@@ -164,7 +164,7 @@ def views(draw, number):
 
 @st.composite
 def specs(draw):
-    """Draw a spec. One spec in four has the default labels."""
+    """Draw a spec. One in four has the default labels."""
     limits = {
         "max_connections": draw(st.sampled_from((1, 3, 1000))),
         "max_flows": draw(st.sampled_from((1, 4, MANY))),
@@ -204,7 +204,7 @@ CONTEXTS = tuple(
     for a, b in (("A", "B"), ("B", "A"))
     for context in [(flow["Network"][a], flow["Network"][b], flow["NodeTID"])]
 )
-"""The contexts of lookups: an address, the flow's other address, and the capture point."""
+"""Contexts of lookups: an address, the flow's other address, and the capture point."""
 
 three_names = st.tuples(*[st.sampled_from(("", "eth0", "other", 'a "name"', "n" * 100))] * 3)
 
@@ -313,11 +313,10 @@ def series_of(line):
 class SlowPage:
     """A page that is being read, with its required and allowed content.
 
-    ``existing`` has the connections at the start of the page. ``required`` has the series of these
-    connections. The page must show the required series of all connections that still exist at the
-    end of the page. ``allowed`` has all lines that the page may show: one line for each value that
-    a series has had since the start. ``values`` has the escaped label values that existed at the
-    start. The page must not show any other label value.
+    ``existing`` has the connections at the start of the page, and ``required`` their series. The
+    page must show these series if their connections still exist at its end. ``allowed`` has a line
+    for each value that a series has had since the start. ``values`` has the escaped label values at
+    the start. The page must not show any other label value.
     """
 
     page: Page
@@ -332,7 +331,6 @@ class SlowPage:
     allowed: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def read(self, size: int) -> bytes:
-        """Read the next lines, and keep them."""
         if self.is_deflated:
             lines, blocks = self.page.deflate(size)
             self.blocks.append(blocks)
@@ -342,7 +340,6 @@ class SlowPage:
         return self.pieces[-1]
 
     def read_all(self) -> bytes:
-        """Read the page to its end, and return all its lines."""
         while self.read(1000):
             pass
         lines = b"".join(self.pieces)
@@ -374,13 +371,13 @@ class TableMachine(RuleBasedStateMachine):
 
     @property
     def wall_ms(self):
-        """The wall clock in Unix milliseconds, or 0 if it is unknown."""
+        """Unix milliseconds, or 0 if the wall clock is unknown."""
         return 0 if self.ahead_ms is None else self.ahead_ms + 1000 * self.now
 
     @rule(message=st.lists(flows(), min_size=1, max_size=5))
     def receive(self, message):
-        # Apply one flow per second if dormant flows can be evicted. The order of eviction would be
-        # undefined for flows that became dormant in the same second.
+        # If dormant flows can be evicted, apply one flow per second. Flows that became dormant in
+        # the same second would be evicted in an undefined order.
         spec = self.model.spec
         is_tight = spec.flow_memory_s > 0 and spec.max_flows < MANY
         for part in [[flow] for flow in message] if is_tight else [message]:
@@ -397,7 +394,7 @@ class TableMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.renamed)
     @rule(budget=st.sampled_from((0, 1, 2, 3, 5, ALL_ROWS, ALL_ROWS)), number=st.integers(0, 1))
     def relabel(self, budget, number):
-        # Several relabelings can continue in any order: a step depends only on the current names.
+        # A step depends only on the current names, so relabelings can continue in any order.
         names, relabeling = self.renamed[number % len(self.renamed)]
         step = relabeling.step(budget, self.wall_ms)
         self.model.relabel(names, step.keys, step.uuids, self.wall_ms)
@@ -416,7 +413,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def change_bounds(self, data):
-        # Drop the unfinished pages, because a page uses the bounds that were set when it began.
+        # Unfinished pages would use the old bounds.
         either = st.one_of(st.just(0), bounds)
         self.slow_pages.clear()
         self.core.bounds = self.model.bounds = [
@@ -490,8 +487,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def expire(self, max_rows):
-        # Pages omit expired rows even before the table removes these rows. However, gauges that
-        # count flows include expired flows until the table removes these flows.
+        # Pages omit expired rows at once. Gauges that count flows include them until the table
+        # removes them.
         counts = {
             family.name
             for family in self.model.families
@@ -611,8 +608,8 @@ REPORTS = st.fixed_dictionaries(
 class DeduplicatingMachine(TableMachine):
     """Tests ``deduplicate: first``, with many closing reports of dormant flows.
 
-    All flows share one running total, which grows with each report. If ``behind`` is N, a report
-    has the total that was current N reports earlier.
+    All flows share one running total, which grows with each report. ``behind=3`` reports the total
+    of three reports earlier.
     """
 
     rename = relabel = begin = update_every = None
@@ -640,9 +637,8 @@ class DeduplicatingMachine(TableMachine):
         self.apply([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
 
     def apply(self, flows):
-        # Apply one flow per second. Otherwise, two flows of a connection could become dormant in
-        # the same second. If only one of them had ended, it would be undefined which flow was the
-        # last one.
+        # Apply one flow per second. If two flows of a connection became dormant in the same second
+        # and only one had ended, it would be undefined which was the last one.
         for flow in flows:
             super().receive(message=[flow])
             self.now += 1
@@ -706,8 +702,7 @@ RENAMINGS = st.one_of(
 class RelabelingMachine(TableMachine):
     """Tests names that change all the time, with flows that share few addresses.
 
-    A relabeling step must not increase any series. After the last step, all labels must be
-    current.
+    No relabeling step may increase a series. After the last step, all labels must be current.
     """
 
     begin = update_every = None
@@ -784,7 +779,6 @@ class RelabelingMachine(TableMachine):
         super().expire(max_rows=max_rows)
 
     def counters(self):
-        """Yield the series and values of all counters."""
         page = self.core.page(self.now)
         for family in self.model.families:
             if family.type == "counter":
@@ -815,10 +809,7 @@ CLOSABLE = st.fixed_dictionaries(
 
 
 class HistogramMachine(TableMachine):
-    """Tests histograms of all kinds, with few flows and few different values.
-
-    Half of the reports are closing reports.
-    """
+    """Tests histograms of all kinds, with few flows and few different values."""
 
     rename = relabel = update_every = read_parts = read_slowly = read_to_the_end = expire = None
 

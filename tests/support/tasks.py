@@ -15,7 +15,6 @@ STOP_S = 5.0
 
 
 async def until(condition: Callable[[], object], *, within_s: float = 5.0) -> None:
-    """Wait until ``condition()`` is true."""
     deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s, "the condition did not become true in time"

@@ -1,4 +1,4 @@
-"""Programs in Go that tests run. ``make tools`` and ``make otelcol`` build these programs."""
+"""Programs in Go that tests run, from ``make tools`` and ``make otelcol``."""
 
 import os
 import shutil
@@ -22,21 +22,18 @@ def needs(name: str, *, target: str = "tools") -> pytest.MarkDecorator:
 
 
 def path(name: str) -> str:
-    """Return the path of an installed program."""
     found = _find(name)
     assert found is not None
     return found
 
 
 def run(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run the program until it exits."""
     return subprocess.run(
         [path(name), *arguments], capture_output=True, text=True, timeout=TOOL_S, check=False
     )
 
 
 def output(name: str, *arguments: str | Path) -> str:
-    """Run the program, and return its standard output."""
     result = run(name, *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

@@ -1,8 +1,7 @@
 """Random topology graphs for Hypothesis, in the JSON form of the topology API.
 
-Names, addresses and subnets come from small sets. Therefore, selectors overlap, addresses are
-reused, and the same subnet exists on several hosts. Most pods have the nodes and edges that the
-probes would create, but each of these parts can be missing.
+Names, addresses and subnets come from small sets, so that selectors overlap, addresses are reused,
+and hosts share subnets. Most pods have all nodes and edges that the probes would create.
 """
 
 from copy import deepcopy
@@ -40,7 +39,7 @@ _NAMES = {
 """The usual name of an owner, by kind."""
 
 _BYTES = 1_500
-"""The number of random bytes per graph. After the last byte, each choice takes its first option."""
+"""Random bytes per graph. After the last byte, each choice takes its first option."""
 
 
 class _Builder:
@@ -89,7 +88,7 @@ class _Builder:
 
 @dataclass
 class _Pod:
-    """A pod, to be described by nodes of agents and nodes of the Kubernetes probe."""
+    """A pod, before it is described by nodes of agents and of the Kubernetes probe."""
 
     namespace: str
     name: str
@@ -103,8 +102,8 @@ class _Pod:
 def graphs(draw: st.DrawFn, *, disorder: bool = True, broken: bool = False) -> Json:
     """Return a graph of up to three hosts and two clusters.
 
-    If ``disorder`` is false, the probes agree with each other. If ``broken`` is true, any field can
-    have a value of a wrong type.
+    Without ``disorder``, the probes agree with each other. With ``broken``, any field can have a
+    value of a wrong type.
     """
     b = _Builder(draw(st.binary(min_size=_BYTES, max_size=_BYTES)))
     clusters = b.pick(("c1",), ("c1", "c2"), ("c1", "c2"), ("", "c1"), ("",))
@@ -230,7 +229,7 @@ def _namespace(b: _Builder, host: Json, addresses: list[str]) -> Json:
 def _running_pod(b: _Builder, host: Json, pod: _Pod, strangers: list[_Pod]) -> None:
     """Add the network namespace and the containers of a pod.
 
-    Each container can claim to belong to one of ``strangers`` instead of the pod.
+    A container can claim to belong to one of ``strangers`` instead.
     """
     length = 64 if ":" in pod.address else b.pick(24, 24, 32)
     addresses = [f"{pod.address}/{length}"] if b.chance(8) else _addresses(b, 2)
@@ -249,7 +248,7 @@ def _plain_namespace(b: _Builder, host: Json, addresses: list[str]) -> None:
 
 
 def _container(b: _Builder, host: str, pod: _Pod | None) -> Json:
-    """Add a container, with the metadata of a random runtime or of kubelet; return its node."""
+    """Add a container with the metadata of a random runtime or of kubelet; return its node."""
     runtime_id = f"cid{len(b.nodes)}"
     name = b.pick("nginx", "proxy", "POD")
     metadata: Json = {"Type": "container", "Manager": "docker", "Container": {"ID": runtime_id}}
@@ -303,11 +302,10 @@ def _k8s(b: _Builder, kind: str, cluster: str, fields: Json, owners: Json = ()) 
 
 
 def _kubernetes_nodes(b: _Builder, clusters: tuple[str, ...], hosts: list[Json]) -> dict[str, Any]:
-    """Add Kubernetes nodes. Return the names of the nodes by host.
+    """Add Kubernetes nodes, and return their names by host.
 
-    A host is usually a node of one cluster. Nodes of different clusters can have the same name.
-    Several hosts can also have the same name. The probe links all hosts and nodes that have the
-    same name.
+    A host is usually a node of one cluster. Nodes and hosts can share a name, and the probe links
+    all hosts and nodes of the same name.
     """
     names = {}
     for host in hosts:
@@ -452,7 +450,7 @@ def _disorder(b: _Builder) -> None:
 def _spoil(b: _Builder, element: Json) -> None:
     """Replace a random value, at any depth, by a value of another type.
 
-    UpdatedAt is never replaced, because it decides which of two nodes with the same ID is used.
+    ``UpdatedAt`` stays, because it decides which of two nodes with the same ID is used.
     """
     parent = element
     while keys := sorted(parent.keys() - {"UpdatedAt"}):

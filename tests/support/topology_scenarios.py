@@ -14,7 +14,6 @@ NODE_NAMES = ("name", "host", "type", "netns", "namespace", "pod", "workload", "
 
 
 def read_graph(nodes, edges):
-    """Decode nodes and edges that are JSON objects."""
     skipped = Skipped()
     decoded = [decode_node(json.dumps(node).encode(), skipped) for node in nodes]
     links = [decode_edge(json.dumps(edge).encode(), skipped) for edge in edges]
@@ -43,7 +42,7 @@ def shown(names, keys=ADDRESS_NAMES):
 
 
 class Scenario:
-    """A topology that is built node by node. Nodes are JSON objects that tests may change."""
+    """A topology that is built node by node. Tests may change the nodes, which are JSON objects."""
 
     def __init__(self):
         self.nodes = []
@@ -118,7 +117,7 @@ class Scenario:
         return self.node(node_type, host="analyzer", created_at=created_at, **metadata)
 
     def kubernetes_node(self, name="n1", *hosts, cluster="c1"):
-        """Add a Kubernetes node, and edges from these hosts to the node."""
+        """Add a Kubernetes node, with edges from these hosts."""
         node = self.kubernetes("node", name, namespace="", cluster=cluster)
         for host in hosts:
             self.edge(host, node, "node")
@@ -190,7 +189,6 @@ class Scenario:
         return shown(candidate.names)
 
     def candidates(self, address):
-        """Return the names of all candidates of an address."""
         return [shown(each.names) for each in self.resolve().addresses.get(address, ())]
 
     def point(self, interface):

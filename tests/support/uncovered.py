@@ -1,17 +1,13 @@
 """Reports the lines of the core that no test runs, and compares them with ``uncovered.txt``.
 
-``make coverage`` runs the tests with coverage.py and with a core that is built for gcov.
-coverage.py measures the Python modules, whose minimum coverage is in ``pyproject.toml``. gcov
-counts lines of C, which this module maps to lines of the Cython source. (Cython's own tracing
-cannot be used, because tracing would take the GIL while the table's lock is held.)
+``make coverage`` runs the tests with a core that is built for gcov, and then this module. gcov
+counts lines of C, which this module maps to lines of the Cython source. (Cython's own tracing would
+take the GIL while the table's lock is held.)
 
 * At least `LEAST_PERCENT` of all lines must have run.
-* ``tests/support/uncovered.txt`` must list the text of every line that did not run, grouped by
-  reason. A short line, such as ``return``, is listed together with the line before it. The check
-  fails if a line that did not run is not listed, or if a listed line does not exist. A listed line
-  may run, because some lines run by chance.
-
-``python -m tests.support.uncovered`` prints the report and the errors.
+* ``tests/support/uncovered.txt`` must list every line that did not run, grouped by reason. A short
+  line, such as ``return``, is listed together with the line before it.
+* Listed lines must exist. They may run, because some lines run by chance.
 """
 
 import json
@@ -29,7 +25,7 @@ BUILD = ROOT / "build" / "coverage"
 KNOWN = Path(__file__).with_name("uncovered.txt")
 LEAST_PERCENT = 95.0
 SHORT = 24
-"""A line with fewer characters is listed together with the line before it."""
+"""Shorter lines are listed together with the line before them."""
 
 ORIGIN = re.compile(r'\s*/\* "(skyfast/[^"]+)":(\d+)$')
 NO_SOURCE = re.compile(r"\s*/\* (function exit code|#### Code section: .*) \*/$")
@@ -43,7 +39,6 @@ class File(NamedTuple):
 
 
 def core_files() -> dict[str, File]:
-    """Return gcov's counts for the compiled modules."""
     return {**_counted("_table"), **_counted("_json_split")}
 
 
@@ -66,11 +61,11 @@ def _counted(module: str) -> dict[str, File]:
 
 
 def source_lines(c_text: str) -> dict[int, tuple[str, int]]:
-    """Map each line number of the C code to the file and the line of the Cython source.
+    """Map line numbers of the C code to the file and the line of the Cython source.
 
-    Cython writes the source line of each statement above the C code of the statement. (With
-    Cython's ``#line`` directives, gcov would map only the first C line of each statement.)
-    Cython's own functions, and code that leaves a function, have no source line.
+    Cython writes the source line of each statement above its C code. (With Cython's ``#line``
+    directives, gcov would map only the first C line of each statement.) Cython's own functions, and
+    code that leaves a function, have no source line.
     """
     result = {}
     source = None

@@ -35,7 +35,7 @@ async def process(command: Sequence[str | Path]) -> AsyncIterator[asyncio.subpro
 async def victoria_metrics(directory: Path, *, scraping: str = "") -> AsyncIterator[str]:
     """Run a VictoriaMetrics that stores remote writes, and yield its URL.
 
-    ``scraping`` is an optional scrape configuration for VictoriaMetrics.
+    ``scraping`` is an optional scrape configuration.
     """
     address = f"127.0.0.1:{free_port()}"
     command = [

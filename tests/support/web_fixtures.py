@@ -59,12 +59,12 @@ PROMETHEUS = {
         "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
     ),
 }
-"""Values of the ``Accept`` header, by version of Prometheus."""
+"""``Accept`` headers by version of Prometheus."""
 
 PROMETHEUS_OPENMETRICS_2 = (
     "application/openmetrics-text;version=2.0.0;escaping=allow-utf-8;q=0.7,*/*;q=0.6"
 )
-"""The ``Accept`` header of Prometheus 3.16 with ``scrape_protocols: [OpenMetricsText2.0.0]``."""
+"""Prometheus 3.16 with ``scrape_protocols: [OpenMetricsText2.0.0]``."""
 
 VIEW = View(
     columns=(
@@ -102,9 +102,8 @@ BIG = FLOWS + b"".join(
 class FakeTable:
     """Replaces the compiled table. All its pages have the text ``content``.
 
-    :param break_at: the position where rendering raises an exception.
-    :param pause_at: the position where rendering waits for ``resume``.
-    :param pause_scans: whether scans of all rows also wait for ``resume``.
+    Rendering raises an exception at ``break_at``, and waits for ``resume`` at ``pause_at``. With
+    ``pause_scans``, scans of all rows also wait.
     """
 
     connections = 2
@@ -160,7 +159,7 @@ class FakeTable:
         return self.connections, labels, True, self._remaining(without) if without else None
 
     def _remaining(self, without):
-        """Count the values of each label except ``without``, and return the highest count."""
+        """Return the highest number of values of a label, except ``without``."""
         return max(
             (len(values) for name, values in self.values.items() if name != without), default=0
         )
@@ -191,7 +190,7 @@ class FakeTable:
 
 
 class Snapshot(list):
-    """A snapshot of the table's rows. Unlike an instance of `list`, it can have weak references."""
+    """Unlike an instance of `list`, this list can have weak references."""
 
 
 class FakePage:
@@ -218,7 +217,7 @@ class FakePage:
 
 
 class FakePart:
-    """A replacement for the interfaces or the captures of a page."""
+    """Replaces the interfaces or the captures of a page."""
 
     def __init__(self, content):
         self.content = content
@@ -279,12 +278,11 @@ def status(table=None, *, stats=None, config=None, ready=lambda: True, view=VIEW
 
 
 def page_threads():
-    """Return the threads that are rendering pages."""
     return [thread for thread in threading.enumerate() if thread.name == "skyfast-page"]
 
 
 def on_both_loops(test):
-    """Run an async test on the event loops of asyncio and uvloop, with a timeout."""
+    """Run an async test on asyncio and uvloop, with a timeout."""
     signature = inspect.signature(test)
 
     async def bounded(fixtures):
