@@ -12,7 +12,7 @@ BYTES = "skydive_network_connection_total_bytes{"
 
 
 async def rows(app: App, family: str = BYTES) -> dict[str, str]:
-    """Scrape the app. Return the family's values by label text."""
+    """Scrape the app, and return the family's values by label text."""
     async with app.exposition.stream(Part.FLOWS, gzip=False) as page:
         text = b"".join([chunk async for chunk in page]).decode()
     lines = [line for line in text.splitlines() if line.startswith(family)]

@@ -1,4 +1,4 @@
-"""Writes the shell completions in ``skyfast/data``. ``make completion`` runs this module."""
+"""Writes the shell completions in ``skyfast/data``, for ``make completion``."""
 
 import argparse
 

@@ -113,7 +113,7 @@ class _Bits:
 
 
 def strictly_inflated(data: bytes) -> bytes:
-    """Decompress a deflate stream that follows stricter rules than the format.
+    """Decompress a deflate stream, and assert that it follows stricter rules than the format.
 
     Each dynamic block must have a complete code for all symbols, with at most 12 bits per symbol.
     All other blocks must be empty.
@@ -164,7 +164,7 @@ def _inflate_block(bits: _Bits, out: bytearray) -> None:
 
 
 def _code(lengths: list[int]) -> dict[tuple[int, int], int]:
-    """Return the Huffman code with these lengths: the symbol of each pair (length, bits)."""
+    """Return the symbol of each bit pattern (length, value) in the code with these lengths."""
     code = {}
     value = 0
     for length in range(1, 16):

@@ -103,7 +103,7 @@ class HttpResponse:
 class Client:
     """A client that gives access to raw responses, with header names in lower case.
 
-    The client uses a socket. In some versions of uvloop, a stream reports a reset as a normal end.
+    It uses a socket because in some versions of uvloop, a stream reports a reset as a normal end.
     """
 
     def __init__(self, sock):
@@ -180,7 +180,7 @@ class Client:
         return b"".join(chunks)
 
     async def read_response(self, *, head=False):
-        """Read a response. Raise ConnectionError if it is truncated."""
+        """Raise ConnectionError if the response is truncated."""
         status, headers = await self.read_head()
         if head:
             body = b""

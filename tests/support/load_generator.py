@@ -184,9 +184,9 @@ class LoadGenerator:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # After one report, a flow must get a new UUID: with the old one, its next report would
-            # repeat the same totals, and the flow would seem idle. Other flows get a new UUID at
-            # every second restart.
+            # If the agent restarts after the first report, the flow gets a new UUID: the same UUID
+            # would repeat the same totals, and the flow would seem idle. Other flows get a new UUID
+            # at every second restart.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0

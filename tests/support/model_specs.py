@@ -1,7 +1,4 @@
-"""Specs for `tests.model`.
-
-`CONFIGURATIONS` has the specs of ``data/configs``. Tests replay recordings with these files.
-"""
+"""Specs for `tests.model`. `CONFIGURATIONS` has the specs of ``data/configs``."""
 
 import json
 from collections.abc import Iterable, Sequence

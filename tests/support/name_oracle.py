@@ -169,7 +169,7 @@ class NameOracle:
         )
 
     def identity(self, node: Json) -> str:
-        """The ID of a node, or "". Without an ID, a node has no edges."""
+        """Without an ID, a node has no edges."""
         return short(text(node, "ID"))
 
     def updated_at(self, node: Json) -> int:
@@ -415,8 +415,8 @@ class NameOracle:
     def pod(self, namespace: Json) -> Json:
         """The node of the pod that owns a network namespace, or None.
 
-        Without an edge, the pod is found by its name. It must not be known to be on another host or
-        in another cluster than the namespace.
+        Without an edge, the pod is found by its name. Pods that are known to be on another host or
+        in another cluster are ignored.
         """
         if namespace is None or self.is_uncertain(namespace) or not self.pairs(namespace):
             return None
@@ -486,8 +486,8 @@ class NameOracle:
     def agent(self, pod: Json) -> str:
         """The host of a pod, under the name that its agent uses, or "" if the host is unknown.
 
-        The Kubernetes probe links a host with the nodes of this name in all clusters. If there are
-        several, it is unknown which of them is the host.
+        The Kubernetes probe links a host with the nodes of this name in all clusters. If several
+        clusters have such a node, it is unknown which of the nodes is the host.
         """
         host = only(self.linked_hosts(pod))
         return host if host and len(self.kubernetes_nodes(host)) == 1 else ""

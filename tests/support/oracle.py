@@ -1,7 +1,7 @@
 """Computes the expected counters of a page from the delivered reports alone.
 
-`Oracle` adds up the highest total of each flow. A page may show less in two cases: if the table
-forgot a flow because its reports were too far apart, or if the first reports of a flow were lost.
+`Oracle` adds up the highest total of each flow. A page may show less for two kinds of flows: those
+that the table forgot, and those whose first reports were lost.
 
 Times are in seconds of the table's clock. Flows are JSON objects, as analyzers send them.
 """
@@ -139,9 +139,9 @@ class ShownConnection:
 class Oracle:
     """Checks the pages of a table before and after each message. All views must count new flows.
 
-    Both horizons begin at the first subscription. ``horizon_s`` is then the latest report of all
-    flows that the table may have forgotten, and ``least_horizon_s`` the latest report of those that
-    it must have forgotten. If ``is_exact`` is false, the table can reject and evict flows, so only
+    ``horizon_s`` is the time of the latest report of all flows that the table may have forgotten.
+    ``least_horizon_s`` is the same for the flows that it must have forgotten. Both begin at the
+    first subscription. If ``is_exact`` is false, the table can reject and evict flows, so only
     upper bounds are checked.
     """
 

@@ -119,7 +119,7 @@ def replay(
 ) -> AbstractAsyncContextManager[Skyfast]:
     """Run skyfast with ``--replay`` on a free port, 300 times as fast as the recording.
 
-    No connection expires. Otherwise like `running`.
+    Like `running`, but no connection expires.
     """
     store = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_"
     defaults = {f"{store}PORT": "0", f"{store}CONNECTION_TIMEOUT": "600"}

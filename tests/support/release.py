@@ -12,7 +12,7 @@ NOTES = ROOT / "build" / "release-notes.md"
 
 
 def versions() -> dict[str, str]:
-    """Return the version at each place that has one."""
+    """Return the version in each file."""
     chart = yaml.safe_load((DEPLOY / "helm" / "skyfast" / "Chart.yaml").read_text())
     kustomization = yaml.safe_load((DEPLOY / "kubernetes" / "kustomization.yml").read_text())
     dockerfile = (DEPLOY / "docker" / "Dockerfile").read_text()

@@ -8,7 +8,7 @@ Times are integers in milliseconds. ``now_ms`` is the true time. Each agent has 
 which is ``offset_ms`` ahead and can step. Equal seeds give equal runs.
 
 The model omits tunnels (``ParentUUID``), ``TCPMetric``, ``IPMetric``, and captures by eBPF, sFlow
-and NetFlow. Its tickers never drop ticks, unlike Go's, which drop ticks if their reader is busy.
+and NetFlow. Go's tickers drop ticks while their reader is busy; the model's tickers do not.
 """
 
 from __future__ import annotations
@@ -581,7 +581,7 @@ class Analyzer:
         self.start()
 
     def start(self) -> None:
-        """Start the analyzer. Agents connect within a second."""
+        """Agents connect within a second."""
         assert not self.is_running
         self.is_running = True
         self.is_stalled = False
@@ -929,10 +929,7 @@ class Cluster:
         return agent
 
     def at(self, time_ms: int, event: Callable[[], None], *, order: int = 0) -> None:
-        """Schedule an event.
-
-        Simultaneous events with equal ``order`` run in the order of their scheduling.
-        """
+        """Simultaneous events with equal ``order`` run in the order of their scheduling."""
         self._events += 1
         heapq.heappush(self._queue, (max(time_ms, self.now_ms), order, self._events, event))
 

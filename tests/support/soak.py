@@ -4,9 +4,6 @@
 three configurations. ``python -m tests.support.soak real`` runs a skyfast process with real
 sockets. Both commands print their progress, and exit with code 1 if memory grew or a counter is
 wrong.
-
-`tests.support.load_generator` generates the traffic, and `tests.support.memory_audit` measures the
-memory.
 """
 
 import argparse

@@ -247,7 +247,7 @@ class Core:
 
     @property
     def bounds(self) -> list[Bounds]:
-        """The bounds of each view. Tests can set them."""
+        """The bounds of each view, which tests can set."""
         return self._bounds
 
     @bounds.setter

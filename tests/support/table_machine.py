@@ -222,7 +222,7 @@ class Renaming:
     contexts: dict[tuple[str, str, str], tuple[str, ...]]
 
     def apply(self) -> list[str]:
-        """Change the names. Return the keys whose names may have changed."""
+        """Return the keys whose names may have changed."""
         count = self.names.count
         self.names.update({key: names and names[:count] for key, names in self.keys.items()})
         self.names.contexts.update(self.contexts)
@@ -487,8 +487,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def expire(self, max_rows):
-        # Pages omit expired rows at once. Gauges that count flows include them until the table
-        # removes them.
+        # Pages omit expired rows before the table removes them. Gauges that count flows still
+        # include expired flows.
         counts = {
             family.name
             for family in self.model.families

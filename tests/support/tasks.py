@@ -23,7 +23,7 @@ async def until(condition: Callable[[], object], *, within_s: float = 5.0) -> No
 
 @asynccontextmanager
 async def cancelled_afterwards(run: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
-    """Run a coroutine that never returns. Cancel it on exit."""
+    """Run a coroutine that never returns."""
     task = asyncio.create_task(run)
     try:
         yield
@@ -38,7 +38,7 @@ async def cancelled_afterwards(run: Coroutine[Any, Any, object]) -> AsyncIterato
 async def running_app(
     config: Config, load: Callable[[], Config] | None = None
 ) -> AsyncIterator[App]:
-    """Run the app in this process. A reload calls ``load`` for the new configuration."""
+    """A reload calls ``load`` for the new configuration."""
     app, stopping = App(config, load=load or (lambda: config)), asyncio.Event()
     task = asyncio.create_task(app.run(stopping))
     try:

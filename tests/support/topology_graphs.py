@@ -88,7 +88,7 @@ class _Builder:
 
 @dataclass
 class _Pod:
-    """A pod, before it is described by nodes of agents and of the Kubernetes probe."""
+    """A pod, which becomes nodes of agents and nodes of the Kubernetes probe."""
 
     namespace: str
     name: str

@@ -97,7 +97,6 @@ class Scenario:
         return interface
 
     def container(self, owner, name="c1", *, labels=None, manager="docker", container_id=None):
-        """Add a runtime container to a network namespace."""
         container = {"ID": container_id or f"runtime-{name}"}
         if labels is not None:
             container["Labels"] = nested(labels)

@@ -121,7 +121,7 @@ def check(files: Mapping[str, File]) -> list[str]:
 
 
 def report(files: Mapping[str, File]) -> Iterator[str]:
-    """Yield the lines of a table. Files with the most uncovered lines come first."""
+    """Yield a table. Files with the most uncovered lines come first."""
     total = File(
         sum(file.lines for file in files.values()), [n for f in files.values() for n in f.missing]
     )
@@ -132,7 +132,6 @@ def report(files: Mapping[str, File]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Print the report and the errors. Return the exit code."""
     files = core_files()
     errors = check(files)
     sys.stdout.write("\n".join([*report(files), *errors, ""]))

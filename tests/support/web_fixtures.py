@@ -190,7 +190,7 @@ class FakeTable:
 
 
 class Snapshot(list):
-    """Unlike an instance of `list`, this list can have weak references."""
+    """A list that, unlike `list` itself, can have weak references."""
 
 
 class FakePage:
