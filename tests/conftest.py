@@ -1,6 +1,6 @@
 """Selects the build of the compiled core to test, and configures Hypothesis.
 
-In CI, Hypothesis is deterministic. Therefore, failures in CI can be reproduced on other machines.
+In CI, Hypothesis is deterministic, so that failures can be reproduced on other machines.
 """
 
 import logging
@@ -15,7 +15,7 @@ from tests.support.analyzer import FakeAnalyzer
 
 core_builds.use_chosen()
 
-# Examples have no deadline: a busy machine must not cause failures.
+# Without deadlines, a busy machine causes no failures.
 settings.register_profile("local", deadline=None)
 settings.register_profile(
     "ci",
@@ -30,7 +30,7 @@ settings.load_profile("ci" if "CI" in os.environ else "local")
 
 @pytest.fixture(autouse=True)
 def _restore_log_level() -> Iterator[None]:
-    """Restore the log level after each test. Tests that reload an app change the level."""
+    """Tests that reload an app change the level."""
     logger = logging.getLogger("skyfast")
     level = logger.level
     yield

@@ -1,8 +1,7 @@
 """Runs the selected trials concurrently, because each trial spends most of its time waiting.
 
-`trial.concurrent_trial` turns each trial into a test. The first test starts all trials, on an event
-loop in a thread. Each test then just waits for its own trial. The trials start in the order of the
-tests. At most `MAX_CONCURRENT` trials run at a time.
+The first test starts all trials, on an event loop in a thread. Each test then waits for its own
+trial.
 """
 
 import asyncio
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 MAX_CONCURRENT = 10
-"""Maximum number of concurrent trials. Each trial runs a skyfast process, which needs 60 MB."""
+"""Each trial runs a skyfast process, which needs 60 MB."""
 
 TRIAL_S = 120.0
 """Maximum duration of a trial, including the wait until it starts."""

@@ -1,4 +1,4 @@
-"""Faults of analyzers. Each test is named after a fault. skyfast must recover from the fault."""
+"""Faults of analyzers, from which skyfast must recover."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ from tests.support.analyzer import (
 )
 
 SOCKET_BYTES = 64 << 20
-"""A number of bytes that exceeds the socket buffers of a connection in Linux."""
+"""Larger than the socket buffers of a connection in Linux."""
 
 BURST_BYTES = 300_000_000
 TOPOLOGY = {"prom_sky_con": {"interfaces_interval": 1}}
@@ -249,7 +249,7 @@ async def test_agent_has_a_wrong_clock(directory: Path) -> None:
             flow(300, 0, uuid="f0", node="future", last_ms=now_ms + 300_000),
             flow(301, 0, uuid="f1", node="past", last_ms=now_ms - 3_600_000),
             flow(302, 0, uuid="f2", node="at-boot", last_ms=1),
-            # The times of these two flows are barely within the limits for clock skew and delays.
+            # These two times are barely within the limits for clock skew and delays.
             flow(303, 0, uuid="f3", last_ms=now_ms + 30_000),
             flow(304, 0, uuid="f4", last_ms=now_ms - 160_000),
         ]

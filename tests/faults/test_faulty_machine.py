@@ -1,7 +1,4 @@
-"""Faults of the machine: host names, clocks, pauses, descriptors and ports.
-
-Each test is named after a fault. skyfast must recover from the fault.
-"""
+"""Faults of the machine, from which skyfast must recover: names, clocks, pauses and descriptors."""
 
 import asyncio
 import contextlib
@@ -25,10 +22,10 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""The duration of a pause, longer than ``TIMEOUT_S``. skyfast's clock stops during a pause."""
+"""Longer than ``TIMEOUT_S``. skyfast's clock stops during a pause."""
 HOUR_S = 3600
 FEW = 3
-"""A number of file descriptors. Every skyfast process has more file descriptors open."""
+"""Every skyfast process has more file descriptors open."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 
@@ -55,7 +52,7 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
     return failed;
 }
 """
-"""Source of a library that adds the seconds in the file ``$CLOCK_AHEAD`` to the wall clock."""
+"""A library that adds the seconds in the file ``$CLOCK_AHEAD`` to the wall clock."""
 
 
 def reconnects(reason: str) -> tuple[str, str]:
@@ -130,8 +127,7 @@ async def test_wall_clock_jumps_forward_and_back_by_an_hour(directory: Path) -> 
             shown_s = metrics[trial.series("skyfast_last_message_timestamp_seconds")]
             assert abs(shown_s - time.time() - to_s) < HOUR_S / 2
             assert metrics["skyfast_connections_expired_total"] == expired
-        # While skyfast's clock was an hour ahead, the times of flows were behind the clock. While
-        # the clock was an hour behind, the times of flows were ahead of the clock.
+        # With skyfast's clock an hour ahead, the times of flows were behind, and vice versa.
         await trial.has_recovered(
             counted={misdated("ahead"): FLOWS, misdated("behind"): FLOWS},
             logged=[
@@ -188,8 +184,8 @@ async def test_connections_of_a_lost_analyzer_expire(directory: Path) -> None:
 async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
     """Check that connections expire while the analyzer is down, and return when it is up again.
 
-    When the analyzer stops, skyfast first holds the clock of its table for four times
-    ``flow.update``. During this time, no connection expires.
+    At first, skyfast holds the clock of its table for four times ``flow.update``, and no connection
+    expires.
     """
     connections = len(trial.totals)
     before = await trial.skyfast.self_metrics()
@@ -303,7 +299,7 @@ async def test_page_truncated_by_sigterm_does_not_look_complete(directory: Path)
 
 
 def read_rest(client: socket.socket, received: bytes) -> bool:
-    """Read the rest of a response. Return whether the response looks complete."""
+    """Return whether the response looks complete."""
     try:
         while data := client.recv(1 << 20):
             received += data

@@ -1,4 +1,4 @@
-"""Faults of scrapers. Each test is named after a fault that must not affect other clients."""
+"""Faults of scrapers, which must not affect other clients."""
 
 import asyncio
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.faults.trial import Reason, Trial, concurrent_trial, start_trial
 
 MANY = 20_000
-"""A number of flows. The page of so many flows is larger than the socket buffers."""
+"""The page of so many flows is larger than the socket buffers."""
 DEADLINE_S = 3
 PAGE = (
     b"GET /metrics HTTP/1.1\r\nHost: skyfast\r\n"
@@ -81,7 +81,7 @@ async def test_client_sends_endless_headers(directory: Path) -> None:
 
 
 async def dribble(trial: Trial) -> float:
-    """Send a header byte by byte. Return the seconds until the connection ends."""
+    """Send a header byte by byte, and return the seconds until the connection ends."""
     reader, writer = await connected(trial)
     start_s = time.monotonic()
     ended = asyncio.create_task(reader.read())
@@ -98,8 +98,8 @@ async def dribble(trial: Trial) -> float:
 async def test_client_opens_a_thousand_connections(directory: Path) -> None:
     async with start_trial(directory) as trial:
         clients = [await connected(trial) for _ in range(CLIENTS)]
-        # The server still serves new requests, because it closes those connections that have been
-        # idle longest.
+        # The server closes the connections that have been idle longest, so that new requests are
+        # served.
         await trial.report()
         await trial.wait_for_page()
         rejected = ("skyfast_http_connections_rejected_total", "")

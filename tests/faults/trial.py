@@ -47,15 +47,15 @@ BATCH = 100
 """Flows per message, as Skydive sends them."""
 START_S = 30.0
 FAULT_S = 45.0
-"""Maximum time to detect a fault. Detecting a missing response to a ping takes longest: 30 s."""
+"""Detecting a missing response to a ping takes longest: 30 s."""
 RECOVERY_S = 25.0
-"""Maximum time to recover. The longest delay between attempts to subscribe is 10 s."""
+"""The longest delay between attempts to subscribe is 10 s."""
 POLL_S = 0.2
 STATISTICS_S = 0.5
-"""Interval between statistics. Skydive's interval of 10 s would delay the detection of silence."""
+"""Skydive's interval of 10 s would delay the detection of silence."""
 STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
 MEMORY_BYTES = KEPT_BYTES
-"""Allowed growth of resident memory. skyfast may keep this much free memory in its heap."""
+"""Free memory that skyfast may keep in its heap."""
 
 COUNTED = (
     "skyfast_reconnects_total",
@@ -68,7 +68,7 @@ COUNTED = (
     "skyfast_scrapes_rejected_total",
     "skyfast_http_connections_rejected_total",
 )
-"""The names of all metrics that count errors."""
+"""All metrics that count errors."""
 
 Reason = tuple[str, str]
 """A metric in `COUNTED` and a value of its label ``reason``; "" if the metric lacks the label."""
@@ -80,7 +80,7 @@ SERIES = re.compile(
 
 
 _start_slots = asyncio.Semaphore(2)
-"""Limits concurrent starts, because each start needs half a second of processor time."""
+"""Each start needs half a second of processor time."""
 
 
 class _Some:
@@ -116,7 +116,7 @@ def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., Non
 def flow(
     number: int, total: int, *, uuid: str, node: str = "node", last_ms: int | None = None
 ) -> str:
-    """Return a report of a flow of connection ``number``. The initiator sent ``total`` bytes."""
+    """Return a report of connection ``number``, whose initiator sent ``total`` bytes."""
     now_ms = time.time_ns() // 1_000_000 if last_ms is None else last_ms
     address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
     times = f'"Start":{now_ms - 1000},"Last":{now_ms}'
@@ -130,7 +130,7 @@ def flow(
 
 
 def messages(flows: Iterable[str]) -> list[bytes]:
-    """Return messages that contain ``flows``: up to `BATCH` flows per message."""
+    """Return messages of up to `BATCH` flows."""
     iterator = iter(flows)
     batches = iter(lambda: list(itertools.islice(iterator, BATCH)), [])
     return [
@@ -143,7 +143,7 @@ def messages(flows: Iterable[str]) -> list[bytes]:
 class Footprint:
     """The resources of a process: descriptors by type, threads, tasks by coroutine, and memory.
 
-    Threads of the event loop's pool are not counted, because their number varies from zero to six.
+    The event loop's pool is not counted, because it has from zero to six threads.
     """
 
     descriptors: Counter[str]
@@ -152,7 +152,7 @@ class Footprint:
     resident_bytes: int
 
     def exceeds(self, base: "Footprint") -> str:
-        """Describe the resources that exceed those of ``base``. Return "" if there are none."""
+        """Describe the resources that exceed those of ``base``, or return ""."""
         more = {
             "descriptors": dict(self.descriptors - base.descriptors),
             "tasks": dict(self.tasks - base.tasks),
@@ -191,14 +191,14 @@ class Trial:
         return self.analyzer.subscribers[-1]
 
     async def send_statistics(self, subscriber: Subscriber) -> None:
-        """Send statistics regularly, like Skydive. Without statistics, a subscription is silent."""
+        """Without statistics, a subscription is silent."""
         while True:
             await asyncio.sleep(STATISTICS_S)
             if not (self.analyzer.stalling or self.analyzer.is_stopped or self.silent):
                 await subscriber.send(STATISTICS)
 
     def restart_agents(self) -> None:
-        """Continue every connection as a new flow. The totals of the new flow start at zero."""
+        """Continue every connection as a new flow, whose totals start at zero."""
         self._generation += 1
         self._earlier = dict(self.totals)
 
@@ -259,7 +259,6 @@ class Trial:
         await self.until(lambda metrics: metrics[self.series("skyfast_up")] == up)
 
     async def until(self, condition: Callable[[dict[str, float]], bool]) -> None:
-        """Wait until the self metrics fulfil ``condition``."""
         async with asyncio.timeout(RECOVERY_S):
             while True:
                 if condition(await self.skyfast.self_metrics()):
@@ -267,7 +266,6 @@ class Trial:
                 await asyncio.sleep(POLL_S)
 
     async def wait_for_log(self, text: str) -> str:
-        """Wait for a log line that contains ``text``, and return it."""
         async with asyncio.timeout(RECOVERY_S):
             while True:
                 for line in self.skyfast.log:
@@ -281,7 +279,7 @@ class Trial:
         return name + "{" + ",".join(f'{k}="{v}"' for k, v in pairs.items()) + "}"
 
     async def counts(self) -> Counter[Reason]:
-        """Return the error counters. Counters of several analyzers are added up."""
+        """Return the error counters, as sums over all analyzers."""
         counts: Counter[Reason] = Counter()
         for series, value in (await self.skyfast.self_metrics()).items():
             name, _, labels = series.partition("{")
@@ -291,11 +289,10 @@ class Trial:
         return counts
 
     async def counted(self) -> dict[Reason, int]:
-        """Return the error counters that increased since the trial's start, and their increases."""
+        """Return the increases of error counters since the trial's start."""
         return dict(await self.counts() - self._counts)
 
     async def wait_for_counts(self, *reasons: Reason) -> None:
-        """Wait until all ``reasons`` have been counted."""
         async with asyncio.timeout(FAULT_S):
             while True:
                 if (await self.counted()).keys() >= set(reasons):
@@ -353,7 +350,7 @@ class Trial:
     async def has_recovered(
         self, *, counted: Mapping[Reason, object], logged: Sequence[str] = ()
     ) -> None:
-        """Check that skyfast has recovered from a fault: see the docstring of this module."""
+        """Check what the docstring of this module lists."""
         await self.wait_for_counts(*counted)
         await self.wait_for_up()
         assert await self.status("/-/ready") == 200
@@ -384,10 +381,10 @@ async def start_trial(
 ) -> AsyncIterator[Trial]:
     """Run a skyfast that is subscribed and has ``flows`` connections.
 
-    ``host`` is the host in the analyzer's URL. By default, it is the analyzer's address. ``others``
-    are running analyzers to which skyfast also subscribes. ``settings`` are keys of the sections
-    ``subscriber``, ``prom_sky_con`` and ``web`` of the configuration file. ``through`` is a command
-    that executes its arguments, such as ``env``.
+    ``host`` is the host in the analyzer's URL, by default its address. ``others`` are running
+    analyzers to which skyfast also subscribes. ``settings`` are keys of the sections
+    ``subscriber``, ``prom_sky_con`` and ``web``. ``through`` is a command that executes its
+    arguments, such as ``env``.
     """
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(analyzer or FakeAnalyzer())

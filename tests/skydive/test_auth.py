@@ -189,7 +189,6 @@ async def test_failed_login_reports_problem_and_restores_basic_auth(
     assert auth_state.problem.isprintable()
     assert "hunter2" not in auth_state.problem
     assert auth_state.headers() == basic
-    # After a failed login, a further login can succeed.
     analyzer.login = None
     assert await auth_state.reauthenticate(basic)
 

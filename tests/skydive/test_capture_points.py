@@ -56,7 +56,7 @@ def test_memory_is_bounded() -> None:
     points.message(flows(*((f"{n}", "n") for n in range(2 * MAX_CAPTURES))), 1)
     assert len(points._points) == MAX_CAPTURES
     assert points.of(f"{MAX_CAPTURES}", 1) == []
-    # Captures without recent flows are removed. This makes room for new captures.
+    # Captures without recent flows make room for new captures.
     points.message(flows(("0", "n"), ("new", "n")), SILENCE_S + 1)
     assert points.of("new", SILENCE_S + 1) == ["n"]
     assert set(points._points) == {"0", "new"}

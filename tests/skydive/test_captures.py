@@ -249,7 +249,6 @@ def test_standard_naming_is_valid_openmetrics():
 
 
 def test_start_times_of_captures_are_unknown():
-    """The OpenMetrics 1.0 page shows an unknown start time as 0. The 2.0 page omits it."""
     captures = make_captures("standard")
     captures.message(report("c-1", FlowCount=1, FlowDropped=3), 0)
     page = captures.page(0, 1, created=True).decode()

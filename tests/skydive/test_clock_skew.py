@@ -136,7 +136,6 @@ def test_log_line_contains_the_interface_even_if_no_label_needs_it(
 ) -> None:
     sink = Sink(**NO_NODE, drop=[{"name": "ssh", "target_port": 22}])
     skewed = flow_at("2", HOUR_S, NodeTID="skewed")
-    # This flow has the same time as the skewed flow, but a rule drops it.
     dropped = skewed | {"UUID": "3", "NodeTID": "correct", "Transport": {"A": 1000, "B": 22}}
     sink.receive(message(dropped, flow_at("1", 0, NodeTID="correct"), skewed))
     (line,) = lines(caplog)

@@ -91,7 +91,7 @@ def test_ambiguous_addresses_have_own_names(names, topology, own):
 
 
 def test_combined_names_of_ambiguous_addresses_are_shared(names, topology, own, monkeypatch):
-    """Equal names must be one tuple, because the table compares the identity of the tuples."""
+    """Equal names must be one tuple, because the table compares tuples by identity."""
     topology["10.1.0.1"] = None
     names.use(own, extends=True)
     gateway = names.resolve("10.1.0.1", "10.0.0.2", "t1")

@@ -198,7 +198,7 @@ def test_captures_show_the_values_of_statistics_messages() -> None:
 
 
 class Spy:
-    """A table that records the type of the decoded flows. The type shows which decoder was used."""
+    """A table that records the types of the decoded flows. The type shows the decoder."""
 
     def __init__(self, table: Any) -> None:
         self.used: list[str] = []
@@ -213,14 +213,14 @@ class Spy:
 
 
 def spied(**settings: Any) -> tuple[Sink, list[str]]:
-    """Return a sink, and a list of the flow types that its table receives."""
+    """Return a sink, and the types of the flows that its table receives."""
     sink = Sink(**settings)
     sink.ingest._table = spy = Spy(sink.table)
     return sink, spy.used
 
 
 def take_known(sink: Sink, messages: int) -> None:
-    """Send ``messages`` reports of one flow to ``sink``. Its table then knows the flow."""
+    """Send ``messages`` reports of one flow, which the table then knows."""
     for number in range(messages):
         sink.receive(message(flow("known", Last=3000 + number)))
 
@@ -273,7 +273,7 @@ def test_labels_are_not_decoded_while_all_flows_are_known() -> None:
 def test_labels_are_decoded_if_too_many_messages_have_unknown_flows(
     period: int, omits_labels: bool
 ) -> None:
-    # One message in ``period`` messages has an unknown flow.
+    # One in ``period`` messages has an unknown flow.
     sink, used = spied()
     for number in range(3 * MANY):
         sink.receive(message(flow("known" if number % period else str(number), Last=3000 + number)))

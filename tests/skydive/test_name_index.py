@@ -1,4 +1,4 @@
-"""The mappings from addresses and capture points to names. No resolver, clock or socket is used."""
+"""The mappings from addresses and capture points to names."""
 
 import time
 from ipaddress import ip_network
@@ -41,7 +41,7 @@ def resolution(*, nodes=None, addresses=None, points=None, networks=None):
 
 
 def update(index, now=0.0, **parts):
-    """Apply a resolution. Return the capture points and the addresses whose names changed."""
+    """Apply a resolution; return the capture points and the addresses whose names changed."""
     return apply(index, index.compare(resolution(**parts), now))
 
 
@@ -208,8 +208,8 @@ def test_the_cache_of_contexts_is_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # The cache was too full for the names of one context. `update` therefore returns the address,
-    # so that the names are looked up again.
+    # The cache was too full for one context. `update` returns the address, so that the names are
+    # looked up again.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):
@@ -325,8 +325,7 @@ def test_a_partial_resolution_only_adds_names_of_unknown_keys(index):
     assert index.addresses["10.0.0.9"] == names_of("new")
     assert index.addresses["10.0.0.8"] is None
     assert index.nodes.keys() == {"t1"}
-    # The next complete resolution does not have 10.0.0.9. The name is still kept for a while, like
-    # any missing name.
+    # Like any missing name, the name of 10.0.0.9 is kept for a while.
     assert update(index, now=2.0, nodes={"t1": "eth0"}, addresses={"10.0.0.1": "a"})[1] == set()
     assert index.addresses["10.0.0.9"] == names_of("new")
 

@@ -100,7 +100,7 @@ def chosen(resolution: Resolution, address: str, other: str, tid: str) -> tuple[
 
 
 def reached_rules(oracle: NameOracle) -> set[str]:
-    """Return the rules that apply to a graph. The statistics of Hypothesis show these rules."""
+    """Return the rules that apply to a graph, for the statistics of Hypothesis."""
     rules = set()
     for namespace in oracle.all("netns"):
         if oracle.is_uncertain(namespace):

@@ -1,4 +1,4 @@
-"""The rules that give names to addresses. Each test checks one rule on a small topology."""
+"""The rules that give names to addresses, each on a small topology."""
 
 import ast
 import json
@@ -51,8 +51,7 @@ def application_containers(names):
         if name.startswith("k8s_"):
             name = name.split("_")[1]
         if name != "POD":
-            # Two containers in the recording have IDs as names. They belong to the pods api and
-            # cache.
+            # In the recording, the containers of the pods api and cache have IDs as names.
             yield {"a1" * 32: "api", "b2" * 32: "cache"}.get(name, name)
 
 
@@ -399,7 +398,6 @@ def test_a_pod_is_found_by_the_metadata_of_runtimes(topology, name, labels):
     topology.container(netns, name, labels=labels)
     assert topology.names("10.0.0.1").items() >= POD.items()
     assert topology.node_names(interface).items() >= POD.items()
-    # The pod's workload is known if the Kubernetes probe knows the pod.
     topology.pod("web-1", owners=OWNED)
     assert topology.names("10.0.0.1").items() >= {**POD, **WORKLOAD}.items()
 
@@ -536,7 +534,6 @@ def test_a_pod_without_runtime_container_is_shown_with_its_only_kubernetes_conta
     pod = topology.pod("web-1", "10.1.0.5")
     topology.kubernetes_container(pod, "main")
     assert topology.names("10.1.0.5")["container"] == "main"
-    # Without a workload, the address is named after the container.
     assert topology.names("10.1.0.5")["name"] == "main"
     topology.kubernetes_container(pod, "sidecar")
     assert "container" not in topology.names("10.1.0.5")
@@ -1213,8 +1210,8 @@ def test_edges_to_missing_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # An ownership edge from an interface, or an edge from a service to a node that it selects, can
-    # lead to a node that skyfast does not read. Therefore skyfast does not count this missing node.
+    # Two of these missing nodes are not counted, because skyfast does not read all nodes that an
+    # interface can own or a service can select.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

@@ -33,7 +33,6 @@ OUT_OF_ORDER = "skydive_network_connection_total_tcp_out_of_order"
 
 
 def flow_with(path: str, value: Any, **fields: Any) -> dict[str, Any]:
-    """Return a flow that has ``value`` at ``path``."""
     parts = {"Metric": METRIC, "LastUpdateMetric": UPDATE, "TCPMetric": TCP}
     record = flow(**(parts | {"IPMetric": {"Fragments": 3}, "Link": {"ID": 4}} | fields))
     part, _, name = path.partition(".")
@@ -66,10 +65,10 @@ PART_FIELDS = {
     ],
     "LastUpdateMetric": ["LastUpdateMetric.Start", "LastUpdateMetric.Last"],
 }
-"""Maps each nested object to the fields that are counted if the object has a wrong type."""
+"""Fields that are counted if the nested object has a wrong type."""
 
 NON_NUMBERS = ("x", 1.5, 1e300, True, [1], {"a": 1})
-"""Values that are not numbers. The last value is used only for fields that are not objects."""
+"""The last value is used only for fields that are not objects."""
 
 
 @pytest.mark.parametrize(
@@ -212,8 +211,7 @@ BAD_FIRST_REPORT_FIELDS = (
 
 @pytest.mark.parametrize("bad_fields", BAD_FIRST_REPORT_FIELDS, ids=json.dumps)
 def test_report_with_unreadable_start_is_not_a_first_report(bad_fields: dict[str, Any]) -> None:
-    # Both flows belong to one series of the view. It is unknown whether this series already
-    # includes the second flow's total, so the total is not added.
+    # Both flows have the same series, which may already include the second flow's total.
     sink = Sink()
     sink.receive(message(flow("1")))
     unreadable = {

@@ -1,4 +1,4 @@
-"""Lost reports are detected in a sample of the messages. There are no false positives.
+"""Lost reports are detected in a sample of the messages, without false positives.
 
 A report has a *gap* if its totals have increased by more than its ``LastUpdateMetric`` shows.
 """
@@ -42,7 +42,7 @@ def send(sink: Sink, *flows: dict[str, Any]) -> None:
 
 
 def report(update: int, total: int, delta: int, uuid: str = "a1", **fields: Any) -> dict[str, Any]:
-    """Return report number ``update`` of a flow. The first report has the number 0."""
+    """Return report number ``update`` of a flow, counted from 0."""
     end_ms = START_MS + (update + 1) * TICK_MS
     started = {"update_start": end_ms - TICK_MS if update else START_MS, "update_last": end_ms}
     fields = {"start": START_MS, "last": end_ms - 500} | started | fields
@@ -189,7 +189,7 @@ def test_skipped_flows_without_addresses_do_not_explain_a_gap(sink: Sink) -> Non
 def test_flow_update_is_the_second_longest_interval_of_the_last_hour(sink: Sink) -> None:
     assert sink.stats.flow_update_s == 60.0
     send(sink, report(0, 10, 10))
-    # The value of flow.update cannot be determined from a first or a closing report.
+    # A first or a closing report does not show the value of flow.update.
     send(sink, closing(0, 10, 10) | {"UUID": "b2"})
     idle = closing(9, 10, 0, uuid="c3")
     idle["LastUpdateMetric"]["Start"] -= 1_000
@@ -240,7 +240,7 @@ def test_rate_of_checked_messages_is_limited() -> None:
             sink.checker.tick()
         if sink.checker.should_check():
             chosen.append(sink.now)
-    # After the first period, the probability of a check is adjusted to 1,000 messages per second.
+    # After the first period, the checker knows the rate of 1,000 messages per second.
     later = [now for now in chosen if now >= 100.0 + RATE_PERIOD_S]
     assert len(later) == pytest.approx(50 * SAMPLES_PER_S, rel=0.1)
     # The limit also applies to the first second.

@@ -1,7 +1,4 @@
-"""Tests that skyfast *holds* (stops) the clock of the table only while reports may be missing.
-
-The tests use virtual time: `skyfast.skydive.reporting_gap` has no clock and no socket.
-"""
+"""Tests that skyfast *holds* (stops) the clock of the table only while reports may be missing."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +96,6 @@ def test_subscription_that_stays_down_holds_the_clock_for_two_update_intervals()
     assert scenario.run(1000, "a") == MISSING_UPDATES * UPDATE_S
     # When "b" delivers again, no report is missing: agents have sent all reports to "a".
     assert scenario.run(1000, "a", "b") == 0
-    # From now on, an interruption of "b" holds the clock again.
     assert scenario.run(10, "a") == 10
     assert scenario.run(1000, "a", "b") == AFTER_S
 
@@ -217,7 +213,7 @@ class ReferenceModel:
         return self.held[-1]
 
     def _seconds(self, index: int) -> float:
-        """Return the seconds between check number ``index`` and the check that follows it."""
+        """Return the seconds from this check to the next one."""
         return self.checks[index + 1][0] - self.checks[index][0]
 
     def _is_well(self, name: str, index: int, update_s: float) -> bool:
@@ -250,9 +246,9 @@ class ReferenceModel:
     def _spent_s(
         self, calm: Sequence[bool], spent: Sequence[bool], first: int, update_s: float
     ) -> float:
-        """Return the time that counts towards the limit, in seconds.
+        """Return the time that counts towards the limit.
 
-        The time starts again from zero after each calm period of ``update_s`` seconds.
+        After a calm period of ``update_s`` seconds, this time starts again from zero.
         """
         total_s = calm_s = 0.0
         for i, (is_calm, is_spent) in enumerate(zip(calm, spent, strict=True)):
@@ -279,7 +275,7 @@ def test_decisions_match_the_reference_model(
     now_s, held_s, run_s = 500, 0, 0
     held = False
     for seconds, delivering, subscribed in scenario:
-        # skyfast checks twice a second. To take less time, the test checks less often.
+        # To take less time, the test checks less often than skyfast.
         for _ in range(0, seconds, max(1, seconds // 4)):
             now_s += max(1, seconds // 4)
             delivering &= subscribed

@@ -1,6 +1,5 @@
 """Detection of suspect and silent subscriptions, in a simulated cluster.
 
-The simulation runs in ticks of one second: `skyfast.skydive.silence` has no clock and no socket.
 As in Skydive, each capture point sends statistics every 10 s, and flows at the interval
 ``flow.update``. Each message goes to a random analyzer.
 """
@@ -52,8 +51,7 @@ class Point:
     def tick(self, now: int) -> tuple[bytes | None, bool]:
         """Advance by one second. Return statistics to send, or None, and whether to send flows."""
         self.total += self.packets_s
-        # Different tickers trigger readings and reports, so a reading can be late for one report
-        # and become part of the next report.
+        # A reading can be late for one report. It then becomes part of the next report.
         self._readings += [self.total] * self._rng.choice([0, 1, 2] if now % 7 == 0 else [1])
         statistics = None
         if (now + self.phase) % 10 == 0:
@@ -127,7 +125,7 @@ class Cluster:
         return silent
 
     def run(self, seconds: int) -> dict[int, tuple[int, str]]:
-        """Advance. For each silent subscription, return the first silent second and the reason."""
+        """Return the first silent second and the reason, for each silent subscription."""
         silent: dict[int, tuple[int, str]] = {}
         for second in range(1, seconds + 1):
             for number, reason in self.tick().items():
@@ -157,7 +155,7 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
     assert not cluster.run(100)
     cluster.mute = {0}
     last = cluster.now
-    # A connection can expire 15 s after the last message. The subscription is suspect before that.
+    # The subscription is suspect in time: a connection can expire 15 s after the last message.
     assert cluster.until_suspect(0) in (13, 14)
     silent = cluster.run(30)
     assert set(silent) == {0}
@@ -342,7 +340,6 @@ def test_missing_flows_are_suspect_before_connections_expire() -> None:
 def test_idle_network_is_not_silent(analyzers: int, points: int) -> None:
     cluster = Cluster(analyzers=analyzers, points=points, packets_s=0, longest_s=10_000)
     assert not cluster.run(800)
-    # Traffic starts, and later stops again.
     for point in cluster.points:
         point.packets_s = 50
     assert not cluster.run(400)

@@ -1,8 +1,8 @@
 """A simulated Skydive feeds the table: random traffic and faults, in virtual time.
 
-Hypothesis runs a cluster of agents and analyzers (`tests.support.skydive`). All delivered messages
-go to the compiled core and to the model in plain Python. The oracle (`tests.support.oracle`) checks
-the page of the core after each message, and the page of the model must be equal after each step.
+All delivered messages go to the compiled core and to the model in plain Python. The oracle
+(`tests.support.oracle`) checks the page of the core after each message. After each step, the page
+of the model must be equal.
 """
 
 import math
@@ -105,7 +105,7 @@ class Point:
 
 
 class FaultMachine(RuleBasedStateMachine):
-    """Random traffic and faults. Each step handles the delivered messages and checks the pages."""
+    """Random traffic and faults."""
 
     deduplicate = "none"
     captures = 1
@@ -321,15 +321,15 @@ class FaultMachine(RuleBasedStateMachine):
     # Checks
 
     def run(self, seconds):
-        """Advance by ``seconds``, handle all deliveries, and compare the core with the model."""
+        """Advance, handle all deliveries, and compare the core with the model."""
         until_ms = self.cluster.now_ms + seconds * 1000
         for delivery in self.cluster.run(until_ms):
             if delivery.subscriber in self.subscribers and delivery.flows:
                 self.deliver(delivery)
         now = until_ms / 1000
         page = self.page_before(now)
-        # With a small max_flows, the pages can differ: evictions depend on the order of flows that
-        # expired in the same second, and this order is undefined.
+        # With a small max_flows, pages can differ: flows that expired in the same second are
+        # evicted in an undefined order.
         if self.model.spec.max_flows == MANY:
             assert page == self.model.page(now)
 
@@ -343,7 +343,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.check(self.core.page(now), delivery.flows, now)
 
     def page_before(self, now):
-        """Expire flows in the core and the model. Check the page of the core, and return the page.
+        """Return the page of the core after all expiries that are due, and check it.
 
         Each flow expires as soon as it is due, because skyfast expires flows twice a second.
         """
@@ -421,7 +421,7 @@ def test_expired_flow_is_deduplicated_when_it_closes(monkeypatch):
 # Silence
 
 CAPTURES = 40
-"""A number of capture points. With so many, 15 s without statistics hardly occur by chance."""
+"""With so many capture points, 15 s without statistics hardly occur by chance."""
 
 CALM_S = 480
 PHASES_S = (0, 1, 5, 20, 40, 44, 50, 55, 58, 59)

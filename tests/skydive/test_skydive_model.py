@@ -1,7 +1,6 @@
 """The model of Skydive, compared with hand-made examples and recordings of a real Skydive.
 
-Times in these tests are seconds since the start. Wall clocks are correct, except in tests about
-clocks.
+Times in these tests are seconds since the start.
 """
 
 import json
@@ -35,8 +34,6 @@ WEB = Conversation()
 
 
 class RecordingSender:
-    """Collects the reports of a flow table."""
-
     def __init__(self):
         self.calls = []
         self.stats = []
@@ -48,7 +45,6 @@ class RecordingSender:
         self.stats.append(stats)
 
     def pop_reports(self):
-        """Return the reports since the last call."""
         flows = [flow for call in self.calls for flow in call]
         self.calls.clear()
         return flows
@@ -73,7 +69,7 @@ def send(table, time_s, conversation=WEB, *, size=100, **options):
 
 
 def update_values(report):
-    """Return fields of ``LastUpdateMetric``: the bytes by direction, ``Start`` and ``Last``."""
+    """Return from ``LastUpdateMetric``: the bytes by direction, ``Start`` and ``Last``."""
     metric = report["LastUpdateMetric"]
     start, last = ((metric[name] - EPOCH_MS) / 1000 for name in ("Start", "Last"))
     return metric["ABBytes"], metric["BABytes"], start, last
@@ -625,8 +621,7 @@ def test_leaving_subscriber_silences_all_others():
         "skyfast is still connected"
     )
 
-    # When a new client subscribes to a namespace, all subscribers to this namespace receive
-    # messages again.
+    # A new subscriber to a namespace makes the analyzer send to all its subscribers again.
     stats = Subscriber(analyzer, host_id="stats", namespaces=["stats"])
     stats.start()
     assert receivers(cluster, 300) == {("skyfast", "stats"), ("stats", "stats")}
@@ -636,7 +631,7 @@ def test_leaving_subscriber_silences_all_others():
         ("skyfast", "flow"),
         ("flows", "flow"),
     }
-    # After the subscriber to "flow" leaves, the subscribers to "stats" receive nothing, either.
+    # Without the subscriber to "flow", those to "stats" receive nothing, either.
     flows.stop()
     assert receivers(cluster, 500) == set()
 
@@ -938,7 +933,7 @@ def test_recorded_reports_obey_the_model(name):
 
 
 def layout(flow):
-    """Return each field with its type, or with the names of its subfields if it has any."""
+    """Return the type of each field, or its subfields if it has any."""
     return [
         (name, tuple(value) if isinstance(value, dict) else type(value))
         for name, value in flow.items()

@@ -311,8 +311,8 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # With some faults, the fake analyzer accepts the first attempt, but skyfast abandons
-            # this attempt. Wait for the second attempt.
+            # After some faults, the fake analyzer also returns the first attempt, which skyfast has
+            # abandoned.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -375,7 +375,7 @@ async def test_addresses_of_a_name_are_tried_in_turn(
         (lambda remote: _do(remote.writer.close), "closed"),
         (lambda remote: remote.close(1000), "closed"),
         (lambda remote: remote.close(1001, "going away"), "closed"),
-        # The reason is "closed", because the analyzer sends this code, and not skyfast.
+        # The analyzer sends this code, and not skyfast, so the reason is "closed".
         (lambda remote: remote.close(1009), "closed"),
         (lambda remote: remote.close(1011), "closed"),
         (lambda remote: _cut(remote), "closed"),
@@ -787,8 +787,7 @@ async def test_conflict_with_another_client_is_a_warning(
             (line,) = lines(caplog)
             assert "another client is subscribed with the same host_id (HTTP 409)" in line
             assert not owner.reconnects(analyzer)
-            # After the grace period, a conflict is a warning even if skyfast itself was the earlier
-            # subscriber.
+            # After the grace period, even a conflict with skyfast's own subscription is a warning.
             owner.task.cancel()
             remote = await late.up(analyzer)
             caplog.clear()

@@ -75,7 +75,7 @@ class Fixture:
         self.receive(json.dumps(nodes).encode(), now)
 
     def samples(self, now=0.0):
-        """Map the short name and the label values of each sample to its value."""
+        """Return values by short name and label values."""
         samples = {}
         for family in text_string_to_metric_families(self.interfaces.page(now).decode()):
             assert family.type == "counter"
@@ -471,7 +471,7 @@ def test_the_page_is_empty_before_the_first_response(topology):
 # Queries over real sockets.
 
 FAST_S = 0.05
-"""The interval of queries. It is so short that a test sees several responses."""
+"""So short an interval that a test sees several responses."""
 
 
 class Poll:
@@ -858,7 +858,6 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 async def test_failures_are_counted_and_interfaces_stay(failure, monkeypatch, caplog):
-    """The interfaces stay until another analyzer responds. The failure is logged once."""
     monkeypatch.setattr(topology_client, "MAX_RESPONSE_BYTES", 65_536)
     if failure == "hangs":
         monkeypatch.setattr(topology_client, "REQUEST_TIMEOUT_S", 0.3)

@@ -71,7 +71,6 @@ OTHER_TYPES = [7, -1.5, True, "text", [7], {"x": 7}, [[]], [None], 10**30]
 
 
 def paths(value, path=()):
-    """Return the paths of all values in a JSON object."""
     inner = value.items() if isinstance(value, dict) else enumerate(value)
     for key, each in inner:
         yield (*path, key)

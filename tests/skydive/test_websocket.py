@@ -1,7 +1,6 @@
 """Receiving WebSocket messages without copying them.
 
-Given the same bytes, skyfast and the websockets library must have the same results. Tests with
-real sockets run with both event loops, with and without TLS.
+Given the same bytes, skyfast and the websockets library must have the same results.
 """
 
 import asyncio
@@ -101,7 +100,7 @@ class Transport(asyncio.Transport):
 
 
 class Wire:
-    """A client connection after its handshake request. `Wire` acts as the server."""
+    """The server's side of a connection, after the client's handshake request."""
 
     def __init__(self, kind: type[ClientConnection], max_message_bytes: int) -> None:
         protocol = ClientProtocol(parse_uri("ws://analyzer/"), max_size=max_message_bytes)
@@ -180,8 +179,6 @@ async def receive_with_websockets(stream: bytes, *, reset: bool = False) -> Outc
 
 
 class Receiver(Wire):
-    """A wire whose connection is a `WebSocketConnection` that receives messages."""
-
     def __init__(
         self,
         *,
@@ -194,7 +191,6 @@ class Receiver(Wire):
         self._on_message = on_message or (lambda data: self.messages.append(bytes(data)))
 
     async def start(self) -> None:
-        """Start receiving."""
         assert isinstance(self.connection, WebSocketConnection)
         self._receiving = asyncio.create_task(
             self.connection.receive(self._on_message, max_message_bytes=self._max_message_bytes)
@@ -252,7 +248,7 @@ def fragmented(opcode: int, lengths: list[int], between: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a stream. The output of a failed test shows the name instead of the bytes."""
+    """A piece of a stream. If a test fails, its output shows the name instead of the bytes."""
 
     name: str
     data: bytes = field(repr=False)
@@ -336,7 +332,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @given(
     pieces=STREAMS,
     cuts=CUTS | st.just(EVERYWHERE),
-    # The smallest size is below that of a frame. The largest size is above that of a message.
+    # From less than a frame to more than a message.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
     reset=st.booleans(),
@@ -502,7 +498,7 @@ SCHEMES = pytest.mark.parametrize("scheme", ["ws", "wss"])
 
 @dataclass
 class TLS:
-    """TLS contexts of the client and the server. Both are None if the test uses no TLS."""
+    """TLS contexts of the client and the server, or None without TLS."""
 
     server: ssl.SSLContext | None = None
     client: ssl.SSLContext | None = None
