@@ -8,10 +8,9 @@ All trials have the same structure::
             ...  # the fault
             await trial.has_recovered(counted={("skyfast_reconnects_total", "closed"): 1})
 
-After the fault, a trial calls `Trial.has_recovered`. This method asserts that skyfast is
-subscribed and ready, that the page has exactly the reported totals, and that only the expected
-errors were counted. It also asserts that the process uses no more descriptors, threads, tasks and
-memory than before the fault.
+`Trial.has_recovered` asserts that skyfast is subscribed and ready, that the page has exactly the
+reported totals, and that only the expected errors were counted. The process must use no more
+descriptors, threads, tasks and memory than before the fault.
 """
 
 import asyncio

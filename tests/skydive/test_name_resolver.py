@@ -469,7 +469,7 @@ def test_the_cluster_of_the_host_distinguishes_pods_with_the_same_name(topology)
     assert topology.node_names(interface)["workload"] == "other"
 
 
-def test_a_pod_on_another_host_is_not_the_pod_in_labels(topology):
+def test_a_pod_with_the_name_in_labels_is_ignored_on_another_host(topology):
     """The pod in the labels can be in another cluster, which has no Kubernetes probe."""
     topology.kubernetes_node("n1", topology.host("h1"))
     topology.pod("web-1", "10.1.0.5", owners=OWNED)
@@ -622,7 +622,7 @@ def test_a_node_in_another_cluster_does_not_determine_the_host_of_a_pod(topology
     assert topology.names("10.1.0.5")["host"] == "n1"
 
 
-def test_the_agent_of_nodes_with_the_same_name_in_two_clusters_is_unknown(topology):
+def test_a_pod_host_has_the_name_of_the_node_if_two_clusters_have_this_node(topology):
     """The probe adds edges from the host to the nodes of this name in all clusters."""
     host = topology.host("agent-7")
     for cluster in ("c1", "c2"):

@@ -2,7 +2,7 @@
 
 All delivered messages go to the compiled core and to the model in plain Python. The oracle
 (`tests.support.oracle`) checks the page of the core after each message. After each step, the page
-of the model must be equal.
+of the model must equal the page of the core.
 """
 
 import math

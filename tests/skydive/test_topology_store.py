@@ -1,4 +1,4 @@
-"""The nodes and edges that names are resolved from, and how responses change them."""
+"""The nodes and edges that determine names, and how responses change them."""
 
 import gc
 import json

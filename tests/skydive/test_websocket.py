@@ -150,8 +150,6 @@ class Wire:
 
 @dataclass
 class Outcome:
-    """The observable results of a connection."""
-
     messages: list[bytes]
     replies: list[tuple[int, bytes]]
     error: str

@@ -176,7 +176,7 @@ class Subscriber:
 
 
 class FakeAnalyzer:
-    """A fake analyzer. Tests may change its public attributes at any time."""
+    """Tests may change the public attributes at any time."""
 
     def __init__(
         self,
@@ -305,7 +305,6 @@ class FakeAnalyzer:
         return self.stops_after_disconnect and not self._stored
 
     async def send(self, data: str | bytes, *, binary: bool = False, fragments: int = 1) -> None:
-        """Send a message to every subscriber."""
         if self.is_stopped:
             return
         for subscriber in list(self.subscribers):

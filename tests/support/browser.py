@@ -143,7 +143,6 @@ class Page:
         await self.call("Emulation.setScriptExecutionDisabled", value=True)
 
     async def screenshot(self) -> bytes:
-        """Return a PNG."""
         shot = await self.call("Page.captureScreenshot", format="png", optimizeForSpeed=False)
         return base64.b64decode(shot["data"])
 
@@ -220,7 +219,6 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 async def _devtools_url(log: asyncio.StreamReader) -> str:
-    """Read the URL of the DevTools protocol from the browser's log."""
     lines = []
     async for line in log:
         lines.append(line)

@@ -53,7 +53,7 @@ def exported() -> set[str]:
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield the language and the text of each code block. Indented blocks have the language ""."""
+    """Yield the language and the text of each code block. Indented blocks have no language ("")."""
     text = page.read_text()
     fenced = r"(?ms)^( *)```(\w*)\n(.*?)^\1```$"
     for indent, language, code in re.findall(fenced, text):

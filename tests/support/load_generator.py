@@ -56,7 +56,7 @@ class _Conversation:
 
 
 class LoadGenerator:
-    """A network that changes constantly. ``start_s`` is the Unix time before the first step."""
+    """``start_s`` is the Unix time before the first step."""
 
     def __init__(self, *, step_s: int, report_s: int, start_s: float, seed: int = 1) -> None:
         self._chance = random.Random(seed)

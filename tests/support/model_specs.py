@@ -74,7 +74,7 @@ HISTOGRAMS = {
 
 
 def histogram(prefix: str, name: str, *buckets: str) -> Family:
-    """Return a histogram of the view with this prefix. The buckets are upper bounds."""
+    """The buckets are upper bounds."""
     family = HISTOGRAMS[name]
     return replace(family, name=f"{prefix}_{family.name}", buckets=buckets)
 

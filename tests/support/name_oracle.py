@@ -45,7 +45,7 @@ NO_INTERFACES = {
 
 
 def cached(rule: Rule) -> Rule:
-    """Cache the results of a rule. Its arguments must be nodes, strings or None."""
+    """Cache the results of a rule whose arguments are nodes, strings or None."""
 
     @functools.wraps(rule)
     def cached_rule(self: "NameOracle", *arguments: Any) -> Any:
@@ -114,7 +114,7 @@ def network_of(value: Json) -> Any:
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Remove duplicates. Nodes are compared by identity."""
+    """Remove duplicates, and compare nodes by identity."""
     result: list[Any] = []
     for value in values:
         same = [v for v in result if (v is value if isinstance(value, dict) else v == value)]
@@ -266,7 +266,7 @@ class NameOracle:
 
     @cached
     def is_uncertain(self, namespace: Json) -> bool:
-        """Whether several pods may own a namespace. If so, its pod is unknown."""
+        """Whether several pods may own a namespace, so that its pod is unknown."""
         if namespace is None or self.is_host_namespace(namespace):
             return False
         return (
@@ -435,7 +435,7 @@ class NameOracle:
         )
 
     def latest(self, pods: list[Json]) -> Json:
-        """The newest running pod, or else the newest pod. None if the choice is ambiguous."""
+        """The newest running pod, or else the newest pod, or None if the choice is ambiguous."""
         if len(distinct(map(self.cluster, pods))) != 1:
             return None
         return only(self.newest([pod for pod in pods if self.is_running(pod)] or pods))
@@ -890,7 +890,7 @@ class NameOracle:
         return alone and same_cluster
 
     def location_candidate(self, location: Location) -> Candidate:
-        """The owner of an address at a location. A virtual machine has no known namespace."""
+        """A virtual machine has no known namespace."""
         namespace, host, machine = location
         pod_names = self.pod_names_at(namespace)
         names = self.names(

@@ -20,7 +20,7 @@ _METADATA = re.compile(rf"# (TYPE|UNIT|HELP) ({_NAME}) ((?:[^\\\n\"]|\\[n\"\\])*
 
 @dataclass
 class Family:
-    """A metric family. Samples have the value and the start time of each series, as text."""
+    """Samples have the value and the start time of each series, as text."""
 
     name: str
     metadata: dict[str, str] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Family:
 
 
 def families_of(page: str) -> dict[str, Family]:
-    """Parse a whole page. Assert that it is valid."""
+    """Parse a whole page, and assert that it is valid."""
     lines = page.split("\n")
     assert lines[-2:] == ["# EOF", ""], "the page is not complete"
     families: dict[str, Family] = {}

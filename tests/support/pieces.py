@@ -1,4 +1,4 @@
-"""Random text with random pieces for the compressor. Some pieces are wrong.
+"""Random text with random pieces for the compressor.
 
 A *piece* is the renderer's hint about a part of the text: see "Compressed pages" in
 docs/architecture.md.

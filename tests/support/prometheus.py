@@ -125,7 +125,6 @@ async def until_ready(process: asyncio.subprocess.Process, url: str) -> None:
 
 
 def free_port() -> int:
-    """Return a free port of the loopback address."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port: int = listening.getsockname()[1]

@@ -85,7 +85,7 @@ class Sink(IngestSetup):
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Flows skipped by the decoder and the table, by reason. Zeros are omitted."""
+        """Flows skipped by the decoder and the table, by reason."""
         table, decoder = self.table.skipped, self.stats.flows_skipped
         counts = {
             reason: table.get(reason, 0) + decoder.get(reason, 0) for reason in {*table, *decoder}
@@ -94,7 +94,7 @@ class Sink(IngestSetup):
 
     @property
     def values_skipped(self) -> dict[str, int]:
-        """Values skipped by the decoder and the table, by field. Zeros are omitted."""
+        """Values skipped by the decoder and the table, by field."""
         counts = sums(self.stats.values_skipped, self.table.values_skipped)
         return {field: count for field, count in counts.items() if count}
 

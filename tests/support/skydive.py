@@ -877,8 +877,6 @@ class Subscriber:
 
 @dataclass(frozen=True)
 class Delivery:
-    """A message that a subscriber received."""
-
     time_ms: int
     analyzer: str
     subscriber: Subscriber = field(repr=False)

@@ -139,7 +139,7 @@ class VirtualSoak:
         memory.freeze()
 
     async def day(self) -> Figures:
-        """Simulate a day with a reload at its end. Return the highest value of each measurement."""
+        """Simulate a day with a reload at its end; return the highest value of each measurement."""
         self._highest = {}
         steps = DAY_S // STEP_S
         evenly = self._per_day // 2
@@ -301,10 +301,9 @@ def growth_problems(second: Figures, last: Figures, *, is_drained: bool) -> list
 
 
 async def run_virtual(*, days: int, per_day: int, remembered: int) -> list[str]:
-    """Simulate days of traffic, and return all problems.
+    """``remembered`` is the size of the caches for strings of flows.
 
-    ``remembered`` is the size of the caches for strings of flows. ``per_day`` conversations should
-    fill these caches.
+    ``per_day`` conversations should fill these caches.
     """
     clock = VirtualClock()
     with (
@@ -394,7 +393,7 @@ pipeline:
 
 @dataclass
 class Observations:
-    """Measurements of a process. ``resident`` has bytes by seconds since the start."""
+    """``resident`` has resident bytes by seconds since the start."""
 
     resident: dict[float, int] = field(default_factory=dict)
     pages: int = 0
@@ -405,7 +404,6 @@ class Observations:
 
 
 async def run_process(seconds: float, *, flows_per_s: int) -> list[str]:
-    """Run a skyfast process for ``seconds``, and return all problems."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "soak.yml"
         async with FakeAnalyzer() as analyzer:

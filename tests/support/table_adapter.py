@@ -76,7 +76,7 @@ class _OfFlow:
 
 
 def plan_of(spec: Spec, *, shard: tuple[int, int] | None = None) -> Plan:
-    """Return the plan of a spec. ``shard`` has the index of the shard and the number of shards."""
+    """``shard`` has the index of the shard and the number of shards."""
     columns: dict[Label, Column] = {}
     lookups: dict[ModelLookup, Lookup] = {}
     for view in spec.views:
@@ -265,11 +265,7 @@ class Core:
             self._build.check(self.table)
 
     def message(self, flows: Sequence[dict[str, Any]], now: float, wall_ms: int = 0) -> None:
-        """Apply the flows of one message.
-
-        If the table needs more fields of a flow, this flow and all later flows are decoded again
-        with a larger type.
-        """
+        """From the first flow that needs more fields, decode all flows again with a larger type."""
         obj = json.dumps(flows).encode()
         done = 0
         for decode in self._decodes:
@@ -278,7 +274,7 @@ class Core:
         assert done == len(flows)
 
     def report(self, flow: dict[str, Any], now: float, wall_ms: int = 0) -> str | None:
-        """Apply one flow. Return the reason if the table skipped it, else None."""
+        """Return the reason if the table skipped the flow, else None."""
         before = self.skipped
         self.message([flow], now, wall_ms)
         (*reasons,) = (reason for reason, n in self.skipped.items() if n != before[reason])
@@ -288,7 +284,6 @@ class Core:
     def relabel(
         self, names: Names, keys: Iterable[str], budget: int = ALL_ROWS, wall_ms: int = 0
     ) -> list[Slice]:
-        """Relabel in slices of up to ``budget`` flows, and return the slices."""
         relabeling = self.relabeling(names, keys)
         slices = []
         while relabeling.has_more:
@@ -340,7 +335,7 @@ def _noted(keys: Iterable[str], taken: list[str]) -> Iterator[str]:
 
 @contextmanager
 def beside(function: Callable[[], None], *, threads: int = 2) -> Iterator[None]:
-    """Call ``function`` repeatedly in other threads. Fail if a call raises an exception."""
+    """Call ``function`` repeatedly in other threads, and fail if a call raises an exception."""
     stop = threading.Event()
     rounds = [0] * threads
     errors: list[BaseException] = []

@@ -148,7 +148,7 @@ bounded = st.one_of(
 
 @st.composite
 def views(draw, number):
-    """Draw a view. ``number`` makes the names of its families unique."""
+    """``number`` makes the names of the families unique."""
     known = (*METRICS, *HISTOGRAMS, *HISTOGRAMS) if number else METRICS
     chosen = draw(st.lists(st.sampled_from(known), min_size=1, max_size=4, unique=True))
     labels = tuple(draw(ANY_LABELS))
@@ -164,7 +164,7 @@ def views(draw, number):
 
 @st.composite
 def specs(draw):
-    """Draw a spec. One in four has the default labels."""
+    """One spec in four has the default labels."""
     limits = {
         "max_connections": draw(st.sampled_from((1, 3, 1000))),
         "max_flows": draw(st.sampled_from((1, 4, MANY))),
@@ -254,7 +254,7 @@ four = st.tuples(numbers, numbers, numbers, numbers)
 
 @st.composite
 def flows(draw):
-    """Draw a flow. Some flows lack a field, and some have an invalid value."""
+    """Some flows lack a field, and some have an invalid value."""
     flow = make_flow(
         draw(st.sampled_from(UUIDS)),
         draw(four),

@@ -116,7 +116,6 @@ class Scenario:
         return self.node(node_type, host="analyzer", created_at=created_at, **metadata)
 
     def kubernetes_node(self, name="n1", *hosts, cluster="c1"):
-        """Add a Kubernetes node, with edges from these hosts."""
         node = self.kubernetes("node", name, namespace="", cluster=cluster)
         for host in hosts:
             self.edge(host, node, "node")
@@ -169,7 +168,6 @@ class Scenario:
         return node
 
     def running_pod(self, host, name="web-1", address="10.1.0.5", *, node="n1", **options):
-        """Add a pod with a network namespace, an interface, and a runtime container."""
         pod = self.pod(name, address, node=node, **options)
         netns = self.netns(host, f"cni-{name}")
         interface = self.interface(netns, f"{address}/24")

@@ -19,7 +19,6 @@ needs_victoria_metrics = pytest.mark.skipif(
 
 @asynccontextmanager
 async def process(command: Sequence[str | Path]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a program, and stop it at the end."""
     started = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
