@@ -98,7 +98,7 @@ SOME = _Some()
 
 
 def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Turn a trial into a test. The trial gets a new directory and the test's parameters."""
+    """Turn a trial, which gets a new directory and the test's parameters, into a test."""
     parameters = list(inspect.signature(trial).parameters.values())[1:]
 
     @functools.wraps(trial)

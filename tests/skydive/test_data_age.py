@@ -14,7 +14,7 @@ NOW_MS = 1_700_000_000_000
 
 
 def report(last_ms: int | None, *, updated_ms: int | None = None, finish: int = 0) -> Any:
-    """Return a decoded report. If ``updated_ms`` is None, it has no ``LastUpdateMetric``."""
+    """Return a decoded report, with a ``LastUpdateMetric`` if ``updated_ms`` is given."""
     decoded = SimpleNamespace(Last=last_ms, FinishType=finish)
     if updated_ms is not None:
         decoded.LastUpdateMetric = SimpleNamespace(Last=updated_ms)

@@ -198,7 +198,7 @@ def test_captures_show_the_values_of_statistics_messages() -> None:
 
 
 class Spy:
-    """A table that records the types of the decoded flows. The type shows the decoder."""
+    """A table that records the types of the decoded flows, which differ by decoder."""
 
     def __init__(self, table: Any) -> None:
         self.used: list[str] = []

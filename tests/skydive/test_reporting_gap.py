@@ -34,7 +34,7 @@ class Scenario:
         self.held = False
 
     def run(self, seconds: float, *delivering: str) -> float:
-        """Advance while only ``delivering`` deliver. Return how long the clock was held."""
+        """Return how long the clock is held while only ``delivering`` deliver."""
         before_s = self.held_s
         self.delivering = set(delivering)
         self._update()

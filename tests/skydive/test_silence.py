@@ -49,7 +49,7 @@ class Point:
         self._sent = self.total
 
     def tick(self, now: int) -> tuple[bytes | None, bool]:
-        """Advance by one second. Return statistics to send, or None, and whether to send flows."""
+        """Return statistics to send in this second, or None, and whether to send flows."""
         self.total += self.packets_s
         # A reading can be late for one report. It then becomes part of the next report.
         self._readings += [self.total] * self._rng.choice([0, 1, 2] if now % 7 == 0 else [1])
@@ -97,7 +97,7 @@ class Cluster:
         self.suspicions = 0
 
     def tick(self) -> dict[int, str]:
-        """Advance by one second. Return the reasons for silence, by index of the subscription."""
+        """Advance by one second; return the reasons for silence, by index of the subscription."""
         self.now += 1
         statistics = [0] * len(self.subscriptions)
         flows = [False] * len(self.subscriptions)

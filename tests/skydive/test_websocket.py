@@ -566,7 +566,7 @@ class Receiving:
 async def raw_server(
     tls: TLS, play: Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 ) -> AsyncIterator[str]:
-    """Yield the URL of a server. ``play`` gets the handshake response, and must send it."""
+    """Yield a server's URL. ``play`` gets the handshake response, and must send it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

@@ -216,17 +216,17 @@ class FakeAnalyzer:
         self.graph: dict[str, list[dict[str, Any]]] | None = None
         """The lists ``Nodes`` and ``Edges``. A response has the elements that match the query."""
         self.unique_host_ids = False
-        """Like Skydive, respond with 409 if another subscriber has the same X-Host-ID."""
+        """If true, respond with 409, like Skydive, if another subscriber has the same X-Host-ID."""
         self.host_id_linger_s = 0.0
         """How long the X-Host-ID stays in use after its subscriber has disconnected."""
         self.checks_pongs = False
-        """Like Skydive, drop subscribers whose pongs are late."""
+        """If true, drop subscribers whose pongs are late, like Skydive."""
         self.stalling = False
         """If true, send no pings. A ping would corrupt a frame that a test has sent only in
         part."""
         self.stops_after_disconnect = False
-        """Imitate a bug of Skydive: after a subscriber has disconnected, send nothing until the
-        next subscription."""
+        """If true, imitate a bug of Skydive: after a subscriber has disconnected, send nothing
+        until the next subscription."""
 
         self.paths: list[str] = []
         """The paths of all requests, including unknown paths."""

@@ -187,7 +187,7 @@ class Browser:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Run Chromium with a temporary profile. Raise RuntimeError if Chromium is missing."""
+    """Run Chromium with a temporary profile. Raise RuntimeError if it is missing."""
     if CHROMIUM is None:
         raise RuntimeError(MISSING)
     with TemporaryDirectory(prefix="skyfast-chromium-", ignore_cleanup_errors=True) as profile:

@@ -64,7 +64,7 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 
 
 def queries_of(text: str) -> list[str]:
-    """Return the queries of a code block. Continuation lines are indented."""
+    """Return the queries of a code block, in which continuation lines are indented."""
     return re.split(r"(?m)\n+(?=\S)", re.sub(r"(?m)^#.*\n", "", text).strip())
 
 
@@ -80,7 +80,7 @@ def code(*languages: str) -> list[Any]:
 
 
 def anchors(page: Path) -> list[str]:
-    """Return the anchors of a page's headings. Repeated headings get a number."""
+    """Return the anchors of a page's headings, with numbers if headings repeat."""
     known: list[str] = []
     for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE):
         name = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")

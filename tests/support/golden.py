@@ -24,7 +24,7 @@ def recorded(name, which):
 
 
 def golden_lines(families: Iterable[tuple[Sequence[str], Sequence[str]]]) -> Iterator[str]:
-    """Yield the lines of a golden file. Each family has comments and sorted samples.
+    """Yield the lines of a golden file, from the comments and the sorted samples of each family.
 
     A family with more than `SHOWN_SAMPLES` samples ends with a hash of all its samples.
     """

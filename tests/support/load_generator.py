@@ -30,7 +30,8 @@ UNIT = (3, 1000, 2, 5000)
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000
-"""Increase of each interface counter at each topology change. Most 32-bit counters wrap."""
+"""Increase of each interface counter at each topology change. The 32-bit counters wrap at most of
+the changes."""
 
 _FIRST = '{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":['
 

@@ -125,8 +125,8 @@ class ShownConnection:
     """A connection: its counters on the latest page that showed it, and the deltas since then.
 
     The connection expires one timeout after ``renewed_s`` at the earliest, and one timeout after
-    ``touched_s`` at the latest. A closing report that repeats the last update changes only
-    ``touched_s``.
+    ``touched_s`` at the latest. A closing report that repeats the last update does not renew the
+    connection: it changes only ``touched_s``.
     """
 
     counters: Counters = field(default_factory=Counter)

@@ -12,7 +12,8 @@ FIXED = 2 << 28
 COPIED = 3 << 28
 KIND = 7 << 28
 STRING = 1 << 31
-"""The sources of pieces, as in ``table/pieces.pxi``. ``KIND`` masks all except `STRING`."""
+"""The sources of pieces, as in ``table/pieces.pxi``. ``KIND`` is the mask of all sources except
+`STRING`."""
 
 MAX_DISTANCE = 40_000
 """Maximum distance from a random piece back to the text that it repeats. The deflate format allows

@@ -114,7 +114,7 @@ async def configured_prometheus(
 
 
 async def until_ready(process: asyncio.subprocess.Process, url: str) -> None:
-    """Wait until a server answers. Fail if its process ends first."""
+    """Wait until a server answers, and fail if its process ends first."""
     while True:
         try:
             await ask(url)

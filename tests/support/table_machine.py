@@ -487,7 +487,7 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def expire(self, max_rows):
-        # Pages omit expired rows before the table removes them. Gauges that count flows still
+        # Pages omit expired rows even before the table removes them. Gauges that count flows still
         # include expired flows.
         counts = {
             family.name

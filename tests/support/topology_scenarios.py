@@ -42,7 +42,7 @@ def shown(names, keys=ADDRESS_NAMES):
 
 
 class Scenario:
-    """A topology that is built node by node. Tests may change the nodes, which are JSON objects."""
+    """A topology of JSON objects, which tests build node by node and may change."""
 
     def __init__(self):
         self.nodes = []

@@ -121,7 +121,7 @@ def check(files: Mapping[str, File]) -> list[str]:
 
 
 def report(files: Mapping[str, File]) -> Iterator[str]:
-    """Yield a table. Files with the most uncovered lines come first."""
+    """Yield a table, in which files with the most uncovered lines come first."""
     total = File(
         sum(file.lines for file in files.values()), [n for f in files.values() for n in f.missing]
     )
