@@ -1210,8 +1210,8 @@ def test_edges_to_missing_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # Two of these missing nodes are not counted, because skyfast does not read all nodes that an
-    # interface can own or a service can select.
+    # skyfast does not read all nodes that an interface can own or a service can select. Therefore,
+    # two of the missing nodes are not counted.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

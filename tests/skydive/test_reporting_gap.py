@@ -286,5 +286,5 @@ def test_decisions_match_the_reference_model(
             assert held == reference.update(now_s, delivering, subscribed, update_s)
             assert bool(gap.causes) == reference.missing[-1]
             run_s = max(run_s, held_s)
-    # A step of the test lasts up to 75 s, so the clock can be held up to 75 s beyond the limit.
+    # A step lasts up to 75 s. Therefore, the clock can be held up to 75 s beyond the limit.
     assert run_s <= INCIDENT_UPDATES * update_s + 75

@@ -185,9 +185,9 @@ class LoadGenerator:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # If the agent restarts after the first report, the flow gets a new UUID: the same UUID
-            # would repeat the same totals, and the flow would seem idle. Other flows get a new UUID
-            # at every second restart.
+            # If the agent restarts after the first report, the flow gets a new UUID. With the old
+            # UUID, the next report would repeat the same totals, and the flow would seem idle.
+            # Other flows get a new UUID at every second restart.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0

@@ -495,8 +495,8 @@ class NameOracle:
     def assumed_host(self, pod: Json) -> str:
         """The host from `agent`, or else the name of the pod's Kubernetes node.
 
-        The name is not used if this node has an edge to a host, or if the host with this name has
-        an edge to a Kubernetes node.
+        This name is not used if the node has an edge to a host. It is not used either if a host
+        with this name has an edge to a Kubernetes node.
         """
         node = self.node_of(pod)
         free = not self.linked_hosts(pod) and not self.kubernetes_nodes(node)
@@ -823,8 +823,7 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface are merged into one owner if only this pod can be at this interface,
-        and only this interface can be the pod's.
+        A pod and an interface are one owner if they fit only each other.
         """
         locations = self.locations(address)
         shown = [self.pod(namespace) for namespace, _, machine in locations if machine is None]
@@ -869,8 +868,8 @@ class NameOracle:
         """Whether the interface at a location can belong to the pod, which has the same address.
 
         * The interface must not be in a host's own namespace or in the namespace of another pod.
-        * If only the name of the namespace's pod is known, the pod must have this name, and must
-          not be in another cluster or on another host.
+        * If only the name of the namespace's pod is known, the pod must have this name. It must not
+          be in another cluster or on another host.
         * If the namespace has no pod, the interface must be on the pod's host. If the pod's host is
           unknown, no other interface may have the address.
         """
@@ -959,8 +958,8 @@ class NameOracle:
     def choose(self, address: str, other: str, tid: str) -> Names | None:
         """Return the names of an address in a flow, or None if they are ambiguous.
 
-        A loopback or link-local address has names only in flows that were captured in its
-        namespace, or at a veth peer of this namespace.
+        A loopback or link-local address has names only if the flow was captured in its namespace,
+        or at a veth peer of this namespace.
         """
         candidates = self.candidates(address)
         local = is_local(address)

@@ -637,8 +637,8 @@ class DeduplicatingMachine(TableMachine):
         self.apply([self.flow(uuids[n % len(uuids)], **report) for n, report in reports])
 
     def apply(self, flows):
-        # Apply one flow per second. If two flows of a connection became dormant in the same second
-        # and only one had ended, it would be undefined which was the last one.
+        # Apply one flow per second. If an ended flow and another flow became dormant in the same
+        # second, it would be undefined which was the last one.
         for flow in flows:
             super().receive(message=[flow])
             self.now += 1

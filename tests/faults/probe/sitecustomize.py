@@ -1,8 +1,9 @@
 """Reports the tasks and threads of a skyfast process in a trial.
 
 Python imports this module at startup if its directory is in PYTHONPATH. On SIGUSR1, the module
-writes the coroutines of all tasks, and the number of threads in the event loop's pool, to the file
-$PROBE. If $FLOW_UPDATE_S is set, skyfast at first assumes this interval as ``flow.update``.
+writes two things to the file $PROBE: the coroutines of all tasks, and the number of threads in the
+event loop's pool. If $FLOW_UPDATE_S is set, skyfast at first assumes this interval as
+``flow.update``.
 """
 
 import asyncio
