@@ -12,7 +12,6 @@ def authority(tmp_path):
 
 @pytest.fixture
 def file(tmp_path, authority):
-    """Return a function that writes a web configuration with TLS and the given settings."""
     issued = authority.issue("127.0.0.1")
     path = tmp_path / "web.yml"
 
@@ -30,7 +29,6 @@ def file(tmp_path, authority):
 
 @pytest.fixture
 def plain(tmp_path):
-    """Return a function that writes a web configuration without TLS."""
     path = tmp_path / "web.yml"
 
     def write(text):

@@ -1,7 +1,4 @@
-"""The docstring of `skyfast.web.connections` lists all internals of aiohttp that skyfast uses.
-
-The tests check that this list is complete and correct.
-"""
+"""The docstring of `skyfast.web.connections` lists exactly those internals of aiohttp that it uses."""
 
 import ast
 import inspect
@@ -43,7 +40,7 @@ def tree(path):
 
 
 def imported(module):
-    """Yield all imports from aiohttp, as the imported module and the imported name."""
+    """Yield each import from aiohttp as a pair of the module and the name."""
     for node in ast.walk(module):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "aiohttp":
             for alias in node.names:
@@ -55,7 +52,7 @@ def imported(module):
 
 
 def attributes(module):
-    """Yield the names of attributes that a module uses, except those of ``self`` and ``cls``."""
+    """Yield the names of all attributes in a module, except those of ``self`` and ``cls``."""
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in {"self", "cls"}:
             yield node.attr
@@ -89,7 +86,6 @@ def test_locked_version_is_a_tested_version():
 
 
 def test_inherited_attributes_in_use_are_listed():
-    """The list has all attributes of the base class that `HttpConnection` uses or overrides."""
     (connection,) = [
         node
         for node in tree(connections.__file__).body
@@ -128,11 +124,10 @@ def test_no_other_module_relies_on_internals(path):
     assert {origin for origin, _ in names} <= {*DOCUMENTED}
     assert not {name for _, name in names if name.startswith("_")}
     assert not {*attributes(module)} & PRIVATE
-    # Annotations can be strings. Therefore, also search the text of the module for private names.
+    # `attributes` does not find names in annotations that are strings.
     assert not re.findall(r"\baiohttp(?:\.\w+)*\._\w+", path.read_text())
     for base in bases(module):
-        # Applications may subclass only one kind of aiohttp's classes: the abstract classes in
-        # aiohttp.abc.
+        # aiohttp allows subclasses only of the abstract classes in aiohttp.abc.
         assert not base.startswith(("aiohttp.", "web."))
         assert ("aiohttp", base) not in names
         assert ("aiohttp.web", base) not in names

@@ -87,7 +87,7 @@ async def test_requests_over_the_rate_limit_are_rejected(plain):
     async with Site(security=WebSecurity(plain("rate_limit: {interval: 1s, burst: 0}"))) as site:
         response = await site.get("/")
         assert response.status == 429
-        assert "retry-after" not in response.headers  # a later request would be rejected, too
+        assert "retry-after" not in response.headers  # waiting would not help
 
 
 # --- limits on guesses
@@ -110,7 +110,7 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
         assert await guess(0, "127.0.0.3") == 401
         valid_request = request("/", authorization=basic())
         async with await site.ask(valid_request, local="127.0.0.2") as client:
-            # Requests with a cached password are not limited.
+            # This password is cached, so it is not limited.
             assert (await client.read_response()).status == 200
         now_s = auth.WRONG_INTERVAL_S
         assert [await guess(i) for i in range(burst, burst + 2)] == [401, 429]
@@ -119,7 +119,6 @@ async def test_wrong_passwords_are_limited_per_address(plain, caplog):
 
 @on_both_loops
 async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch):
-    """A client repeatedly sends an outdated password. Other clients at its address can log in."""
     computed = []
     checkpw = bcrypt.checkpw
     monkeypatch.setattr(
@@ -134,7 +133,7 @@ async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch
         assert len(computed) == 2
         for user in ("alice", "bob"):
             assert (await site.get("/", authorization=basic(user))).status == 200
-        # The web configuration changes. A password that was cached as wrong becomes valid.
+        # This password was cached as wrong. The new web configuration makes it valid.
         plain(users(alice=bcrypt.hashpw(b"last year's", bcrypt.gensalt(4)).decode()))
         assert (await site.get("/", authorization=basic(password="last year's"))).status == 200
 
@@ -164,8 +163,7 @@ async def test_valid_passwords_are_not_limited(plain):
 @on_both_loops
 async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
     monkeypatch.setattr(auth, "WRONG_BURST", 1000)
-    # No guess is hashed until ``computed`` is set. Therefore, the test does not depend on the speed
-    # of the machine.
+    # No guess is hashed until ``computed`` is set, so the speed of the machine does not matter.
     computed = threading.Event()
     checkpw = bcrypt.checkpw
 
@@ -181,7 +179,7 @@ async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
                 asyncio.create_task(site.get("/", authorization=basic(password=f"guess {i}")))
                 for i in range(3 * auth.MAX_CHECKS)
             ]
-            # `MAX_CHECKS` guesses wait to be hashed. All other guesses are rejected immediately.
+            # `MAX_CHECKS` guesses wait for their hashes. All others are rejected at once.
             await until(lambda: sum(guess.done() for guess in guesses) == 2 * auth.MAX_CHECKS)
             for _ in range(3):
                 assert (await site.get("/metrics/flows", authorization=basic())).body == FLOWS
@@ -206,7 +204,6 @@ async def test_rejecting_an_unknown_user_costs_as_much_as_rejecting_a_password(p
         for user in ("alice", "nobody"):
             for password in ("x", "y"):
                 assert (await site.get("/", authorization=basic(user, password))).status == 401
-        # An unknown user is rejected, even with alice's valid password.
         assert (await site.get("/", authorization=basic("nobody"))).status == 401
         for _ in range(3):
             assert (await site.get("/", authorization=basic())).status == 200
@@ -234,12 +231,11 @@ async def test_caches_of_passwords_and_addresses_are_bounded(plain, monkeypatch)
     assert [await guess(f"10.0.0.{i}") for i in range(5)] == [401] * 5
     assert [await guess(f"10.0.0.{i}") for i in (4, 3, 2)] == [429] * 3
     assert await guess("10.0.0.0") == 401
-    # The first two addresses are in the same IPv6 network. Therefore, they share a limit.
+    # The first two addresses are in the same /64 network, so they share a limit.
     networks = ("2001:db8::1", "2001:db8::2:1", "2001:db8:0:1::1")
     assert [await guess(address) for address in networks] == [401, 429, 401]
     assert len(security._passwords._failed) == 4
-    # Wrong passwords are cached by address. If the same password comes from 192.0.2.2, skyfast must
-    # hash it again.
+    # Wrong passwords are cached per address: 192.0.2.2 causes a second check.
     wrong = basic("user0", "wrong")
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)
     assert await authenticate(wrong, "192.0.2.1") == Rejection(HTTPStatus.UNAUTHORIZED)

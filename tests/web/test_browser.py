@@ -67,7 +67,7 @@ async def browser():
 
 @pytest.fixture
 def visited(browser):
-    """Return a context manager that opens a page in a tab. On exit, it checks for errors."""
+    """Return a context manager that opens a page. On exit, it checks for errors."""
 
     @asynccontextmanager
     async def visit(site, path="/", **screen):
@@ -83,7 +83,7 @@ def visited(browser):
 
 
 def served(api_status):
-    """Return a script that replaces the status with ``api_status``, and updates the page."""
+    """Return a script that updates the page with ``api_status``."""
     return f"""
         const ask = window.fetch, served = {json.dumps(json.dumps(api_status))};
         window.fetch = (path, options) => String(path).includes('status')
@@ -119,7 +119,6 @@ async def test_script_renders_the_same_page_as_the_server(visited, monkeypatch):
             served = await tab.evaluate(ELEMENTS.replace("document", "served"))
     assert ranks == ["10.0.0.1", "10.0.0.2", "fd00::3"]
     assert len(written) > 80
-    # The title shows that the analyzer is down.
     assert written[0] == ["TITLE", "", "", "▲ 0 of 1 analyzer · skyfast · skyfast-test"]
     assert written == served
     assert [path for path in drawn if path.startswith("M")]
@@ -130,7 +129,7 @@ async def test_script_shows_the_same_names_and_groups_as_the_server(visited, mon
     async with three_connections(views=[view]) as site:
         parts, now = site.app._parts, site.app.clock.now()
         parts.interfaces.update(topology_nodes.read(TOPOLOGY), now)
-        # Remove NUL from the end of EVIL: an HTML parser would replace it.
+        # The HTML parser would replace NUL.
         nameless, evil = ("",) * 8, EVIL.rstrip("\x00")
         parts.names.nodes["node-1"] = ("eth0", "h1", "", evil, *nameless[4:])
         parts.names.addresses["10.0.0.1"] = (evil, *nameless[1:])
@@ -183,7 +182,6 @@ async def test_group_can_be_chosen(visited):
         await tab.until(REFRESHED)
         note = await tab.evaluate("document.querySelector('#note').textContent")
         assert note == "1 of 1 group"
-        # The link of a metric changes the ranking, but keeps the group.
         await tab.click(".choice a[data-by=packets]")
         await tab.until("location.search === '?by=packets&filter=&group=protocol&n=20'")
         await tab.until("document.querySelector('.choice [aria-current]').dataset.by === 'packets'")
@@ -233,8 +231,7 @@ async def test_bar_of_a_percentage_is_below_the_digits(visited, width):
             )
     assert len(bars) == 4
     for below_middle, height, text_height in bars:
-        # The distance from the middle of the line to the lower edge of the digits is a quarter of
-        # the line's height.
+        # The bar is below the digits, whose lower edge is a quarter of the height below the middle.
         assert below_middle >= text_height / 4
         assert height <= 3
 
@@ -248,7 +245,7 @@ async def test_grouping_and_view_can_be_chosen(visited):
         await tab.click(".choice a[data-group=target_port]")
         await tab.until("location.search === '?by=packets&filter=&n=20&group=target_port'")
         await tab.until(f"{RANKS}.join() === '443'")
-        # The view has no packets. Therefore, the view's default metric ranks the rows.
+        # This view has no packets, so the ranking changes to its default metric.
         await tab.click(".choice a[data-view=ports]")
         await tab.until("location.search.includes('view=ports')")
         await tab.until(f"{RANKS}.join() === '443'")
@@ -262,7 +259,6 @@ async def test_grouping_and_view_can_be_chosen(visited):
 
 
 async def test_script_formats_values_like_the_server(visited):
-    """The test adds a table to the page. The script fills the table with one value per format."""
     async with three_connections() as site, visited(site) as tab:
         await tab.until(REFRESHED)
         api_status = await site.json("/api/status")
@@ -311,7 +307,7 @@ async def test_ranking_can_be_sorted_and_filtered(visited):
         assert await tab.evaluate("document.querySelector('#note').textContent") == (
             "No connection matches “0.0.1x”."
         )
-        # The URL contains the selection, so a bookmark or a reload shows the same selection.
+        # A bookmark or a reload needs the selection in the URL.
         search = await tab.evaluate("location.search")
         assert search == "?by=bytes&filter=0.0.1x&n=20"
         site.report(make_flow("5", a="10.0.0.1x"))
@@ -332,7 +328,7 @@ async def test_hostile_values_are_shown_as_text(visited):
                 shown = await tab.evaluate(
                     "document.querySelector('[data-rows=top] tbody tr').cells[5].textContent"
                 )
-                # The browser's HTML parser removes NUL characters.
+                # The HTML parser removes NUL.
                 assert shown.rstrip("\x00") == EVIL.rstrip("\x00")
                 assert (
                     await tab.evaluate("document.querySelectorAll('td img, td script').length") == 0
@@ -445,7 +441,7 @@ async def test_page_is_accessible(visited, dark):
         await tab.until(REFRESHED)
         contrasts = await tab.evaluate(CONTRASTS)
         assert len(contrasts) > 20
-        # WCAG 2.2, level AA, requires a contrast of at least 4.5.
+        # 4.5 is the limit of WCAG 2.2, level AA.
         assert not {name: ratio for name, ratio in contrasts.items() if ratio < 4.5}
         background = await tab.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
         assert background is dark
@@ -455,8 +451,8 @@ async def test_page_is_accessible(visited, dark):
         )
         headless = await tab.evaluate("document.querySelectorAll('th:not([scope])').length")
         assert (unlabelled, headless) == (0, 0)
-        # The Tab key focuses the links and controls one after the other, in the order of the page.
-        # The focused element has a visible outline.
+        # The Tab key visits links and controls in the order of the page. The focus has a visible
+        # outline.
         focused = []
         before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]
         before += ["Connections", "Flows", "Series, including views (upper bound)"]
@@ -474,7 +470,6 @@ async def test_page_is_accessible(visited, dark):
 @pytest.mark.parametrize("screen", SCREENS, ids=SCREENS.keys())
 @pytest.mark.parametrize("path", ["/", "/cardinality", "/help", "/missing"])
 async def test_axe_finds_no_accessibility_violations(browser, path, screen):
-    """Check all rules of axe-core: those of WCAG 2.2 level AA, and best practices."""
     view = {"prefix": "x", "labels": ["initiator_ip", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view]) as site, browser.page() as tab:
         site.app.stats.analyzers["127.0.0.1:9"].last_failure = Failure("error", "refused")
@@ -530,7 +525,7 @@ async def test_page_fits_narrow_screens(visited, width):
     async with three_connections() as site:
         for path in ("/", "/cardinality"):
             async with visited(site, path, width=width) as tab:
-                # Tables can scroll horizontally, but the page itself must not.
+                # Only tables can scroll horizontally.
                 assert await tab.evaluate("document.documentElement.scrollWidth") == width
 
 

@@ -31,7 +31,6 @@ async def test_report_is_cached_briefly(monkeypatch):
 
 @on_both_loops
 async def test_report_compares_connections_of_one_scan():
-    """The numbers with and without a label come from the same scan of the table."""
     core = Core()
     core.message([make_flow("1")], 0)
     counts = Cardinality(table=core.table, view=core.plan.views[0])

@@ -39,7 +39,7 @@ def report(*labels, connections=8, **others):
 
 
 def rows(page):
-    """Return the first four cells of each label's row, as text."""
+    """Return the text of the first four cells of each label's row."""
     lines = re.findall(r"<tr><th scope=.row.>(.*?)</tr>", page, re.DOTALL)
     return [
         [re.sub(r"<.*?>", "", cell).strip() for cell in re.split(r"</th>|</td>", line)[:4]]
@@ -94,7 +94,7 @@ def test_each_view_has_a_table():
 
 
 def test_rare_values_are_not_listed():
-    """If many values are equally rare, none is listed: any twenty of them would be random."""
+    """If many values are equally rare, none is listed: any choice of twenty would be random."""
     rare = [(f"port-{n}", 7) for n in range(20)]
     page = as_html(report(label("port", *rare, count=28_000), connections=200_000))
     assert "no value has more than 7 connections" in page
@@ -104,7 +104,7 @@ def test_rare_values_are_not_listed():
     assert summary(page) == "80 150,000, 443 1,000 and 27,998 more"
     assert re.findall(r'filter=(\w+)">', page) == ["80", "443"]
     assert "and 27,998 less frequent values" in page
-    # The bar of the most frequent value has a width of 100 %. All other bars have at least 1 %.
+    # Widths of bars are relative to the largest bar, but at least 1 %.
     assert re.findall(r'width="([\d.]+)%"', page) == ["100.0", "100.0", "1.0"]
 
 

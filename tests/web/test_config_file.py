@@ -28,7 +28,7 @@ from tests.support.web_fixtures import BIG, FakeTable, on_both_loops
 
 
 def trusting(authority, **settings):
-    """Return the TLS context of a client that trusts the certificate authority."""
+    """Return a client's TLS context that trusts the certificate authority."""
     context = ssl.create_default_context(cafile=authority.certificate)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     for name, value in settings.items():
@@ -37,7 +37,7 @@ def trusting(authority, **settings):
 
 
 class Secure:
-    """A TLS client that reads responses like `Client`."""
+    """Like `Client`, but over TLS."""
 
     def __init__(self, reader, writer):
         self.reader, self.writer = reader, writer
@@ -72,8 +72,7 @@ class Secure:
     read_response = Client.read_response
 
 
-async def refused(port, context):
-    """Return whether a client with this TLS context gets no response."""
+async def gets_no_response(port, context):
     try:
         async with await Secure.open(port, context) as client:
             await client.ask("/-/healthy")
@@ -321,10 +320,7 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """There is one exception, which other tests cover.
-
-    skyfast rejects files that request client certificates without verifying them.
-    """
+    """Exception, tested elsewhere: requested client certificates must be verified."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
@@ -380,7 +376,6 @@ async def test_certificate_and_key_can_be_inline(authority, plain):
 
 @on_both_loops
 async def test_pages_are_served_over_tls(file, authority):
-    """HEAD, keep-alive and a long page work over TLS."""
     async with (
         Site(FakeTable(BIG), security=WebSecurity(file())) as site,
         await Secure.open(site.port, trusting(authority)) as client,
@@ -400,10 +395,10 @@ async def test_pages_are_served_over_tls(file, authority):
 async def test_clients_below_the_minimum_version_are_rejected(file, authority):
     old = trusting(authority, maximum_version=ssl.TLSVersion.TLSv1_2)
     async with Site(security=WebSecurity(file())) as site:
-        assert not await refused(site.port, old)
+        assert not await gets_no_response(site.port, old)
     async with Site(security=WebSecurity(file(tls="min_version: TLS13"))) as site:
-        assert await refused(site.port, old)
-        assert not await refused(site.port, trusting(authority))
+        assert await gets_no_response(site.port, old)
+        assert not await gets_no_response(site.port, trusting(authority))
 
 
 @on_both_loops
@@ -420,8 +415,8 @@ async def test_client_certificate_needs_trusted_issuer_and_allowed_name(tmp_path
         return context
 
     async with Site(security=WebSecurity(path)) as site:
-        assert await refused(site.port, trusting(authority))
-        assert await refused(site.port, presenting(stranger.issue("prometheus.example")))
+        assert await gets_no_response(site.port, trusting(authority))
+        assert await gets_no_response(site.port, presenting(stranger.issue("prometheus.example")))
         context = presenting(authority.issue("other.example"))
         async with await Secure.open(site.port, context) as client:
             response = await client.ask("/metrics")
@@ -430,7 +425,7 @@ async def test_client_certificate_needs_trusted_issuer_and_allowed_name(tmp_path
         assert site.scrape.handshakes_failed["client_certificate"] == 3
         assert not site.table.asked_at
         for name in ("prometheus.example", "2001:db8::1"):
-            assert not await refused(site.port, presenting(authority.issue(name)))
+            assert not await gets_no_response(site.port, presenting(authority.issue(name)))
 
 
 @pytest.mark.xdist_group("timing")
@@ -440,7 +435,7 @@ async def test_handshakes_have_a_timeout_and_count_as_connections(file, authorit
     async with Site(security=WebSecurity(file()), max_connections=2) as site:
         begin_s = time.monotonic()
         silent = [await Client.open(site.port) for _ in range(3)]
-        # The third connection exceeds the limit, so the server closes the oldest connection.
+        # The third connection exceeds the limit, so the oldest one is closed.
         assert await silent[0].end() in ("closed", "reset")
         assert time.monotonic() - begin_s < 0.25
         assert site.scrape.connections_rejected == 1
@@ -449,7 +444,7 @@ async def test_handshakes_have_a_timeout_and_count_as_connections(file, authorit
         assert 0.2 < time.monotonic() - begin_s < 2
         for client in silent:
             client.sock.close()
-        assert not await refused(site.port, trusting(authority))
+        assert not await gets_no_response(site.port, trusting(authority))
 
 
 @on_both_loops
@@ -464,21 +459,21 @@ async def test_system_authority_can_issue_client_certificates(
             context = trusting(authority)
             context.load_cert_chain(issued.certificate, issued.key)
             if not status:
-                assert await refused(site.port, context)
+                assert await gets_no_response(site.port, context)
                 continue
             async with await Secure.open(site.port, context) as client:
                 assert (await client.ask("/-/healthy")).status == status
 
 
 def alert(data):
-    """Return the field ``description`` of an unencrypted TLS alert."""
+    """Return the ``description`` of an unencrypted TLS alert."""
     assert data[:1] == b"\x15"
     assert data[5:6] == b"\x02"  # fatal
     return data[6]
 
 
 async def hello(site, **settings):
-    """Return the server's response to the ClientHello of a client with these TLS settings."""
+    """Return the response to the ClientHello of a client with these settings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     for name, value in settings.items():
@@ -494,9 +489,8 @@ async def hello(site, **settings):
         return bytes(client.buffer)
 
 
-def distrusts(port):
-    """Return whether a client that does not trust the authority rejects the certificate."""
-    # This client needs a blocking socket, because asyncio's TLS clients do not send an alert.
+def client_without_the_authority_rejects(port):
+    # asyncio's TLS clients do not send an alert.
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         try:
             ssl.create_default_context().wrap_socket(client, server_hostname="127.0.0.1")
@@ -515,12 +509,12 @@ async def test_failed_handshake_is_reported_to_the_client_and_logged(file, autho
         for greeting in (b"SSH-2.0-OpenSSH\r\n", bytes(32)):
             async with await site.ask(greeting) as client:
                 await client.end()
-        assert await asyncio.to_thread(distrusts, site.port)
+        assert await asyncio.to_thread(client_without_the_authority_rejects, site.port)
         await until(lambda: sum(site.scrape.handshakes_failed.values()) == 4)
         assert site.scrape.handshakes_failed["unsupported"] == 1
         assert site.scrape.handshakes_failed["not_tls"] == 2
         assert site.scrape.handshakes_failed["rejected"] == 1
-        # If the client sends nothing before it disconnects, no failed handshake is counted.
+        # A client that disconnects without sending anything does not count.
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
             await client.end()
@@ -529,7 +523,7 @@ async def test_failed_handshake_is_reported_to_the_client_and_logged(file, autho
             await client.end()
         await until(lambda: site.scrape.handshakes_failed["disconnected"] == 1)
         assert sum(site.scrape.handshakes_failed.values()) == 5
-        assert not await refused(site.port, trusting(authority))
+        assert not await gets_no_response(site.port, trusting(authority))
     async with Site(security=WebSecurity(file())) as site:
         assert alert(await hello(site, **cbc)) == 40  # handshake_failure
     async with Site(security=WebSecurity(file(tls=f"cipher_suites: [{PEM_SUITES[9]}]"))) as site:
@@ -547,7 +541,7 @@ async def test_failed_handshake_is_reported_to_the_client_and_logged(file, autho
 
 @on_both_loops
 async def test_client_without_a_valid_certificate_gets_an_alert(tmp_path, file, authority, caplog):
-    """With TLS 1.3, the client gets the alert after it has completed the handshake."""
+    """With TLS 1.3, the alert arrives after the handshake of the client."""
     path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
     stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
     async with Site(security=WebSecurity(path)) as site:
@@ -583,12 +577,12 @@ async def test_plain_http_on_the_tls_port_gets_a_response(file, authority, caplo
                 assert method == "HEAD" or response.text == (
                     "Bad Request: plain HTTP request on an HTTPS port.\n"
                 )
-        # The server needs several reads for this long request.
+        # This request is too long for a single read.
         async with await site.ask(request("/metrics", x="y" * 50_000)) as client:
             assert (await client.read_response()).status == 400
             assert await client.end() == "closed"
         assert site.scrape.handshakes_failed["plain_http"] == 11
-        assert not await refused(site.port, trusting(authority))
+        assert not await gets_no_response(site.port, trusting(authority))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == "TLS handshake failed for 127.0.0.1: plain HTTP request on an HTTPS port"
 
@@ -657,8 +651,8 @@ async def test_new_certificate_is_used_and_connections_stay_open(file, authority
         old_key = key.read_bytes()
         authority.issue("127.0.0.1")
         renewed, new_key = certificate.read_text(), key.read_bytes()
-        # While the key does not match the new certificate, skyfast uses the old certificate with
-        # the old key, and logs the error once.
+        # The old key does not match the new certificate: skyfast keeps the old pair, and logs one
+        # error.
         key.write_bytes(old_key)
         for _ in range(3):
             async with await Secure.open(site.port, trusting(authority)) as client:
@@ -681,7 +675,7 @@ async def test_users_can_change_but_cannot_all_be_removed(plain, caplog):
             assert (await site.get("/", authorization=basic(user))).status == 200
         plain(users(alice=CHEAP))
         assert (await site.get("/", authorization=basic("alice"))).status == 200
-        # The user bob was removed. He is rejected, although his password was cached as valid.
+        # The password of the removed user bob is still cached as valid.
         assert (await site.get("/", authorization=basic("bob"))).status == 401
         for broken in ("", users(alice="hunter2"), "tls_server_config: {"):
             plain(broken)
@@ -698,7 +692,7 @@ async def test_users_can_change_but_cannot_all_be_removed(plain, caplog):
 
 
 async def curl(*arguments):
-    """Return the output of curl: the body of the response, followed by its status."""
+    """Return curl's output: the body and the status."""
     process = await asyncio.create_subprocess_exec(
         *("curl", "-s", "-m", "10", "-w", "%{http_code}", *arguments),
         stdout=asyncio.subprocess.PIPE,

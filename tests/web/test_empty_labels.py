@@ -35,10 +35,7 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 def found(
     tmp_path: Path, *flows: dict[str, Any], min_share: float = 0.0, **settings: Any
 ) -> dict[str, float]:
-    """Process flows in a dry run that has no topology.
-
-    Map each set of empty labels to its share of the bytes.
-    """
+    """Process flows without a topology, and map each set of empty labels to its share of the bytes."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(message(*flows) + b"\n")
     config = configured(**settings)
@@ -64,7 +61,7 @@ def test_share_is_the_fraction_of_bytes_with_empty_labels(tmp_path: Path) -> Non
     settings: dict[str, Any] = {"names": {"10.0.0.0/8": "inside"}}
     assert found(tmp_path, *FLOWS, **settings) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, labels=["target_name"]) == {"target_name": 0.94}
-    # If ``min_share`` is above 0.5, it is enough to search the largest group of connections.
+    # Above 0.5, only the largest group of connections is searched.
     assert found(tmp_path, *FLOWS, **settings, min_share=0.9) == {
         "initiator_name,target_name": 0.91
     }
@@ -93,8 +90,7 @@ def test_empty_labels_are_searched_in_the_first_view_with_bytes(tmp_path: Path) 
         (ENDS, 0.9, True),
         (ENDS, 0.899, False),
         (("node_host",), 0.9, True),
-        # It is normal that most initiators are outside of the topology. Therefore, an empty
-        # ``initiator_host`` is suspicious only if it is empty for all bytes.
+        # Most initiators may be outside of the topology, so only a share of 100 % is suspicious.
         (("initiator_host",), 0.999, False),
         (("initiator_host",), 1.0, True),
     ],
@@ -123,7 +119,7 @@ def test_warnings_are_logged_once_with_their_reason(caplog: pytest.LogCaptureFix
 
 
 class FakeRanking:
-    """Replaces a ranking. The check needs only the identity of a ranking."""
+    """The check compares only the identity of rankings."""
 
 
 def test_table_is_searched_if_its_names_were_read_in_two_successive_rounds() -> None:
@@ -151,7 +147,7 @@ async def warnings_of(app: app_module.App) -> list[str]:
 
 
 async def until_checked(monkeypatch: pytest.MonkeyPatch, rounds: int = 3) -> None:
-    """Wait until skyfast has searched for empty labels ``rounds`` times."""
+    """Wait until empty labels were searched ``rounds`` times."""
     searched = 0
     find = empty_labels.find
 
@@ -178,7 +174,7 @@ async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture)
             await until(lambda: names.empty_labels)
             assert f"{NO_NAMES}: the topology is empty." in await warnings_of(app)
             assert caplog.text.count(f"{NO_NAMES}: the topology is empty") == 1
-            # The reload starts a new table. Its labels have not been checked yet.
+            # The labels of the new table have not been checked yet.
             configs.append(configured(analyzer.url, labels=[*ENDS, "node_tid"]))
             assert await app.reload() is None
             assert names.empty_labels == ()
@@ -188,7 +184,7 @@ async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture)
 async def test_traffic_with_outside_addresses_causes_no_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each connection has an initiator outside of the topology, and a target with a name."""
+    """The initiators are outside of the topology. The targets have names."""
     async with FakeAnalyzer() as analyzer:
         (analyzer.graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
         async with running_app(configured(analyzer.url)) as app:

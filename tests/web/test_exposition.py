@@ -73,15 +73,14 @@ async def test_page_consists_of_its_parts_in_order():
     whole = b"".join(await collect(pages.stream(Part.ALL, gzip=False)))
     others = FLOWS + INTERFACES + CAPTURES
     assert whole.startswith(others + b"# HELP skyfast_build_info ")
-    # Some values differ between two pages, for example the size of the process. Therefore, only the
-    # lines that declare families are compared.
+    # Values such as the size of the process differ between two pages, so only HELP and TYPE lines
+    # are compared.
     names = [line for line in whole[len(others) :].splitlines() if line[:1] == b"#"]
     assert names == [line for line in own.splitlines() if line[:1] == b"#"]
 
 
 @on_both_loops
 async def test_info_series_of_capture_points_follow_the_flows():
-    """The rendering thread finds all capture points before it renders the flows."""
     table = FakeTable(BIG)
     table.values["node_tid"] = [("tid-1", 3), ("tid-2", 1)]
     info = InterfaceInfo(NodeNames({"tid-2": ("eth0",) * len(NODE_NAMES)}))
@@ -124,7 +123,6 @@ async def test_first_part_has_the_info_series_of_all_parts():
 
 @on_both_loops
 async def test_complete_openmetrics_pages_end_with_eof():
-    """Each page has exactly one ``# EOF``, at its end."""
     pages = exposition(FakeTable(BIG), standard_names=True)
     for part, version in itertools.product((*Part, Part.FLOWS | Part.INTERFACES, Part.ALL), (1, 2)):
         for gzip in (False, True):
@@ -191,7 +189,7 @@ async def test_label_values_are_cached_briefly(monkeypatch):
 
 @on_both_loops
 async def test_new_source_applies_to_new_pages():
-    """A reload can replace the source of pages. Unfinished pages keep the old source."""
+    """A reload replaces the source. Unfinished pages keep the old one."""
     pages = exposition(FakeTable(BIG))
     stream = pages.stream(Part.ALL, gzip=False)
     first = await anext(stream)
@@ -213,7 +211,6 @@ async def test_page_uses_the_time_of_its_request():
 
 @on_both_loops
 async def test_page_is_rendered_in_chunks_of_fixed_size():
-    """The first chunk is small, and the others are large. A separate thread renders all chunks."""
     table = FakeTable(BIG)
     stream = exposition(table).stream(Part.FLOWS, gzip=False)
     chunks = await collect(stream)
@@ -243,7 +240,7 @@ async def test_empty_page_has_no_chunks():
 
 @on_both_loops
 async def test_compressed_page_has_no_empty_chunk():
-    """An empty chunk would end the HTTP body, so buffering in the compressor must not cause one."""
+    """An empty chunk would end the HTTP body."""
     stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True)
     chunks = await collect(stream)
     assert all(chunks)
@@ -252,7 +249,7 @@ async def test_compressed_page_has_no_empty_chunk():
     assert stream.page_bytes == len(BIG)
 
 
-# Pages with ``direct=True``: the table compresses the lines of flows, and isal compresses the rest.
+# With ``direct=True``, the table compresses the lines of flows, and isal compresses the rest.
 
 
 def core_with(connections):
@@ -308,7 +305,7 @@ async def test_whole_page_can_be_compressed_directly():
 
 @on_both_loops
 async def test_isal_compresses_small_pages():
-    """`FakeTable` cannot compress its lines, so isal compresses them."""
+    """`FakeTable` cannot compress."""
     stream = exposition(FakeTable(BIG)).stream(Part.FLOWS, gzip=True, direct=True)
     assert zlib.decompress(b"".join(await collect(stream)), wbits=31) == BIG
 
@@ -319,9 +316,9 @@ def test_gzip_trailer_has_the_length_modulo_4_gib():
 
 @pytest.mark.slow
 def test_page_can_be_longer_than_4_gib():
-    """The decoder checks the length in the gzip trailer, which is the length modulo 4 GiB.
+    """The gzip trailer contains the length modulo 4 GiB.
 
-    All chunks but the last are the same, because compressing different chunks would take long.
+    All chunks but the last are the same, because compression of different chunks would take long.
     """
     text = memoryview(bytes(range(256)) * (1 << 18))
     compressor = zlib.compressobj(1, wbits=-15)
@@ -439,7 +436,6 @@ async def test_concurrent_pages_do_not_affect_each_other():
 
 
 def test_rendering_thread_can_outlive_its_event_loop():
-    """The rendering thread prints no error, although its event loop is closed."""
     table = FakeTable(BIG, pause_at=FIRST_CHUNK_BYTES)
 
     async def begin():

@@ -1,4 +1,4 @@
-"""A forecast for given bounds has the same numbers as a page that is limited by these bounds."""
+"""The forecast for a bound has the numbers of a page with this bound."""
 
 import html
 import json
@@ -22,7 +22,7 @@ NO_BOUNDS = (0, 0)
 
 
 def lines_of(core, spec, now=0.0):
-    """Return the sample lines of the first view, and the sample lines of all other views."""
+    """Return the sample lines of the first view, and those of all other views."""
     page = core.page(now)
     shown = [[line for f in view.families for line in page[f.name]] for view in spec.views]
     return shown[0], [line for lines in shown[1:] for line in lines]
@@ -104,10 +104,7 @@ def test_forecast_equals_the_page(
 
 
 def test_largest_tenth_of_typical_connections_has_most_bytes():
-    """The sizes of connections are distributed as in real networks.
-
-    The largest tenth of the connections has at least 95 % of the bytes.
-    """
+    """As in real networks, the largest tenth of the connections has at least 95 % of the bytes."""
     sizes = random.Random(7)
     core = Core(Spec(views=(View(LABELS, compatible("bytes", "packets")), traffic())))
     count = 20_000
@@ -123,8 +120,7 @@ def test_largest_tenth_of_typical_connections_has_most_bytes():
     at_100_kb = made.bounds[1]
     assert (at_100_kb.min_bytes, at_100_kb.series) == (100_000, 4 * count // 10)
     assert at_100_kb.bytes_share >= 0.95
-    # The proposed bound is far below 100 kB. This bound is enough: it hides all small connections,
-    # so the page has at most max_series series.
+    # 10 kB already hides all small connections, so the page has at most max_series series.
     assert made.proposed.min_bytes == 10_000
     core.bounds = [(100_000, 0), NO_BOUNDS]
     page = read_all(core.table.page(0)).decode()

@@ -7,10 +7,10 @@ from skyfast.web.ranked_views import RankedView
 
 
 def views(**labels):
-    """Map prefixes to views. Each argument has the labels of one view, separated by spaces.
+    """Map prefixes to views.
 
-    The name of an argument is the prefix of its view. The name ``main`` is for the first view,
-    which has no prefix.
+    Each argument is a view: its name is the prefix, and its value lists the labels. The first view
+    has no prefix: its argument is ``main``.
     """
     named = {"" if name == "main" else name: each for name, each in labels.items()}
     return {
@@ -41,7 +41,7 @@ def views(**labels):
                 "interface": "node_tid",
             },
         ),
-        # The grouping by workload uses the view, because only the view has both workloads.
+        # Only this view has both workloads.
         (
             {
                 "main": "target_workload protocol",
@@ -54,10 +54,10 @@ def views(**labels):
             },
         ),
         ({"main": "target_service vlan"}, {"service": "target_service"}),
-        # A group by both labels would be a single connection, because there are no other labels.
+        # There are no other labels, so each group would be a single connection.
         ({"main": "initiator_host target_host"}, {}),
         ({"main": "initiator_port protocol"}, {"protocol": "protocol"}),
-        # Users can define labels with other names.
+        # Labels that users have defined.
         (
             {"main": "initiator_ip initiator_team target_team target_data_center"},
             {

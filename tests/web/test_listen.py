@@ -102,8 +102,7 @@ def test_address_of_another_machine_is_reported_with_a_remedy(tmp_path: Path, ho
 
 
 @contextlib.contextmanager
-def default_port_taken() -> Iterator[None]:
-    """Ensure that port 9100 is in use, by this or another process."""
+def port_9100_in_use() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for family, host in ((socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")):
             with contextlib.suppress(OSError):
@@ -112,7 +111,7 @@ def default_port_taken() -> Iterator[None]:
 
 
 async def test_demo_uses_a_free_port_if_the_default_port_is_in_use() -> None:
-    with default_port_taken():
+    with port_9100_in_use():
         async with demo(**{PORT: ""}) as skyfast:
             await skyfast.logged("port 9100 is in use; using a free port")
             assert not skyfast.url.endswith(":9100")
@@ -125,7 +124,7 @@ def test_demo_uses_only_the_configured_port(tmp_path: Path, origin: str) -> None
     file.write_text("pipeline.store.prom_sky_con.port: 9100\n")
     arguments = {"file": [str(file)], "option": ["--web.listen-address=:9100"]}.get(origin, [])
     environ = {PORT: "9100"} if origin == "variable" else {}
-    with default_port_taken():
+    with port_9100_in_use():
         result = run("--demo", *arguments, **environ)
     assert result.returncode == 1
     assert "Address already in use" in result.stderr
@@ -135,10 +134,7 @@ def test_demo_uses_only_the_configured_port(tmp_path: Path, origin: str) -> None
 
 
 def activation(*sockets: str, fds: int | None = None, pid: str = "os.getpid()") -> list[str]:
-    """Return a command that opens these sockets, and then runs the command that follows it.
-
-    The last command inherits the sockets in the same way as from systemd.
-    """
+    """Return a command that passes these sockets, as systemd does, to the command appended to it."""
     code = f"""
 import os, socket, sys
 made = [{", ".join(sockets)}]

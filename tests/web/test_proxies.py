@@ -1,7 +1,4 @@
-"""skyfast with real proxies: nginx, haproxy and Varnish.
-
-Each test starts a proxy on a free port of 127.0.0.1.
-"""
+"""skyfast with real proxies: nginx, haproxy and Varnish."""
 
 import asyncio
 import json
@@ -26,7 +23,7 @@ MUST_RUN = bool(os.environ.get("CI"))
 START_S = 15.0
 ANSWER_S = 15.0
 
-# Debian installs the proxies in directories that are only on the PATH of root.
+# In Debian, the proxies are in directories that are only on root's PATH.
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 NGINX = shutil.which("nginx", path=_PATH)
 HAPROXY = shutil.which("haproxy", path=_PATH)
@@ -54,7 +51,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def started(*command: str | None, port: int) -> AsyncIterator[None]:
-    """Run a proxy, and wait until it listens on ``port``. Stop the proxy on exit."""
+    """Run a proxy that listens on ``port``, and stop it on exit."""
     program, *arguments = command
     assert program is not None
     process = await asyncio.create_subprocess_exec(
@@ -90,10 +87,7 @@ async def started(*command: str | None, port: int) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def nginx(directory: Path, server: str) -> AsyncIterator[int]:
-    """Run nginx with the content of a ``server`` block, and yield its port.
-
-    ``$PORT`` in the block is replaced by the port.
-    """
+    """Run nginx with this ``server`` block, and yield the port that replaces ``$PORT``."""
     port = free_port()
     temporary = "".join(
         f"  {kind}_temp_path {directory}/{kind};\n"
@@ -112,8 +106,6 @@ async def nginx(directory: Path, server: str) -> AsyncIterator[int]:
 
 
 async def get(url: str) -> tuple[int, Message, bytes]:
-    """Return the status, the headers and the body of a response."""
-
     def ask() -> tuple[int, Message, bytes]:
         try:
             with urllib.request.urlopen(url, timeout=ANSWER_S) as response:
@@ -171,7 +163,7 @@ async def test_analyzer_can_have_a_path_prefix(tmp_path: Path) -> None:
 
 @needs_nginx
 async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> None:
-    """The first proxy expects TLS. The second proxy redirects to a login page."""
+    """One proxy expects TLS. The other redirects to a login page."""
     issued = Authority(tmp_path).issue("127.0.0.1")
     secure = (
         "    listen 127.0.0.1:$PORT ssl;\n"
@@ -200,7 +192,7 @@ async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> 
 
 @needs_nginx
 async def test_pages_are_served_behind_nginx(tmp_path: Path) -> None:
-    """nginx forwards one location with HTTP/1.0, and the other with HTTP/1.1 and keep-alive."""
+    """One location uses HTTP/1.0, and the other uses HTTP/1.1 with keep-alive."""
     server = """
     listen 127.0.0.1:$PORT;
     location /skyfast/ { proxy_pass http://SKYFAST/; }
@@ -240,9 +232,9 @@ backend health
 
 
 async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
-    """Wait until haproxy has checked the servers of all backends.
+    """Wait until haproxy has checked all backends, and return the results by backend.
 
-    Assert that each backend has the expected state. Return the results of the checks by backend.
+    Assert that each backend has the expected state.
     """
     async with asyncio.timeout(ANSWER_S):
         while True:
@@ -250,8 +242,7 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
             names, *rows = body.decode().removeprefix("# ").splitlines()
             lines = [dict(zip(names.split(","), row.split(","), strict=False)) for row in rows]
             servers = {line["pxname"]: line for line in lines if line["svname"] == "skyfast"}
-            # haproxy considers a server up before the first check, but then the server has no
-            # check result such as "L7OK".
+            # Before the first check, the server is up without a check result such as "L7OK".
             if all(line["check_status"].startswith("L7") for line in servers.values()):
                 assert {name: line["status"] for name, line in servers.items()} == expected
                 return {name: line["check_status"] for name, line in servers.items()}
@@ -263,10 +254,7 @@ async def states(port: int, expected: dict[str, str]) -> dict[str, str]:
 async def test_default_check_of_haproxy_fails_if_there_are_users(
     tmp_path: Path, users: bool
 ) -> None:
-    """The default check of haproxy is an OPTIONS request without credentials.
-
-    If the web configuration has users, this check fails.
-    """
+    """haproxy's default check is an OPTIONS request without credentials."""
     hashed = bcrypt.hashpw(b"hunter2", bcrypt.gensalt(4)).decode()
     web_config = tmp_path / "web.yml"
     web_config.write_text(f"basic_auth_users: {{alice: {hashed}}}\n")
@@ -286,7 +274,7 @@ async def test_default_check_of_haproxy_fails_if_there_are_users(
 
 @needs_varnish
 async def test_varnish_caches_no_page(tmp_path: Path) -> None:
-    """By default, Varnish caches a page for two minutes. skyfast's response headers forbid this."""
+    """By default, Varnish caches a page for two minutes."""
     async with asyncio.timeout(60), demo() as skyfast:
         port = free_port()
         command = (
@@ -299,5 +287,5 @@ async def test_varnish_caches_no_page(tmp_path: Path) -> None:
                 for _ in range(2):
                     status, headers, _ = await get(f"http://127.0.0.1:{port}{path}")
                     assert status == 200
-                    # In a response from Varnish's cache, this header would have two numbers.
+                    # A cached response would have two numbers.
                     assert len(headers["X-Varnish"].split()) == 1, path

@@ -69,15 +69,15 @@ def test_encoding_is_negotiated(accept_encoding, chosen):
         ("application/openmetrics-text;version=0.0.1", 0),
         ("application/openmetrics-text;version=2.0.0", 2),
         ("application/openmetrics-text;q=0", 0),
-        # If several media ranges match, the most specific range applies.
+        # The most specific media range applies.
         ("application/openmetrics-text;q=0, application/openmetrics-text;version=1.0.0", 1),
         ("application/openmetrics-text, application/openmetrics-text;version=1.0.0;q=0", 0),
         ("application/openmetrics-text;q=0.5, text/*;q=0.6", 0),
         ("application/openmetrics-text;q=0.5, text/*, text/plain;q=0.1", 1),
         ("application/openmetrics-text;q=0.5, */*;q=0.6", 0),
         ("application/*, text/plain;q=0.1", 0),
-        # OpenMetrics 2.0 is chosen only if the request names version 2.0.0. If several versions
-        # have the same weight, the newest is chosen.
+        # OpenMetrics 2.0 needs an explicit 2.0.0. Of versions with the same weight, the newest is
+        # chosen.
         (PROMETHEUS_OPENMETRICS_2, 2),
         ("application/openmetrics-text;version=2.0.0;q=0.5, */*;q=0.4", 2),
         ("application/openmetrics-text;version=2.0.0;q=0.3, */*;q=0.4", 0),

@@ -10,7 +10,7 @@ from tests.support.web_fixtures import on_both_loops
 
 
 class Scans:
-    """A scan cache, and scans for the cache. If ``paused`` is true, scans wait for ``go_on``."""
+    """A scan cache and its scans. If ``paused``, scans wait for ``go_on``."""
 
     def __init__(self, *, keep_s=60.0, max_results=8, queue=True, paused=False):
         self.cache = ScanCache(keep_s=keep_s, max_results=max_results, queue=queue)
@@ -96,7 +96,6 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
     scans = Scans(max_results=3)
     for key in "abc":
         await scans.get(key)
-    # A new result replaces the oldest result.
     await scans.get("d")
     assert list(scans.cache._results) == ["b", "c", "d"]
     scans.go_on.clear()
@@ -115,10 +114,7 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 @pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_new_result_survives_the_expiry_of_an_old_result():
-    """The result of "b" evicts the result of "a". Then "a" is computed again.
-
-    The expiry time of the first result of "a" does not apply to the second result of "a".
-    """
+    """ "b" evicts the first result of "a", whose expiry time must not apply to the second result."""
     scans = Scans(keep_s=1, max_results=1)
     await scans.get("a")
     await asyncio.sleep(0.5)

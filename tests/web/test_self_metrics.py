@@ -38,7 +38,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def samples(stats=None, table=None):
-    """Return the values on the page by name and labels, as read by an independent parser."""
+    """Parse the page with the Prometheus client library, and return its values by name and labels."""
     text = render(stats or Stats(), table or FakeTable()).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -133,7 +133,7 @@ def test_page_shows_the_counters():
         ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
         ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
         ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
-        # The table skipped 8 late flows, and the ingest skipped 100 late flows.
+        # 8 in the table, and 100 in the ingest
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,
@@ -249,10 +249,7 @@ def test_numbers_of_label_values_are_rendered():
 
 
 def test_openmetrics_page_has_the_same_samples():
-    """The OpenMetrics page and the page in the text format have the same samples.
-
-    The reference parsers read the pages.
-    """
+    """Both formats are read by the reference parsers."""
     stats = Stats()
     stats.analyzer('a\\b"c\nd').messages["other", "other"] = 2**63 - 1
     stats.flows_filtered = {"keep": 1}
@@ -301,7 +298,7 @@ def test_label_values_are_escaped():
 
 
 def test_invalid_utf8_in_a_name_is_replaced():
-    """Environment variables, and thus the names of analyzers, can be invalid UTF-8."""
+    """Names of analyzers can come from environment variables, which can be invalid UTF-8."""
     stats = Stats()
     stats.analyzer(b"caf\xe9:1".decode(errors="surrogateescape"))
     assert ("skyfast_up", ("analyzer", "caf?:1")) in samples(stats)
@@ -342,7 +339,7 @@ def test_promtool_accepts_the_page():
 def test_process_metrics_show_the_used_resources():
     before = samples()
     descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
-    # Use mmap, because an allocation on the heap could reuse free memory.
+    # An allocation on the heap could reuse free memory.
     ballast = mmap.mmap(-1, 50_000_000)
     ballast.write(b"x" * len(ballast))
     busy_until = time.process_time() + 0.05
@@ -368,7 +365,7 @@ def test_process_start_time_matches_ps():
 
 
 def test_command_name_can_contain_spaces_and_parentheses(tmp_path, monkeypatch):
-    """`/proc/PID/stat` contains the unescaped name of the command, before the numbers."""
+    """`/proc/PID/stat` does not escape the name of the command."""
     own = tmp_path / "self"
     (own / "fd").mkdir(parents=True)
     (own / "statm").write_text("300 200 100 0 0 0 0\n")

@@ -193,7 +193,6 @@ async def test_openmetrics_can_be_disabled():
                 )
                 assert response.headers["vary"] == "Accept-Encoding"
                 assert b"# EOF" not in response.body
-        # A reload can enable OpenMetrics again.
         limits = dataclasses.replace(site.config.web, openmetrics=True)
         site.server.configure(limits, reload=None)
         response = await site.get(accept=PROMETHEUS["3"])
@@ -289,7 +288,7 @@ async def test_status_page_is_the_start_page():
         assert response.headers["cache-control"] == "no-store"
         assert __version__ in response.text
         links = set(re.findall(r'<a [^>]*href="([^"?#]+)', response.text)) - {"./"}
-        # The links are relative, because a proxy can serve the pages below a path.
+        # A proxy can serve the pages below a path, so the links are relative.
         assert {f"/{link}" for link in links} == set(PATHS) - {"/"}
         for link in links:
             assert (await site.get(f"/{link}")).status == 200
@@ -371,7 +370,7 @@ async def test_cardinality_has_the_negotiated_format():
             assert json.loads(response.body) == expected
         html = await site.get("/cardinality?format=html", accept="application/json")
         assert html.text == page.text
-        # All requests of this test shared one scan. The scan ran in another thread.
+        # One scan in another thread served all requests.
         assert site.table.scans == ["cardinality"]
         assert threading.current_thread() not in site.table.threads
 
@@ -412,7 +411,7 @@ async def test_cardinality_can_be_estimated_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """While a scan runs, further requests fail, even if the first client has disconnected."""
+    """The scan continues after its client has disconnected. Until it ends, further requests fail."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
@@ -421,7 +420,6 @@ async def test_one_cardinality_scan_runs_at_a_time():
                 assert response.status == 503
                 assert response.headers["retry-after"] == "1"
                 assert response.text == "Try again: another report is in progress.\n"
-            # Other pages are served while the scan runs.
             for path in ("/metrics/flows", "/-/healthy"):
                 assert (await site.get(path)).status == 200
         assert (await site.get("/cardinality")).status == 503
@@ -711,7 +709,7 @@ async def test_responses_forbid_caching():
 
 @on_both_loops
 async def test_head_gets_the_response_of_get_without_the_body():
-    """All requests use one connection. A body after HEAD would make the next response invalid."""
+    """All requests use one connection, so a body after HEAD would break the next response."""
     async with Site() as site, await site.ask(b"") as client:
         for path in (*PATHS, "/nothing"):
             for headers in ({}, {"accept_encoding": "gzip"}):
@@ -721,8 +719,8 @@ async def test_head_gets_the_response_of_get_without_the_body():
                 get = await client.read_response()
                 assert head.status == get.status
                 for response in (head, get):
-                    # skyfast sends a page before it knows the length of the page. Therefore, the
-                    # response to GET has a Transfer-Encoding.
+                    # Only GET has a Transfer-Encoding: the length of a page is not known in
+                    # advance.
                     for name in ("date", "transfer-encoding"):
                         response.headers.pop(name, None)
                 if path == "/metrics/self":
@@ -769,7 +767,7 @@ async def test_unsupported_http_versions_get_an_http_1_0_response(version):
 
 @on_both_loops
 async def test_http_1_0_pages_end_with_the_connection():
-    """Pages have no Content-Length. Therefore, keep-alive is not possible."""
+    """Pages have no Content-Length, so HTTP/1.0 cannot keep the connection open."""
     async with Site(FakeTable(BIG)) as site:
         for path in (*PATHS, "/nowhere"):
             for method in ("GET", "HEAD"):
@@ -844,7 +842,6 @@ async def test_scrapes_are_measured():
 
 @on_both_loops
 async def test_bad_request_closes_the_connection(caplog):
-    """The server responds, closes the connection, and logs nothing above level DEBUG."""
     async with Site() as site:
         for bad in (
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS client\r\n\r\n",
@@ -886,7 +883,7 @@ async def test_oversized_request_head_gets_a_response(part):
             async with await site.ask(before) as client:
                 if before:
                     await client.read_response()
-                # Send the head in several parts. Some of them arrive after the server's response.
+                # Some of these parts arrive after the response.
                 for start in range(0, len(head), 60_000):
                     await client.send(head[start : start + 60_000])
                     await asyncio.sleep(0.002)
@@ -937,7 +934,7 @@ async def test_missing_body_times_out():
 
 @on_both_loops
 async def test_endless_pipelining_is_aborted():
-    """While a client does not read its page, the server does not store further requests."""
+    """While a client does not read its page, the server stores no further requests."""
     pipelined = request("/-/healthy") * 10_000
     sent_bytes = 0
     site = Site(FakeTable(BIG), scrape_timeout_s=0.5)
@@ -976,7 +973,7 @@ async def test_slow_request_head_times_out(monkeypatch):
 
 @on_both_loops
 async def test_idle_connections_outlast_the_usual_scrape_intervals():
-    """The test reads the deadline instead of waiting, which would take over five minutes."""
+    """Waiting for this deadline would take over five minutes, so the test only reads it."""
     async with Site() as site, await site.ask(request("/metrics/flows")) as client:
         await client.read_response()
         (connection,) = site.server._connections._open
@@ -1006,7 +1003,7 @@ async def test_idle_connections_are_closed_cleanly(monkeypatch):
 
 @on_both_loops
 async def test_unread_small_responses_are_aborted(monkeypatch):
-    """Small responses have a timeout of their own: the deadline of pages does not apply to them."""
+    """The deadline of pages does not apply to small responses."""
     monkeypatch.setattr(server, "RESPONSE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.3)
     async with Site() as site:
@@ -1063,7 +1060,7 @@ async def test_stalled_reader_is_disconnected_at_the_deadline(caplog):
             await until(lambda: any(site.scrape.failures.values()))
             assert 0.3 < time.monotonic() - begin < 1.5
             await until(lambda: not page_threads())
-            # Rendering stops when the queue and the kernel's buffers are full.
+            # Rendering stopped because the queue and the kernel's buffers were full.
             assert site.table.rendered_bytes < len(BIG) / 2
             assert await client.end() == "reset"
         assert site.scrape.failures == {"deadline": 1, "disconnected": 0, "error": 0}
@@ -1098,8 +1095,7 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
                 table.resume.clear()
                 client = await site.ask(request("/metrics/flows", version=version, **headers))
                 async with client:
-                    # The server resets the connection. Therefore, the client detects the incomplete
-                    # page, even in HTTP/1.0.
+                    # The reset shows the client that the page is incomplete, even in HTTP/1.0.
                     with pytest.raises(ConnectionError):
                         await client.read_response()
                 table.resume.set()
@@ -1109,7 +1105,7 @@ async def test_slow_rendering_is_aborted_at_the_deadline():
 
 @on_both_loops
 async def test_connection_is_reset_if_the_end_of_the_page_is_not_read(monkeypatch):
-    """The client reads nothing, so the end of the page is still in the server's buffer."""
+    """The server has rendered the whole page, but its end is still in the buffer."""
     monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.15)
     monkeypatch.setattr(connections, "WRITE_BUFFER_BYTES", 2 * len(BIG))
     for version in ("1.1", "1.0"):
@@ -1225,7 +1221,7 @@ async def test_concurrent_pages_are_limited():
             assert response.status == 503
             assert int(response.headers["retry-after"]) > 0
             assert response.text == "Try again: 2 pages are being served (web.max_scrapes).\n"
-            # The limit does not apply to other pages.
+            # Other pages are not limited.
             for path in ("/metrics/self", "/", "/-/healthy"):
                 assert (await site.get(path)).status == 200
             assert (await site.get(method="HEAD")).status == 200
@@ -1271,8 +1267,7 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # The server closes the connections that have been idle longest. ``kept`` stays
-                # open, because it sends this request.
+                # The connections that have been idle longest are closed. ``kept`` sends requests.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.read_response()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS
@@ -1319,7 +1314,7 @@ async def test_stop_aborts_pages_and_closes_idle_connections():
         await until(lambda: not page_threads())
         with pytest.raises(ConnectionRefusedError):
             await site.ask()
-    # Several connections were open at the stop. Nevertheless, the port can be used again at once.
+    # Connections were open when the first server stopped.
     async with Site(port=site.port) as second_site:
         assert (await second_site.get("/metrics/flows")).body == FLOWS
 
@@ -1370,8 +1365,7 @@ async def test_listening_on_all_addresses_includes_ipv4_and_ipv6(address):
         for host in hosts:
             async with await site.ask(request("/metrics/flows"), host=host) as client:
                 assert (await client.read_response()).body == BIG
-        # On a dual-stack socket, IPv4 clients have IPv4-mapped IPv6 addresses. The limit per
-        # address distinguishes these clients.
+        # On a dual-stack socket, IPv4 clients have IPv4-mapped addresses.
         async with await site.begin_scrape():
             assert (await site.get()).status == 503
             async with await site.begin_scrape(local="127.0.0.2"):
@@ -1402,7 +1396,7 @@ async def test_listen_address_can_be_a_host_name():
 
 @pytest.fixture
 def name_with_two_addresses(monkeypatch):
-    """Return a host name that `socket.getaddrinfo` resolves to an IPv6 and an IPv4 address."""
+    """Return a host name with an IPv6 and an IPv4 address."""
 
     def getaddrinfo(host, port, *_):
         assert host == "two.example"

@@ -67,8 +67,8 @@ def test_history_has_values_rates_and_ages():
     series = history.series(stats, 99, now_s=1046.0)
     assert series.age_seconds == [41, 36, 31, 26, 21, 16, 11, 6, 1, 0]
     assert series.connections == [*range(1, 10), 99]
-    # The removal of analyzer b does not cause a negative rate. The 1000 flows after the last sample
-    # are not in any rate.
+    # Removing analyzer b causes no negative rate. No rate includes the 1000 flows after the last
+    # sample.
     assert series.flows_per_second == [11, 11, *[10] * 8]
     assert series.scrape_bytes == [*[None] * 4, 7, *[None] * 4, 9]
     assert series.scrape_duration_seconds == [*[None] * 4, 0.5, *[None] * 4, 0.5]
@@ -77,7 +77,7 @@ def test_history_has_values_rates_and_ages():
 
 def test_two_samples_are_enough_for_rates():
     history, stats = History(), Stats()
-    # The counter of the analyzer ``again`` restarts, as if it had been removed and added again.
+    # The counter of ``again`` restarts from zero.
     for at_s, flows in (
         (1000, {"busy": 5, "idle": 7, "again": 9}),
         (1003, {"busy": 6, "again": 1}),
@@ -98,11 +98,9 @@ def test_history_is_bounded():
     assert len(series.connections) == len(series.age_seconds) == SAMPLES + 1
     assert series.connections[-1] == step
     assert series.age_seconds[0] == INTERVAL_S * (SAMPLES - 1)
-    # The history omits samples that are older than ten minutes.
     paused = history.series(stats, step, now_s=5.0 * step + 300)
     assert paused.age_seconds[0] == 600
     assert len(paused.connections) == SAMPLES // 2 + 2
-    # A rate is the average over the last 30 s.
     assert history.rates()["a"] == pytest.approx((step - 2.5) / 5)
 
 
@@ -227,7 +225,6 @@ async def test_nearly_full_table_causes_a_warning():
 
 
 async def test_highest_value_of_a_chart_includes_the_current_value():
-    """The current values are newer than the last sample of the history."""
     stats, table = Stats(), FakeTable()
     stats.analyzer("a").set_up(1)
     source = fake_status(table, stats=stats)
@@ -433,7 +430,7 @@ async def test_connections_are_ranked_and_filtered():
         }
         assert (response["group"], response["groups"], response["other"]) == ([], None, None)
         assert initiators(await site.json("/api/top?by=packets&n=1")) == ["10.0.0.1"]
-        # The connection without a round-trip time is not listed, because it has no rank.
+        # fd00::3 has no round-trip time, and thus no rank.
         assert initiators(await site.json("/api/top?by=rtt")) == ["10.0.0.1", "10.0.0.2"]
         response = await site.json("/api/top?filter=fd00::")
         assert initiators(response) == ["fd00::3"]
@@ -441,13 +438,13 @@ async def test_connections_are_ranked_and_filtered():
 
 
 def named(**names):
-    """Return the names of an address or a capture point, in the order of the name index."""
+    """Return names in the order of the name index."""
     return tuple(names.get(name, "") for name in NODE_NAMES)
 
 
 @asynccontextmanager
 async def named_connections(**settings):
-    """Yield a site with three connections and names. A label of the second view needs names."""
+    """Yield a site with three connections and names for a label of the second view."""
     view = {"prefix": "x", "labels": ["initiator_workload", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view], **settings) as site:
         index = site.app._parts.names
@@ -478,7 +475,6 @@ async def test_names_are_shown_and_can_be_searched():
         assert ' data-filter="10.0.0.1">10.0.0.1</a> <small>Shop/&lt;Cart' in page
         assert ' title="node-1 (h1 shop/cart-&lt;1&gt; eth0)"><a href=' in page
         assert ' data-filter="node-1">h1 shop/cart-&lt;1' in page
-        # The link of a label value filters the list by this value.
         link = re.search(r'href="([^"]*)" data-filter="10.0.0.1"', page)[1]
         assert len(cells((await site.get(f"/{html.unescape(link)}"))[1], "top")) == 1
         for text in ("shop/%3Ccart", "CART%3E", "<cART"):
@@ -502,7 +498,7 @@ async def test_name_that_is_a_label_is_not_repeated():
         site.app._parts.names.addresses["10.0.0.2"] = ("db", *named()[1:])
         entries = (await site.json("/api/top"))["entries"]
         assert [entry["names"] for entry in entries] == [{"target_ip": "db"}] * 3
-        # The filter finds only names that the list shows, and the list does not show "web".
+        # The list does not show this name, so the filter does not find it.
         assert (await site.json("/api/top?filter=web"))["entries"] == []
         assert len((await site.json("/api/top?filter=DB"))["entries"]) == 3
 
@@ -617,7 +613,7 @@ async def test_connections_are_grouped_by_labels():
         }
         response = await site.json("/api/top?group=target_ip&filter=10.0.0.1")
         assert [entry["connections"] for entry in response["entries"]] == [1]
-        # One group has no round-trip time, and thus no rank. Its connection is part of ``other``.
+        # fd00::3 has no round-trip time and no rank, so it is counted in ``other``.
         response = await site.json("/api/top?group=initiator_ip&by=rtt")
         assert initiators(response) == ["10.0.0.1", "10.0.0.2"]
         assert response["other"]["connections"] == 1
@@ -688,8 +684,8 @@ async def test_connections_are_ranked_by_rates():
             make_flow("1", (1500, 700, 9, 9), last=62_000),
             make_flow("4", (60, 0, 1, 0), a="10.0.0.4"),
         )
-        # There are no rates while the snapshot is younger than flow.update, because some flows have
-        # not been reported since the snapshot.
+        # While the snapshot is younger than flow.update, there are no rates: some flows have not
+        # been reported since.
         with_older_snapshots(ranks, 4)
         early = await site.json("/api/top?by=bytes_per_second")
         assert (early["entries"], early["connections"]) == ([], 4)
@@ -699,7 +695,6 @@ async def test_connections_are_ranked_by_rates():
         assert initiators(response) == ["10.0.0.1", "10.0.0.4"]
         assert (response["note"], response["rates_in_seconds"]) == (None, None)
         assert (response["unit"], response["flow_update_seconds"]) == ("bytes", 10)
-        # The increase is divided by the age of the snapshot.
         window_s = response["window_seconds"]
         assert 20 <= window_s < 30
         assert [entry["rank"] for entry in response["entries"]] == [
@@ -737,7 +732,7 @@ async def test_clients_that_poll_rarely_get_rates(monkeypatch, interval_s, updat
         windows.append((await ranks.top(RankingQuery(by="bytes_per_second"))).top.window_seconds)
         ranks._results._results.clear()
         now[0] += interval_s
-    # skyfast keeps the snapshots for longer than the time between two requests.
+    # A snapshot outlives the time between two requests.
     assert {*released} == {300 + update_s}
     assert interval_s < released[0]
     assert windows[1] == interval_s
@@ -898,7 +893,7 @@ async def test_page_shows_whether_there_was_a_reload(monkeypatch):
 
 
 def shown_values(response, key):
-    """Return the texts of the elements whose attribute ``data-key`` is ``key``."""
+    """Return the texts of the elements with this ``data-key``."""
     return re.findall(rf'data-key="{re.escape(key)}"[^>]*>([^<]*)<', response[1])
 
 
@@ -937,7 +932,7 @@ async def test_invalid_query_is_rejected_with_a_reason():
             assert await site.get(f"/api/top?{parameters}") == (400, f"{reason}\n")
         assert await site.get("/?n=0") == (400, "n: not an integer from 1 to 1000.\n")
         assert await site.get("/api/status?x") == (400, "This page accepts no parameters.\n")
-        # A filter that is invalid UTF-8 is accepted, and so is a filter of the maximum length.
+        # Invalid UTF-8 and the maximum length are accepted.
         for text in ("%FF", "%ED%A0%80", top.MAX_FILTER_CHARS * "x"):
             assert (await site.json(f"/api/top?filter={text}"))["entries"] == []
         assert len((await site.json("/api/top?n=1000&filter="))["entries"]) == 3
@@ -991,7 +986,7 @@ async def test_request_is_rejected_while_too_many_status_pages_are_rendered(monk
 
 
 def cells(page, table):
-    """Return the texts of the cells in a table's body, as one list per row."""
+    """Return the texts of the cells in a table's body, row by row."""
     body = re.search(rf'data-rows="{table}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)[1]
     return [
         [html.unescape(re.sub(r"<.*?>", "", cell)) for cell in re.findall(r"<td.*?</td>", row)]
@@ -1070,7 +1065,7 @@ async def test_page_explains_why_the_first_request_shows_no_rates():
         page = (await site.get("/?by=bytes_per_second"))[1]
         text = "connections; averages over the last 1 min; agents report each flow every 60 s<"
         assert f">1 of 3 {text}" in page
-        # Once rates are available, the page gives no reason for an empty list.
+        # Rates are available, so the empty list needs no explanation.
         page = (await site.get("/?by=bytes_per_second&filter=fd00"))[1]
         assert f">0 of 3 {text}" in page
 
@@ -1090,18 +1085,16 @@ async def test_page_says_that_nothing_matches_the_filter():
             assert (response["matches"], response["entries"]) == (False, [])
             page = (await site.get(f"/?filter=%3Cnothing%3E{query}"))[1]
             assert f'role="status">No {noun} matches “&lt;nothing&gt;”.<' in page
-        # A connection matches the filter. It is not listed, because it has no rate and no
-        # round-trip time.
+        # fd00::3 matches the filter, but has no rate and no round-trip time.
         for query in ("filter=fd00&by=rtt", "filter=fd00&by=bytes_per_second"):
             response = await site.json(f"/api/top?{query}")
             assert (response["matches"], response["entries"]) == (True, [])
 
 
 async def test_second_scan_runs_only_if_rows_can_lack_the_metric():
-    """Every row has bytes, but a row can lack the round-trip time, and thus have no rank.
+    """A row can lack the round-trip time, but not the bytes.
 
-    The first scan searches for rows with a rank. If it finds none, the second scan searches for
-    rows without a rank.
+    If the scan for rows with a rank finds none, a second scan searches for rows without a rank.
     """
     table = FakeTable()
     ranks = Ranking(table=table, view=VIEW, metrics=("bytes", "rtt"))
@@ -1133,8 +1126,7 @@ async def test_rows_of_views_are_ranked():
         assert (entry["rank"], response["connections"]) == (6000, 1)
         assert list(entry["labels"]) == ["target_port", "application"]
         assert entry["values"] == {"bytes": [6000], "packets": [17], "new_flows": [3]}
-        # By default, connections are grouped if they have the label and the metric. Otherwise, the
-        # rows of the view are grouped.
+        # If connections lack the label or the metric, the rows of the view are grouped instead.
         for query, view, rank in (
             ("group=target_port", "", 6000),
             ("group=target_port&by=packets", "", 17),
@@ -1169,7 +1161,7 @@ async def test_rows_of_views_are_ranked():
             "min_bytes": 0,
             "min_packets": 0,
         }
-        # Rates of views and rates of connections have separate snapshots.
+        # The connections and the view have separate snapshots.
         for query in ("view=services&", ""):
             assert (await site.json(f"/api/top?{query}by=bytes_per_second"))["entries"] == []
         assert site.app.status.ranking.snapshots == 2
@@ -1201,7 +1193,7 @@ async def test_page_offers_groupings_and_views():
             assert len(cells(page, "top")) == (2 if text in ("connection", "address") else 1)
             assert f'data-group="{group}" data-view="{view}" aria-current="true">{text}<' in page
             assert "<option selected>50</option>" in page
-            # If the view does not have the metric, the view's default metric ranks the rows.
+            # A view without this metric is ranked by its default metric.
             by = "bytes" if text in ("application", "view services") else "rtt"
             assert f'name="by" value="{by}"' in page
         assert ">1 of 1 row of the view services<" in page
@@ -1209,7 +1201,7 @@ async def test_page_offers_groupings_and_views():
         options = re.findall(r'<option value="([^"]*)"(?: selected)?>', page)
         assert options == ["", "target_port", "application"]
         assert (await site.get("/?by=nothing&view=services"))[0] == 400
-        # If JavaScript is disabled, the form sends empty fields, too.
+        # Without JavaScript, the form also sends empty fields.
         assert (await site.get("/?by=bytes&view=&filter=&group=&n=20"))[0] == 200
 
 
@@ -1326,7 +1318,7 @@ async def test_page_shows_share_lag_and_lost_reports_of_each_analyzer():
     page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
     assert '<p>host_id <strong data-key="host_id"' in page
     row = next(row for row in cells(page, "analyzers") if row[0] == "a")
-    # All rates below 1,000 have one decimal. Therefore, the digits in the column are aligned.
+    # All rates below 1,000 have one decimal, so the column is aligned.
     assert re.fullmatch(r"\d+\.\d|[\d,]{5,}", row[3])
     assert row[4:8] == ["75.0 %", "3 s", "30 s", "1.5 %"]
 
@@ -1355,8 +1347,7 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
         metrics = (await site.get("/metrics"))[1]
         assert table["series_at_most"] == 3 * 5 + 3 * 2
         assert table["series_limit"] == 4 * 7
-        # One connection has no series of the round-trip time. ``series_at_most`` includes this
-        # series for every connection.
+        # ``series_at_most`` includes the round-trip time, which one connection does not have.
         flows = [line for line in metrics.splitlines() if re.match("skydive_network_conn|x_", line)]
         assert len(flows) == table["series_at_most"] - 1
         for key, text in {
@@ -1440,10 +1431,10 @@ async def test_cost_for_prometheus_does_not_count_the_first_fill_of_the_table(mo
         cost = (await source.report()).prometheus
         memory.append((cost.memory_bytes_low, cost.memory_bytes_high))
         assert cost.created_series_at_most in {0, 3000}
-    # The estimate is constant, because the connections stay the same.
+    # No connection is replaced, so the estimate is constant.
     assert {*memory} == {(3000 * 2_500, 3000 * 7_000)}
-    # Every minute, ten connections are replaced. An expired connection counts for three hours, so
-    # the estimate grows for three hours.
+    # Now, ten connections per minute are replaced. An expired one counts for three hours, so the
+    # estimate grows for three hours.
     for minute in range(1, 6 * 60):
         now_s += 60
         table.created_total += 10

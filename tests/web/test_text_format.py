@@ -17,7 +17,6 @@ from tests.support import openmetrics_2
 
 
 def test_help_type_and_unit_lines_depend_on_the_format():
-    """OpenMetrics removes _total from names of families, escapes quotes and adds units."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=False) == (
         '# HELP x_bytes_total a "b" \\\\ c\\nd\n# TYPE x_bytes_total counter\n'
@@ -33,7 +32,6 @@ def test_help_type_and_unit_lines_depend_on_the_format():
 
 
 def test_families_in_openmetrics_2_have_the_names_of_their_samples():
-    """In all other respects, the lines are those of OpenMetrics 1.0."""
     family = MetricFamily(name="x_bytes_total", type="counter", help='a "b" \\ c\nd')
     assert family.head(openmetrics=2) == (
         "# TYPE x_bytes_total counter\n# UNIT x_bytes_total bytes\n"
@@ -113,7 +111,6 @@ def test_histogram_is_rendered_with_cumulative_buckets():
 
 
 def test_histogram_is_one_sample_in_openmetrics_2():
-    """One sample contains the count, the sum and all buckets."""
     family = MetricFamily(name="x_seconds", type="histogram", help="Help.")
     histogram = HistogramStats((0.5, 1.0, 1e6))
     for value in (0.25, 0.5, 2.0, 2e6):

@@ -30,7 +30,7 @@ RTT_FAMILY = [family.name for family in FAMILIES].index(RTT)
 
 
 def shown(core, now=1.0):
-    """Return the values on the page by connection: for each family, a value per direction."""
+    """Map each connection on the page to its values: for each family, one value per direction."""
     names = [column.name for column in core.plan.views[0].columns]
     families = core.plan.views[0].families
     connections = {}
@@ -46,7 +46,7 @@ def shown(core, now=1.0):
 
 
 def ranked(core, family, before=None):
-    """Return the expected entries of `top`. Entries of equal rank have no defined order."""
+    """Return the expected entries of `top` as a set: entries of equal rank have no defined order."""
     is_gauge = core.plan.views[0].families[family].type == "gauge"
     entries = set()
     for labels, values in shown(core).items():
@@ -129,7 +129,7 @@ def test_increase_of_a_reused_row_is_its_whole_value():
     assert core.top(BYTE_FAMILY, 10, since=snapshot) == core.top(BYTE_FAMILY, 10) == []
     core.message(many_flows(30, first=500, total=(2, 4, 1, 3)), TIMEOUT_S)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)] == [6] * 30
-    # Ten expired connections return with lower values. The whole new value is the increase.
+    # Ten expired connections return with lower values. Their whole value is the increase.
     core.message(many_flows(10, total=(1, 2, 1, 2), last=9_000_000), TIMEOUT_S)
     top = core.top(BYTE_FAMILY, 99, since=snapshot)
     assert [rank for rank, *_ in top] == [6] * 30 + [3] * 10
@@ -143,11 +143,10 @@ def test_returning_connection_has_no_increase_until_the_next_snapshot(labels):
     assert core.connections == 0
     core.message(many_flows(4, total=(9, 9, 9, 9), first=500), TIMEOUT_S)
     snapshot = core.snapshot(BYTE_FAMILY)
-    # The connections return after the snapshot. Therefore, their increase is unknown.
+    # The snapshot lacks these connections, so their increase is unknown.
     core.message(many_flows(20, total=(1_001, 1_000, 1_000, 1_000), last=9_000_000), 100)
     assert [rank for rank, *_ in core.top(BYTE_FAMILY, 99)][-5:] == [2001] + [18] * 4
     assert core.top(BYTE_FAMILY, 99, since=snapshot) == []
-    # The second snapshot contains the returned connections, so their increase is known.
     snapshot = core.snapshot(BYTE_FAMILY)
     core.message(many_flows(20, total=(1_003, 1_000, 1_000, 1_000), last=9_000_001), 101)
     assert {rank for rank, *_ in core.top(BYTE_FAMILY, 99, since=snapshot)} == {2}
@@ -211,10 +210,9 @@ def test_filter_matches_rows_with_the_text_or_with_given_label_values():
     for node in nodes:
         assert found("no such text", node_tid=["x", node, "y" * 5000]) == [node]
     assert found("plain", node_tid=[nodes[0]]) == ["plain", nodes[0]]
-    # Only values of the given label match. Ports do not match, because they are numbers.
+    # Values of other labels, and ports (which are numbers), do not match.
     assert found("no such text", initiator_ip=nodes, target_port=["443"]) == []
     assert found("no such text", node_tid=[]) == found("no such text", node_tid=[""]) == []
-    # An empty filter matches everything.
     assert found("", node_tid=["x"]) == nodes[::-1]
     many = [f"{n}-{'x' * (n % 50)}" for n in range(5000)]
     assert found("no such text", node_tid=[*many, nodes[2]]) == [nodes[2]]
@@ -284,7 +282,7 @@ def test_rows_of_views_are_ranked_by_their_own_families():
     assert core.top_groups(number, 9, ["protocol"])[0] == [(20, (protocol,), (6, 20), 1)]
     with pytest.raises(ValueError, match="not in tuple"):
         core.top_groups(number, 9, ["initiator_ip"])
-    # The row of the view remains after its connections have expired.
+    # The connections have expired, but the row of the view remains.
     core.expire(TIMEOUT_S + 1)
     assert core.top(BYTE_FAMILY, 9) == []
     assert core.top(number, 9) == [(20, (port, protocol), (0, 20), True)]
@@ -330,7 +328,7 @@ def test_threads_can_rank_during_updates():
 
 
 def combined(core, entries):
-    """Combine the values of a group's entries. Return the values and the number of entries."""
+    """Return the values of a group, and its number of entries."""
     families = core.plan.views[0].families
     kinds = [
         {"least": min, "latest": max, "most": max}[value.keep] if isinstance(value, Gauge) else sum
@@ -348,7 +346,7 @@ def combined(core, entries):
 
 
 def grouped(core, family, labels, entries):
-    """Return the rank, the values and the number of connections of each group, by label values."""
+    """Map the label values of each group to its rank, values and number of connections."""
     names = [column.name for column in core.plan.views[0].columns]
     indexes = [names.index(label) for label in labels]
     is_gauge = core.plan.views[0].families[family].type == "gauge"
@@ -367,7 +365,7 @@ def grouped(core, family, labels, entries):
 
 
 def all_entries(core, family, **options):
-    """Return all connections. The rank is None if a connection has no value in the family."""
+    """Return all connections. Those without a value in the family have the rank None."""
     ranked_ones = core.top(family, 10_000, **options)
     known = {labels for _, labels, *_ in ranked_ones}
     every = {labels: values for _, labels, values, _ in core.top(BYTE_FAMILY, 10_000)}
@@ -446,7 +444,7 @@ def test_groups_can_be_filtered_and_ranked_by_increase():
 def test_groups_beyond_the_limit_are_combined():
     core = Core()
     heavy, count = 20, 2_000
-    # The scan finds the largest groups last, when the number of groups has reached the limit.
+    # The largest groups come last, after the number of groups has reached the limit.
     core.message(many_flows(count, total=(1, 1, 1, 1)), 0)
     core.message(
         [
@@ -463,7 +461,7 @@ def test_groups_beyond_the_limit_are_combined():
         )
         assert is_incomplete
         assert heavy < number <= max_groups + SLICE_ROWS
-        # ``entries`` and ``others`` together have all connections and bytes.
+        # No connection and no byte is missing.
         assert others[0] + sum(entry[3] for entry in entries) == len(everything)
         total = sum(rank for rank, *_ in everything)
         assert (others[1] or 0) + sum(entry[0] for entry in entries) == total
@@ -481,7 +479,7 @@ def test_groups_can_have_label_values_of_any_length():
         core.report(make_flow(f"{n + 1:x}", node=text), 0)
     entries, *_ = core.top_groups(BYTE_FAMILY, 99, ["node_tid", "protocol"])
     assert {labels for _, labels, *_ in entries} == {(text, "TCP") for text in ODD_TEXTS}
-    # Groups are distinct, even if the concatenations of their label values are equal.
+    # The concatenations of these label values are equal, but the groups are distinct.
     core = Core()
     for n, (a, node) in enumerate([("a", ""), ("", "a"), ("aa", "a"), ("a", "aa")]):
         core.report(make_flow(f"{n + 1:x}", a=a, node=node), 0)
