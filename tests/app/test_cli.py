@@ -132,7 +132,7 @@ def test_output_of_check_can_be_loaded(file: Path) -> None:
 
 
 def comments(text: str) -> list[str]:
-    """Return the comments that ``--check`` prints in addition to the configuration."""
+    """Return the comments in the output of ``--check``."""
     result = run("--check", "-", stdin=text)
     assert result.returncode == 0
     assert all(" WARNING skyfast.config: " in line for line in result.stderr.splitlines())
@@ -557,8 +557,7 @@ SKYDIVE_VARIABLES = {
     "SKYDIVE_TLS_SERVER_CERT": "x",
 }
 KUBERNETES_VARIABLES = {
-    # Kubernetes sets these variables if there are services with the names skydive, skydive-analyzer
-    # and skydive-web.
+    # Kubernetes sets these variables for services named skydive, skydive-analyzer and skydive-web.
     "SKYDIVE_PORT": "tcp://10.0.0.1:8082",
     "SKYDIVE_SERVICE_HOST": "10.0.0.1",
     "SKYDIVE_ANALYZER_PORT_8082_TCP_ADDR": "10.0.0.1",

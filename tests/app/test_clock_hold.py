@@ -1,7 +1,4 @@
-"""While reports may be missing, `App` stops the clock of its table. The clock is then *held*.
-
-The tests use no sockets.
-"""
+"""While reports may be missing, `App` holds (stops) the clock of its table."""
 
 import dataclasses
 import logging
@@ -22,7 +19,7 @@ STEP_S = 0.5
 
 
 class Subscriptions:
-    """Fake subscriptions. The test sets which of them deliver messages."""
+    """Fake subscriptions, of which those in ``delivering`` deliver messages."""
 
     def __init__(self, **_: object) -> None:
         self.delivering = {"one:8082", "two:8082"}
@@ -34,7 +31,7 @@ class Subscriptions:
 
 
 class Running:
-    """An app that checks for missing reports when the test advances the time."""
+    """An app whose time advances only in `pass_time`."""
 
     def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
@@ -45,10 +42,7 @@ class Running:
         self.pass_time(100)
 
     def pass_time(self, seconds: float) -> float:
-        """Advance the time in steps, and check for missing reports after each step.
-
-        Return how far the table's clock advanced.
-        """
+        """Check for missing reports every `STEP_S`. Return how far the table's clock advanced."""
         before = self.app.clock.now()
         for _ in range(round(seconds / STEP_S)):
             self.now_s += STEP_S
@@ -77,7 +71,7 @@ def test_clock_is_held_until_all_connections_are_reported_again(
     caplog.set_level(logging.INFO)
     assert running.pass_time(10) == 10
     running.deliver("one:8082")
-    assert running.app.clock.held  # the hold starts before the next check
+    assert running.app.clock.held  # before the next check
     assert running.pass_time(20) == 0
     assert running.page == {"held": 1, "seconds": 20}
     running.deliver("one:8082", "two:8082")
@@ -129,7 +123,7 @@ def test_timeout_shorter_than_the_update_interval_causes_a_warning(
     warns: bool,
 ) -> None:
     running = Running(make_config(connection_timeout=timeout_s), monkeypatch)
-    assert not caplog.messages  # the update interval is not known yet
+    assert not caplog.messages  # the interval is not known yet
     running.app.stats.flow_update_s = update_s
     running.pass_time(10)
     text = (
@@ -138,12 +132,11 @@ def test_timeout_shorter_than_the_update_interval_causes_a_warning(
         " between two reports of a flow"
     )
     assert caplog.messages == [text] * warns
-    # Small deviations of the measured interval cause no second warning.
+    # Small deviations cause no second warning.
     for deviation_s in (-0.02, 0.003, 0.4):
         running.app.stats.flow_update_s = update_s + deviation_s
         running.pass_time(10)
     assert caplog.messages == [text] * warns
-    # A different interval causes a new warning.
     running.app.stats.flow_update_s = 300.0
     running.pass_time(10)
     assert len(caplog.messages) == warns + 1

@@ -1,4 +1,4 @@
-"""``--check --replay FILE``: the forecast shows the numbers of the page at the end of a replay."""
+"""``--check --replay FILE``: the forecast has the numbers of the page after the replay."""
 
 import json
 
@@ -59,11 +59,11 @@ def all_families(name):
 
 
 def test_dry_run_has_the_connections_of_a_replay():
-    """The golden page of this recording has 831 connections: none of them has expired."""
+    """The golden page of this recording has 831 connections, because none of them expired."""
     playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
     made = dry_run.run(config_of(connection_timeout=600), playback).forecast
     assert made.unbounded.connections == 831
-    # With the default timeout, some connections expire before the end of the recording.
+    # With the default timeout, some connections expire.
     assert dry_run.run(config_of(), playback).forecast.unbounded.connections < 831
     fast = playback_of(RECORDINGS / "one-analyzer.jsonl", speed=1000)
     assert dry_run.run(config_of(connection_timeout=600), fast).forecast == made
@@ -91,7 +91,7 @@ def test_dry_run_counts_only_flows_of_the_configured_capture(tmp_path):
 
 
 def test_dry_run_uses_the_names_of_the_topology(tmp_path):
-    """The pods of the packaged recording have different names, so there are several connections."""
+    """If the pods had no names, all flows would share one connection."""
     playback = Playback(recordings=recording.demo().recordings)
     by_name = dry_run.run(config_of(labels=["initiator_pod", "target_pod"]), playback).forecast
     assert by_name.unbounded.connections > 1
@@ -132,7 +132,7 @@ def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     *_, blank, summary, head, unbounded, views, a, b, c, d, proposal = done.stdout.splitlines()
-    # There are two blank lines: one before the cost, and ``blank`` before the forecast.
+    # The other blank line is before the cost.
     assert blank == ""
     assert done.stdout.count("\n\n") == 2
     assert summary.startswith("# Recording ")

@@ -1,8 +1,7 @@
-"""Pages of a running process after a replay of recordings of real analyzers.
+"""Pages after replays of recorded messages, compared with the model and with ``golden/``.
 
-The recordings are replayed with the defaults, and with each configuration in ``data/configs``.
-The pages are compared with the model, and with the files in ``golden/``. To update these files,
-set ``UPDATE_GOLDEN=1``.
+Each recording is replayed with the defaults or with a configuration in ``data/configs``. To update
+``golden/``, set ``UPDATE_GOLDEN=1``.
 """
 
 import asyncio
@@ -58,9 +57,8 @@ WITH_START_TIMESTAMPS = "standard"
 """The name of the replay whose pages in OpenMetrics 1.0 have start timestamps."""
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
-# The conventions of Prometheus require the suffix _total, but these counters do not have it. The
-# names that start with skydive_ are those of the Go connector: dashboards depend on these names.
-# The names that start with my_ come from a test configuration.
+# Counters without the usual suffix _total. The Go connector has the names that start with skydive_,
+# and dashboards depend on them. A test configuration has the names that start with my_.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"
@@ -71,10 +69,7 @@ NO_BASE_UNIT = f'{RTT} use base unit "seconds" instead of "nanoseconds"'
 
 
 def settings(name, urls):
-    """Return the text of the configuration file for the replay ``name``.
-
-    If ``data/configs`` has a file with this name, the text also has the settings of this file.
-    """
+    """Return the configuration of a replay, including the file of this name in ``data/configs``."""
     file = DATA / "configs" / f"{name}.yml"
     tree = yaml.safe_load(file.read_text()) if name in CONFIGURATIONS else {}
     pipeline = tree.setdefault("pipeline", {})
@@ -90,11 +85,10 @@ def settings(name, urls):
 class Replay:
     """The model and the pages after a replay.
 
-    ``flows`` maps each analyzer to the number of flows that it sent. ``prometheus_page`` is
-    ``page`` in the format that Prometheus 2.42 requests. ``flow_parts`` has the
-    responses to `PART_PATHS`, and ``prometheus_parts`` has them in the format of
-    ``prometheus_page``.
-    ``openmetrics_2_page`` is ``page`` in OpenMetrics 2.0.
+    ``flows`` is the number of flows that each analyzer sent. ``prometheus_page`` is ``page`` in the
+    format that Prometheus 2.42 requests. ``openmetrics_2_page`` is ``page`` in OpenMetrics 2.0.
+    ``flow_parts`` and ``prometheus_parts`` are the responses to `PART_PATHS` in the formats of
+    ``page`` and ``prometheus_page``.
     """
 
     model: Model
@@ -118,7 +112,7 @@ class Replay:
 
     @property
     def names(self):
-        """The names of the samples of flows and interfaces."""
+        """The names of all samples of flows and interfaces."""
         return sample_names([*self.model.families, *self.interface_families])
 
     @property
@@ -139,7 +133,7 @@ def sample_names(families):
 
 
 async def replay(name, directory):
-    """Send every message to a running skyfast and to a model; return the results of both."""
+    """Send every message to both skyfast and a model, and return the results of both."""
     names = REPLAYS[name].recordings
     model = Model(REPLAYS[name].spec)
     async with AsyncExitStack() as stack:
@@ -148,7 +142,7 @@ async def replay(name, directory):
             analyzer.topology = FakeResponse(body=TOPOLOGY, compress=True)
         config = directory / "prom_sky_con.yml"
         config.write_text(settings(name, [analyzer.url for analyzer in analyzers]))
-        # In the replay "overflow", skyfast may log a warning, because the table gets full.
+        # skyfast may log a warning that the table is full.
         is_full = name == "overflow"
         skyfast = await stack.enter_async_context(running(config, quiet=not is_full))
         for analyzer in analyzers:
@@ -162,8 +156,8 @@ async def replay(name, directory):
         ):
             analyzer = analyzers[index]
             if analyzer is not previous:
-                # The order of messages on two sockets is undefined, so wait until skyfast has read
-                # the messages of the previous analyzer.
+                # Messages on two sockets have no defined order, so wait for those of the previous
+                # analyzer.
                 await skyfast.until(partial(all_read, messages))
                 previous = analyzer
             await analyzer.send(line)
@@ -213,7 +207,7 @@ def test_series_of_flows_match_the_model(replayed):
     page = read_page(result.flow_page, result.model.families)
     assert page == result.model.page(0)
     if name in CONNECTIONS:
-        # The descriptions of the recordings say how many connections they contain.
+        # These numbers are in the descriptions of the recordings.
         assert len(page[BYTES]) == len(page[PACKETS]) == 2 * CONNECTIONS[name]
         assert page[RTT]
 
@@ -258,7 +252,7 @@ def check_golden(golden, families, full_page):
 
 
 def families_of(page, declared):
-    """Return a pair for each family on a page: its HELP and TYPE lines, and its sorted samples."""
+    """Return each family on a page as a pair: its HELP and TYPE lines, and its sorted samples."""
     heads = [line for line in page.decode().splitlines() if line.startswith("#")]
     return [
         (heads[2 * n : 2 * n + 2], sorted(samples))
@@ -316,7 +310,7 @@ def test_prometheus_client_reads_the_same_values(replayed):
     values = {}
     for family in text_string_to_metric_families(result.page.decode()):
         for sample in family.samples:
-            # The parser appends _total to the name of every counter sample.
+            # The parser appends _total to the names of all counters.
             name = family.name if family.name in result.names else sample.name
             if name in result.names:
                 values[series(name, sample.labels)] = sample.value
@@ -352,7 +346,6 @@ def test_openmetrics_1_has_start_timestamps_if_configured(replayed):
         if family.type == "counter"
         for line in result.model.page(0)[family.name]
     }
-    # The start times of interfaces and captures are unknown.
     prefixes = {series.split("_")[1] for series in created.keys() - known.keys()}
     assert prefixes == {"interface", "capture"}
     check_flow_families(f"{name}-openmetrics-1", result.prometheus_page, "# HELP", result)
@@ -375,8 +368,7 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
         if series.partition("{")[0] in result.names
     } == result.samples
     assert read_inline_starts(page) == result.model.starts(0)
-    # The families have the same names and types as in the text format. There is one exception: the
-    # text format has no type "info", so info series are gauges there.
+    # Names and types are those of the text format, which has gauges instead of the type "info".
     types = {
         family.name: family.metadata["TYPE"].replace("info", "gauge")
         for family in families.values()
@@ -388,9 +380,9 @@ def test_openmetrics_2_has_the_same_values_and_start_timestamps(replayed):
 
 
 def check_flow_families(file, page, first, result):
-    """Compare the families of flows with the golden file ``file``.
+    """Compare the families of flows on a page with a golden file.
 
-    The first line of each family on the page starts with ``first``.
+    ``first`` is the start of each family's first line.
     """
     families = []
     for line in page.decode().splitlines():
@@ -446,8 +438,8 @@ def test_self_metrics_account_for_every_report(replayed):
     assert metrics["skyfast_connections_created_total"] == model.created_total
     assert metrics["skyfast_connections_rejected_total"] == model.rejected_total
     assert metrics["skyfast_connections_overflowed_total"] == model.overflowed_total
-    # In OpenMetrics, the family of the counter skyfast_flows_total is called skyfast_flows.
-    # Therefore, the gauge has another name with standard naming: skyfast_table_flows.
+    # The family of the counter skyfast_flows_total is called skyfast_flows in OpenMetrics, so the
+    # gauge has another name with standard naming.
     assert metrics["skyfast_table_flows" if result.is_standard else "skyfast_flows"] == model.flows
     views = [n for series, n in metrics.items() if series.startswith("skyfast_view_connections{")]
     assert views == list(model.view_connections)
@@ -457,10 +449,7 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Split the page where the kind of the lines changes, for example from flows to interfaces.
-
-    Return each section as a pair of its kind and its text.
-    """
+    """Split the page into sections of one kind, such as "flows". Return pairs of kind and text."""
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}
@@ -478,6 +467,6 @@ def split(result):
 
 
 def series(name, labels):
-    """Return a series as the page shows it: its name, and its labels in braces."""
+    """Return a series in the notation of the page."""
     pairs = ",".join(f'{label}="{escape(value)}"' for label, value in labels.items())
     return f"{name}{{{pairs}}}"

@@ -1,4 +1,4 @@
-"""Names of the topology in the whole program, from the analyzer to the page."""
+"""Names of the topology, from the analyzer to the page."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def configured(*urls: str, labels: list[Any], **settings: Any) -> Config:
     return make_config(*urls, labels=labels, metrics=["bytes"], direction="sum", port=0, **settings)
 
 
-# Which names a reload keeps.
+# Names that a reload keeps.
 
 
 @pytest.fixture
@@ -51,10 +51,10 @@ TEAM = {"name": "team", "k8s_label": "team"}
         (["initiator_name"], ["target_pod", "node_name"], True),
         (["initiator_name"], ["node_netns"], True),
         (["node_name"], ["node_host"], True),
-        # The new labels need parts of the topology that the old configuration does not read.
+        # The old configuration does not read the necessary part of the topology.
         (["node_name"], ["node_netns"], False),
         (["node_container"], ["node_pod"], False),
-        # The label ``team`` adds an element to the tuples of names.
+        # ``team`` makes the tuples of names longer.
         (["initiator_name"], ["initiator_name", TEAM], False),
         ([TEAM], [TEAM, "target_pod"], True),
         # The old configuration reads no names.
@@ -106,8 +106,7 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # With the third configuration, skyfast polled no names, so the names from the second
-    # configuration may be outdated. The fourth configuration does not use these old names.
+    # The names of the second configuration may be outdated: skyfast did not poll names after that.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()
@@ -117,7 +116,7 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
 def test_table_keeps_its_names_when_info_series_are_enabled_or_disabled(
     shared: Shared, label: str
 ) -> None:
-    """The table must look up names in the same mapping before and after the reload."""
+    """The table has a reference to the mapping of names, so reloads must not replace it."""
     first = pipeline.build(described(label, interface_info=False), None, shared)
     second = pipeline.build(described(label), first, shared)
     third = pipeline.build(described(label, interface_info=False), second, shared)
@@ -160,7 +159,7 @@ CART = "8c77788a-ddb5-5c8d-adc4-6b000e504453"
 
 
 def info_of(node_tid: str, *names: str) -> dict[str, str]:
-    """Return the expected info series of a capture point, which has exactly one."""
+    """Return the only info series of a capture point."""
     values = (node_tid, *names, *[""] * (len(interface_info.LABELS) - len(names) - 1))
     pairs = zip(interface_info.LABELS, values, strict=True)
     return {",".join(f'{label}="{value}"' for label, value in pairs): "1"}
@@ -169,7 +168,7 @@ def info_of(node_tid: str, *names: str) -> dict[str, str]:
 async def test_info_series_describe_the_capture_points_of_exported_flows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each capture point has one series, even if its names are unknown, change, or are removed."""
+    """Each capture point has one series, even if its names are unknown, change or disappear."""
     monkeypatch.setattr(name_poller, "INTERVAL_S", 0.05)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = graph()
@@ -203,7 +202,7 @@ async def test_info_series_describe_the_capture_points_of_exported_flows(
 
 
 async def test_info_series_of_a_view_outlive_the_connections() -> None:
-    """A query that joins the info series must not lose series of the view."""
+    """Otherwise, queries that join the info series would lose series of the view."""
     async with FakeAnalyzer() as analyzer:
         config = configured(
             analyzer.url,
@@ -260,7 +259,7 @@ async def test_flows_move_to_named_connections_in_small_steps(
                         },
                     }
                 )
-            # The new connections start at 0: earlier bytes stay in the connection without a name.
+            # The new connections start at 0, and the connection without a name keeps its bytes.
             await until_rows(app, {f'target_pod="{name}"': "0" for name in late.values()})
 
 

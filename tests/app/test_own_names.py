@@ -1,7 +1,4 @@
-"""Own names, which come from the keys ``names`` and ``names_file``.
-
-The tests follow the names from the file to the page, and change the file while skyfast runs.
-"""
+"""Own names (keys ``names`` and ``names_file``), from the file to the page."""
 
 import asyncio
 import json
@@ -105,14 +102,12 @@ async def test_flows_get_new_names_when_the_file_changes(
             await until_rows(app, dict.fromkeys(rows_of("ber", "ber", "ber"), "300"))
             table = app._parts.table
             created = table.created_total
-            # Only one flow moves to another connection. The bytes that were counted before stay in
-            # the old connection.
+            # Only one flow moves. The old connection keeps the bytes counted so far.
             replace(file, "10.1.0.0/16,berlin,site=ber\n10.1.0.2,x,site=lab\n")
             first, moved, third = rows_of("ber", "lab", "ber")
             await until_rows(app, {first: "300", moved: "0", third: "300"})
             assert table.created_total == created + 1
-            # Further bytes of this flow are counted in the new connection. New flows have the new
-            # names at once.
+            # The new connection gets the next bytes of this flow, and the new flows.
             metric = {"ABPackets": 2, "ABBytes": 150, "BAPackets": 2, "BABytes": 200}
             grown = flow("2", Last=70_000, Metric=metric, **between("10.0.0.1", "10.1.0.2"))
             await analyzer.send(message(grown, flow("4", **between("10.1.0.2", "10.1.0.4"))))
@@ -226,7 +221,7 @@ async def test_topology_names_can_change_while_own_names_are_used(
             await until_rows(app, {'target_pod="late",target_network="berlin"': "0"})
 
 
-# The start, and reloads of the configuration.
+# Start and reload.
 
 
 def test_invalid_names_file_prevents_the_start(file: Path) -> None:
@@ -259,8 +254,8 @@ async def test_reload_changes_the_names(file: Path, caplog: pytest.LogCaptureFix
                 "pipeline.store.prom_sky_con.names_file",
             )
 
-            # The file is watched from now on. A reload also reads the file, and fails if the file
-            # is invalid.
+            # From now on, the file is watched. A reload also reads the file, and fails if it is
+            # invalid.
             replace(file, "10.1.0.0/16,paris\n")
             await until_rows(app, {'target_name="host",target_network="paris"': "0"})
             replace(file, "x\n")
@@ -288,7 +283,7 @@ def shared() -> Shared:
         (["target_network"], ["target_network"], True),
         (["target_name"], ["target_name", "target_network"], True),
         (["target_name", SITE], ["target_name", "target_network", SITE], True),
-        # The label ``site`` adds an element to the tuples of names.
+        # ``site`` makes the tuples of names longer.
         (["target_name"], ["target_name", SITE], False),
         # The old configuration reads no topology.
         (["target_network"], ["target_name"], False),
@@ -348,7 +343,6 @@ async def test_status_page_shows_own_names_that_no_label_shows(file: Path) -> No
             ranking = app.status.ranking
             names = {"initiator_ip": "company", "target_ip": "berlin"}
             assert [entry.names for entry in (await top_of(ranking)).entries] == [names]
-            # A reload keeps the ranking and its snapshots.
             assert await app.reload() is None
             assert app.status.ranking is ranking
             replace(file, "10.1.0.1,gateway\n")
@@ -365,7 +359,7 @@ async def top_of(ranking: Ranking) -> Top:
 
 
 def test_topology_names_are_forgotten_when_the_topology_is_no_longer_read(shared: Shared) -> None:
-    """The status page must not show names that are no longer updated."""
+    """Otherwise, the status page would show outdated names."""
     names = {"10.0.0.0/8": "company"}
     labels = ["target_network", "target_ip", "node_tid"]
     before = configured(labels=labels, names=names, interface_info=True)

@@ -33,12 +33,12 @@ def message(*flows: str) -> str:
 
 
 def connections(page: bytes) -> set[str]:
-    """Return the values of ``node_tid`` of all connections on a page. Ignore the rows of views."""
+    """Return the label ``node_tid`` of all connections on a page, excluding views."""
     return set(re.findall(r'(?m)^skydive_network_connection_.*node_tid="(\w+)"', page.decode()))
 
 
 async def finished(*arguments: str) -> tuple[int, str]:
-    """Run skyfast until it exits; return its exit code and its log."""
+    """Run skyfast until it exits. Return its exit code and its log."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "skyfast", *arguments), stderr=asyncio.subprocess.PIPE, cwd=ROOT
     )
@@ -58,7 +58,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
         while not has_grown(first, later):
             await asyncio.sleep(0.1)
             later = (await skyfast.get("/metrics/flows")).decode()
-            assert time.monotonic() - started < 10  # five seconds, and a margin for a busy machine
+            assert time.monotonic() - started < 10  # 5 s, and a margin for a busy machine
         assert any("listening on " in line for line in skyfast.log)
         pace = "), 5 times as fast, repeated every 20 s; "
         assert any("replaying " in line and pace in line for line in skyfast.log)
@@ -79,7 +79,7 @@ async def test_last_line_of_the_startup_log_has_the_url_of_the_status_page() -> 
         assert "<strong>Demo:</strong>" in page
         names = ["127.0.0.1:28082", "127.0.0.1:28084"]
         assert sorted(re.findall(r'<td class="text" title="(127[\d.:]+)">', page)) == names
-        # The log and the metrics show the same names of analyzers.
+        # The log and the metrics have the same names.
         assert sorted(re.findall(r"analyzer (127\S+): subscribed", "\n".join(skyfast.log))) == names
         metrics = await skyfast.self_metrics()
         assert all(metrics[f'skyfast_up{{analyzer="{name}"}}'] == 1 for name in names)
@@ -101,7 +101,7 @@ async def test_demo_shows_names_within_seconds() -> None:
 
 
 def has_grown(before: str, after: str) -> bool:
-    """Return whether a counter is higher on the second page than on the first one."""
+    """Return whether any counter is higher on the page ``after``."""
 
     def counters(page: str) -> dict[str, int]:
         lines = (line for line in page.splitlines() if "_total_bytes{" in line)
@@ -186,7 +186,7 @@ async def test_warning_about_traffic_counted_several_times_is_logged_once(tmp_pa
 
 
 async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
-    """The logged cost of a connection is close to the measured memory per connection."""
+    """The logged cost is close to the measured memory per connection."""
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
         config = write_config(tmp_path, analyzer.url, max_connections=200_000)
@@ -196,7 +196,6 @@ async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
         match = re.search(r"up to (\d+) series and (\d+) bytes.* limits: 200000 connections", line)
         assert match
         assert match[1] == "5"
-        # The log, the status page and --check show the same maximum number of series.
         most = 200_000 * 5 + 200_000 * 4
         assert f"200000 connections ({200_000 * int(match[2]) >> 20} MiB)" in line
         assert line.endswith(f" flows, and {most} series of connections and views")
@@ -212,8 +211,7 @@ async def test_cost_of_a_connection_is_logged(tmp_path: Path) -> None:
             )
             await analyzer.send(message_of(*flows))
         metrics = await skyfast.until(lambda metrics: metrics["skyfast_connections"] == count)
-        # The measured memory is not proportional to the number of connections, because the arena
-        # and the indexes grow in large steps.
+        # The arena and the indexes grow in large steps, so the measured memory varies.
         assert 0.8 < metrics["skyfast_table_bytes"] / count / int(match[2]) < 1.4
 
 
@@ -260,7 +258,7 @@ async def test_connections_expire_if_they_are_not_reported(tmp_path: Path) -> No
 
 
 async def test_full_table_is_logged(tmp_path: Path) -> None:
-    """skyfast logs one line for all skipped reports."""
+    """All skipped reports cause only one log line."""
     async with AsyncExitStack() as stack:
         analyzer = await stack.enter_async_context(FakeAnalyzer())
         config = write_config(tmp_path, analyzer.url, max_connections=2, max_flows=3)
@@ -275,8 +273,7 @@ async def test_full_table_is_logged(tmp_path: Path) -> None:
             "skipped 3 reports of new connections beyond max_connections (2)"
             " and 1 reports of new flows beyond max_flows (3)"
         )
-        # A full table still accepts reports of existing connections (b), but not of new connections
-        # (c).
+        # b is an existing connection, so only c is skipped.
         await analyzer.send(message(*(FLOW.format(uuid=uuid, bytes=2) for uuid in "bc")))
         full = 'skyfast_flows_skipped_total{reason="table_full"}'
         await skyfast.until(lambda metrics: metrics[full] == 5)
@@ -339,7 +336,7 @@ async def test_invalid_messages_neither_end_the_subscription_nor_break_the_page(
         assert "skydive_network_connection_total_bytes" in names
     problems = [line for line in skyfast.log if PROBLEM.search(line)]
     reasons = set(re.findall(r"dropped a message of \d+ bytes \((\w+)\)", "\n".join(problems)))
-    # skyfast logs each reason for a dropped message once, and nothing else.
+    # Each reason is logged once.
     assert reasons == {reason for _, reason in BAD_MESSAGES.values()}
     assert len(problems) == len(reasons)
 
@@ -350,7 +347,7 @@ def name_of(pid: int) -> str:
 
 @pytest.mark.skipif(not SCRIPT.exists(), reason="skyfast is not installed")
 async def test_process_has_the_name_that_pkill_selects() -> None:
-    """The documentation reloads the configuration with ``pkill -HUP -x skyfast``."""
+    """The documented command to reload is ``pkill -HUP -x skyfast``."""
     process = await asyncio.create_subprocess_exec(
         *(SCRIPT, "--demo", "--web.listen-address=127.0.0.1:0"), stderr=asyncio.subprocess.PIPE
     )

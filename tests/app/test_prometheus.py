@@ -101,7 +101,7 @@ async def test_prometheus_reads_openmetrics(tmp_path: Path) -> None:
         await growing(server, "skyfast_table_flows", 1)
         (up,) = await query(server, "min_over_time(up[1m])")
         assert number(up) == 1
-        # Only OpenMetrics has units. It also omits the suffixes _total and _info from the names of
+        # OpenMetrics adds units, and removes the suffixes _total and _info from the names of
         # families.
         metadata = json.loads(await ask(f"{server}/api/v1/metadata"))["data"]
         for name, kind, unit in (
@@ -127,7 +127,7 @@ WINDOW_S = 8
 
 
 def pod(name: str) -> dict[str, Any]:
-    """Return a pod as a node of the topology."""
+    """Return a pod of the topology."""
     k8s = {"Namespace": "shop", "Name": name, "IP": PODS[name], "Status": "Running"}
     now_ms = int(time.time() * 1000)
     return {
@@ -140,7 +140,7 @@ def pod(name: str) -> dict[str, Any]:
 
 
 async def report(analyzer: FakeAnalyzer, totals: dict[str, int]) -> None:
-    """Every second, report a flow to each pod and add its bytes to ``totals``."""
+    """Report a flow to each pod every second, and add its bytes to ``totals``."""
     start_ms = last_ms = int(time.time() * 1000)
     while True:
         now_ms = int(time.time() * 1000)
@@ -163,7 +163,7 @@ async def report(analyzer: FakeAnalyzer, totals: dict[str, int]) -> None:
 
 @asynccontextmanager
 async def reporting(analyzer: FakeAnalyzer) -> AsyncIterator[dict[str, int]]:
-    """Report flows while the block runs. Yield the bytes reported so far, by pod."""
+    """Report flows while the block runs, and yield the bytes reported so far, by pod."""
     totals = dict.fromkeys(PODS, 0)
     task = asyncio.create_task(report(analyzer, totals))
     try:
@@ -211,7 +211,7 @@ async def test_name_that_becomes_known_after_the_first_traffic_causes_no_spike(
             await growing(server, f"sum({NAMESPACE_BYTES}) == {total}", 1)
             namespaces = await by_label(server, NAMESPACE_BYTES, "target_namespace")
             pods = await by_label(server, CONNECTION_BYTES, "target_pod")
-            # The bytes that were counted before the name was known stay in their series.
+            # The bytes before the first name stay in the series without a name.
             assert namespaces[""] > FIRST_BYTES["late"]
             assert namespaces[""] + pods["late"] == totals["late"]
             assert pods["known"] == totals["known"]
@@ -223,7 +223,7 @@ async def test_name_that_becomes_known_after_the_first_traffic_causes_no_spike(
 
             namespaces = await peaks(NAMESPACE_BYTES, "target_namespace")
             pods = await peaks(CONNECTION_BYTES, "target_pod")
-            # Reports and scrapes are not synchronized, so a window can contain one extra report.
+            # A window can contain one extra report: reports and scrapes are not synchronized.
             for peak, expected in (
                 (namespaces[""], BYTES["late"]),
                 (namespaces["shop"], sum(BYTES.values())),
@@ -244,10 +244,9 @@ JOINED = f"* on (instance, node_tid) group_left (node_pod, node_namespace) {INFO
 
 
 async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
-    """Every second, report eight conversations at each of two capture points.
+    """Report eight conversations per second at each of two capture points.
 
-    The interface of the first capture point drops packets. The second capture point is not in the
-    topology.
+    The interface of the first capture point drops packets. The second is not in the topology.
     """
     assert analyzer.graph is not None
     (cart,) = (node for node in analyzer.graph["Nodes"] if node["Metadata"].get("TID") == CART)
@@ -276,7 +275,7 @@ async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
 
 @needs_prometheus
 async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_path: Path) -> None:
-    """The documented queries lose no traffic. Labels of scrape targets do not overwrite names."""
+    """Queries in the docs lose no traffic, and labels of scrape targets do not overwrite names."""
     (text,) = (text for _, text in blocks(ROOT / "docs" / "metrics.md") if INFO in text)
     traffic_by_pod, drops_by_workload = queries_of(text)
     async with AsyncExitStack() as stack:
@@ -285,7 +284,7 @@ async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_p
         config = write_config(tmp_path, analyzer.url, interface_info="true", interfaces_interval=1)
         targets = {}
         for index in range(2):
-            # skyfast warns that the shards overlap in the default view.
+            # The default view causes a warning that shards overlap.
             shard = await stack.enter_async_context(
                 running(config, f"--shard={index}/2", quiet=False)
             )
@@ -338,10 +337,7 @@ async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_p
 
 @needs_prometheus
 async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
-    """Together, the targets have all series of the page.
-
-    No label of a series shows which part contains the series.
-    """
+    """Together, the targets have all series of the page. The part is not a label."""
     (text,) = (text for _, text in blocks(ROOT / "docs" / "scaling.md") if "__param_part" in text)
     async with FakeAnalyzer() as analyzer:
         config = write_config(tmp_path, analyzer.url)
@@ -365,8 +361,7 @@ async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
                 assert "part" not in labels
                 scraped = await query(server, "scrape_samples_scraped")
                 assert all(number(sample) > 0.15 * sum(map(number, scraped)) for sample in scraped)
-                # Prometheus must not mark the series of a target as stale when it scrapes another
-                # target. Every scrape must add a sample to every series.
+                # A scrape of one target must not mark the series of other targets as stale.
                 await asyncio.sleep(3 * SCRAPE_INTERVAL_S)
                 assert not await query(server, f"count_over_time({CONNECTION_BYTES}[1m]) < 3")
                 assert len(await query(server, CONNECTION_BYTES)) == 400

@@ -1,7 +1,7 @@
-"""Reloading the configuration of a running process: which parts change and which are kept.
+"""Reloading the configuration: which parts of the process change, and which are kept.
 
-Most tests start a skyfast process, edit its file and send SIGHUP, as an operator does. Some tests
-run the subscriptions in their own process, so that they can replace the name resolution.
+Most tests send SIGHUP to a skyfast process. The others replace the name resolution, so they run the
+subscriptions in their own process.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ Keys = Mapping[str, object]
 
 
 def text_of(keys: Keys) -> str:
-    """Return the text of a configuration for a skyfast that listens on a free loopback port."""
+    """Return a configuration with a free loopback port."""
     tree: dict[str, Any] = {}
     defaults = {f"{STORE}.port": 0, f"{STORE}.listen_address": "127.0.0.1", "host_id": "skyfast"}
     for path, value in (defaults | dict(keys)).items():
@@ -76,7 +76,7 @@ def text_of(keys: Keys) -> str:
 
 
 class Operator:
-    """Edits the configuration file of a running skyfast, and makes skyfast reload the file."""
+    """Edits the configuration of a running skyfast, and makes skyfast reload it."""
 
     def __init__(self, skyfast: Skyfast, file: Path, keys: Keys) -> None:
         self.skyfast = skyfast
@@ -84,12 +84,12 @@ class Operator:
         self.keys = dict(keys)
 
     def write(self, changes: Keys) -> None:
-        """Change some keys; None removes a key."""
+        """Change some keys. None removes a key."""
         self.keys |= changes
         self.file.write_text(text_of({k: v for k, v in self.keys.items() if v is not None}))
 
     async def reload(self, changes: Keys | None = None) -> list[str]:
-        """Change some keys, send SIGHUP, and return the lines logged until the reload has ended."""
+        """Change some keys, reload with SIGHUP, and return the lines logged meanwhile."""
         if changes is not None:
             self.write(changes)
         logged = len(self.skyfast.log)
@@ -98,8 +98,6 @@ class Operator:
         return self.skyfast.log[logged:]
 
     async def post(self) -> tuple[int, str]:
-        """Return the status and the text of the response to ``POST /-/reload``."""
-
         def ask() -> tuple[int, str]:
             request = urllib.request.Request(self.skyfast.url + "/-/reload", method="POST")
             try:
@@ -115,7 +113,7 @@ class Operator:
         return (await self.skyfast.get("/metrics/flows")).decode()
 
     async def report(self, analyzer: FakeAnalyzer, *flows: dict[str, Any]) -> None:
-        """Report flows, and wait until they have been counted."""
+        """Report flows, and wait until they are counted."""
         series = f'skyfast_flows_total{{analyzer="{analyzer.name}"}}'
         before = (await self.skyfast.self_metrics())[series]
         await analyzer.send(message(*flows))
@@ -173,7 +171,7 @@ def invalid_certificate(file: Path) -> str:
     keys = {
         "tls.ca_cert": str(file),
         "pipeline.subscriber.url": "wss://127.0.0.1:9/",
-        # Each of these keys would change the page if the reload succeeded.
+        # If the reload succeeded, each of these keys would change the page.
         f"{STORE}.labels": ["target_ip"],
         "pipeline.filter.drop": [{"name": "all", "protocol": "TCP"}],
         "logging.level": "ERROR",
@@ -249,8 +247,7 @@ async def test_failed_reload_changes_nothing(tmp_path: Path, analyzer: FakeAnaly
             assert warning in api_status["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page
-            # Check that skyfast still reads reports. It counts this repeated report, but the report
-            # does not change any value.
+            # skyfast still reads reports. This one is a repetition, so it changes no value.
             await operator.report(analyzer, flow("1"))
             assert len(problems(skyfast.log)) == 2 * (number + 1)
 
@@ -283,7 +280,7 @@ async def test_reload_lists_the_changed_keys(tmp_path: Path) -> None:
         assert shown == [f'skyfast_config_last_reload_changed{{key="{key}"}}' for key in changed]
 
         operator.file.write_text("pipeline: {nothing: 1}\nloggings: {}")
-        log = await operator.reload()  # a failed reload does not change the list of keys
+        log = await operator.reload()  # the failed reload changes no key
         assert any("loggings is ignored; did you mean logging?" in line for line in problems(log))
         assert json.loads(await skyfast.get("/api/status"))["reload"]["changed"] == changed
         logged = len(skyfast.log)
@@ -321,7 +318,7 @@ async def test_unhandled_exception_fails_the_reload_and_is_logged(
 
 @asynccontextmanager
 async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start skyfast, and yield its process at once. Stop skyfast with SIGTERM after the block."""
+    """Start skyfast without waiting, and stop it with SIGTERM on exit."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "skyfast", argument),
         stdin=asyncio.subprocess.PIPE,
@@ -341,7 +338,7 @@ async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def outcome(process: asyncio.subprocess.Process) -> str:
-    """Wait for the log line with the result of a reload, and return the line."""
+    """Return the log line with the result of the next reload."""
     assert process.stderr is not None
     async with asyncio.timeout(WAIT_S):
         while not outcomes([line := (await process.stderr.readline()).decode()]):
@@ -384,7 +381,7 @@ async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAna
         same = [series for series in before if series.startswith(counted)]
         assert [after[series] for series in same] == [before[series] for series in same]
 
-        # The next report of a known flow is compared with the flow's values from before the reload.
+        # Flow 1 is still known, so its report adds only the increase.
         more = flow("1", Last=3000, Metric=METRIC | {"ABBytes": 150, "BABytes": 250})
         await operator.report(analyzer, more, dns, ntp)
         page = await operator.flows()
@@ -393,8 +390,8 @@ async def test_changed_rules_keep_the_counters(tmp_path: Path, analyzer: FakeAna
         assert metrics['skyfast_flows_filtered_total{rule="dns"}'] == 2
         assert metrics['skyfast_flows_filtered_total{rule="ntp"}'] == 1
 
-        # The counters of removed rules disappear from the self-metrics. New rules can use fields
-        # that skyfast did not decode before the reload.
+        # The self-metrics of removed rules disappear. New rules can use fields that were not
+        # decoded before.
         keep = {"name": "big", "Metric.ABPackets": "10-99", "CaptureID": ""}
         await operator.reload({"pipeline.filter.drop": None, "pipeline.filter.keep": [keep]})
         await operator.report(analyzer, flow("4"), flow("5", Metric={"ABPackets": 10}))
@@ -471,7 +468,7 @@ async def test_new_timeouts_apply_from_the_next_report(
         skyfast = operator.skyfast
         await analyzer.subscriber()
         await operator.report(analyzer, flow("1"), flow("2", NodeTID="other"))
-        # Longer timeouts apply only to connections that are reported after the reload.
+        # Longer timeouts apply to connections only from their next report on.
         longer = {f"{STORE}.connection_grace": 100, f"{STORE}.views": [view | {"timeout": 200}]}
         await operator.reload(longer)
         began = time.monotonic()
@@ -479,8 +476,8 @@ async def test_new_timeouts_apply_from_the_next_report(
         metrics = await skyfast.until(lambda metrics: metrics[rows] == 1)
         assert time.monotonic() - began < 5
         assert metrics["skyfast_connections"] == 1
-        # The shorter timeouts apply only to the connection that is reported next. It expires before
-        # the older connection.
+        # The older connection keeps the longer timeouts until its next report, so the new one
+        # expires first.
         await operator.reload({f"{STORE}.connection_grace": 0.5, f"{STORE}.views": [view]})
         await operator.report(analyzer, flow("3", NodeTID="third"))
         assert (await skyfast.self_metrics())[rows] == 2
@@ -495,7 +492,7 @@ async def test_bytes_of_a_lost_report_are_counted_with_the_next_report(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     times = {f"{STORE}.connection_timeout": 1, f"{STORE}.connection_grace": 0}
-    # If skyfast determines the update interval before the test ends, it warns of the short timeout.
+    # If skyfast learns the update interval in time, it warns that the timeout is too short.
     keys = {**subscribing(analyzer), **times}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
@@ -503,8 +500,8 @@ async def test_bytes_of_a_lost_report_are_counted_with_the_next_report(
         await operator.report(analyzer, flow("1"))
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         assert samples(await operator.flows(), BYTES) == {}
-        # The first of two updates is lost. The LastUpdateMetric of the second update contains only
-        # the traffic since the lost update.
+        # The first of two updates is lost. LastUpdateMetric contains the traffic since the lost
+        # update.
         later = flow(
             "1",
             Last=122_000,
@@ -517,7 +514,7 @@ async def test_bytes_of_a_lost_report_are_counted_with_the_next_report(
         assert sorted(samples(page, "skydive_traffic_bytes_total").values()) == ["150", "270"]
         metrics = await skyfast.self_metrics()
         assert (metrics["skyfast_dormant_flows"], metrics["skyfast_flows"]) == (0, 1)
-        # A shorter flow_memory takes effect immediately, even if it is zero.
+        # A shorter flow_memory, even 0, takes effect at once.
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         await operator.reload({f"{STORE}.flow_memory": 0})
         metrics = await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 0)
@@ -652,7 +649,7 @@ async def test_unchanged_analyzers_stay_connected(tmp_path: Path, analyzer: Fake
         assert metrics["skyfast_connections"] == 3
         assert not any(n for series, n in metrics.items() if "reconnects" in series)
 
-        # The order of the URLs does not matter.
+        # The order of the URLs has no effect.
         await operator.reload(subscribing(new, analyzer))
         await operator.report(analyzer, flow("1", Last=4000))
         assert (len(new.upgrades), len(analyzer.upgrades)) == (1, 1)
@@ -725,7 +722,7 @@ async def test_replaced_certificate_files_are_reloaded(tmp_path: Path) -> None:
         async with operated(tmp_path, keys, quiet=False) as operator:
             await plain.subscriber()
             remote = await first_analyzer.subscriber()
-            # skyfast reads the file again, but stays connected because the file is unchanged.
+            # skyfast stays connected, because the file that it reads again is unchanged.
             await operator.reload({"pipeline.filter.excluded_tags": ["internal"]})
             await operator.report(first_analyzer, flow("1"))
             assert not remote.closed.is_set()
@@ -771,7 +768,7 @@ async def test_analyzers_can_change_while_one_is_down(
         remote = await analyzer.subscriber()
         before = (await skyfast.self_metrics())[series]
         assert before > 0
-        # The connection is half-open: the analyzer does not answer when skyfast closes it.
+        # The analyzer does not answer when skyfast closes the connection.
         remote.freeze()
         await operator.reload({"pipeline.subscriber.urls": [UNREACHABLE]})
         metrics = await skyfast.until(
@@ -786,8 +783,7 @@ async def test_address_in_two_urls_is_subscribed_to_once(analyzer: FakeAnalyzer)
     async with subscribed(make_config(named), resolve=FakeResolver(analyzer.address)) as running:
         name = running.stats.analyzers[f"analyzers.test:{analyzer.port}"]
         first = await running.up(analyzer)
-        # The URL with the DNS name and the URL with the address are different endpoints, because
-        # they may have different credentials.
+        # A name and its address are different endpoints: their credentials can differ.
         for urls in ((named, analyzer.url), (analyzer.url,), (analyzer.url, named), (named,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
             await eventually(
@@ -823,8 +819,7 @@ async def test_only_the_last_of_several_configurations_takes_effect(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with FakeAnalyzer() as other, subscribed(make_config(analyzer.url)) as running:
-        # The task of the subscriptions cannot run between these calls, so it sees only the second
-        # configuration.
+        # The subscriptions see only the second configuration: their task cannot run in between.
         for urls in ((analyzer.url, other.url), (other.url,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
         await other.subscriber()
@@ -883,8 +878,7 @@ async def test_new_labels_and_metrics_start_a_new_table(
         assert not problems(await operator.reload())
 
 
-# For each field of `ExportSelection`: the keys of the first configuration, and the keys that the
-# reload changes.
+# Per field of `ExportSelection`: the keys of the first configuration, and the changed keys.
 SELECTIONS: Mapping[str, tuple[Keys, Keys]] = {
     "first_view": ({}, {"labels": ["protocol"]}),
     "further_views": ({}, {"views": []}),
@@ -918,20 +912,20 @@ LIMITS: Mapping[str, tuple[Keys, Keys]] = {
 
 
 def differing(old: Any, new: Any) -> list[str]:
-    """Return the names of the fields in which two instances of a dataclass differ."""
+    """Return the fields in which two instances of a dataclass differ."""
     names = [field.name for field in dataclasses.fields(old)]
     return [name for name in names if getattr(old, name) != getattr(new, name)]
 
 
 def config_of_store(keys: Keys) -> Config:
-    """Return a configuration with these keys: keys of the store, and ``cluster_net_masks``."""
+    """Return a configuration with these keys: keys of the store, or ``cluster_net_masks``."""
     networks = "cluster_net_masks"
     paths = {f"pipeline.classify.{k}" if k == networks else f"{STORE}.{k}": keys[k] for k in keys}
     return loader.parse(text_of(paths), {}, source="x.yml")
 
 
 async def has_new_table(keys: Keys, changes: Keys) -> bool:
-    """Return whether a reload with these changes starts a new table."""
+    """Return whether these changes start a new table."""
     app = App(config_of_store(keys), load=lambda: config_of_store({**keys, **changes}))
     table = app._parts.table
     assert await app.reload() is None
@@ -1001,7 +995,7 @@ async def test_changed_bounds_keep_the_table_if_its_counters_stay_the_same(
     keys: Keys, changes: Keys
 ) -> None:
     is_new = await has_new_table(keys, changes)
-    # The removal of min_packets starts a new table, because packets are no longer counted.
+    # Without min_packets, packets are no longer counted, so a new table starts.
     assert is_new == (changes.get("min_packets") == 0)
 
 
@@ -1070,7 +1064,6 @@ async def test_page_in_progress_is_not_affected_by_a_reload(
 
 
 def unchunked(response: bytes) -> bytes:
-    """Return the body of a chunked response."""
     _, _, rest = response.partition(b"\r\n\r\n")
     chunks = []
     while rest:
@@ -1140,7 +1133,7 @@ async def test_standard_naming_enables_openmetrics(tmp_path: Path, analyzer: Fak
         await analyzer.send(report)
         await skyfast.until(lambda metrics: metrics["skyfast_captures"] == 1)
         assert "text/plain" in (await content_type() or "")
-        # This reload changes only the labels, so the page still has interfaces and captures.
+        # Only the labels have changed, so interfaces and captures are still on the page.
         await operator.reload({f"{STORE}.labels": ["target_ip"]})
         page = (await skyfast.get("/metrics")).decode()
         assert samples(page, "skydive_network_interface_rx_bytes")
@@ -1218,7 +1211,7 @@ NAME_LABELS = ["target_ip", "node_name", "target_name"]
 
 
 def topology(name: str) -> FakeResponse:
-    """Return a topology: a capture point with this name, and an interface with address 10.0.0.2."""
+    """Return a topology with a named capture point, and an interface with address 10.0.0.2."""
     nodes = [
         {"ID": "1", "Host": "h", "Metadata": {"TID": "tid", "Name": name, "Type": "device"}},
         {"ID": "2", "Host": "h", "Metadata": {"TID": "o", "Name": "eth9", "IPV4": ["10.0.0.2/8"]}},
@@ -1227,7 +1220,7 @@ def topology(name: str) -> FakeResponse:
 
 
 def total(page: str, **labels: str) -> str:
-    """Return the bytes that the initiator sent, from the series with these labels."""
+    """Return the bytes sent by the initiator, from the series with these labels."""
     (value,) = [
         value
         for series, value in samples(page, BYTES).items()
@@ -1278,7 +1271,7 @@ async def test_names_are_polled_without_interfaces(tmp_path: Path, analyzer: Fak
         analyzer.topology = topology("eth1")
         await operator.report(analyzer, flow("1"))
         assert len(analyzer.topology_requests) == requests
-        # skyfast reads the names again, because it has not polled them since the previous reload.
+        # Names were not polled since the previous reload, so skyfast reads them again.
         await operator.reload({f"{STORE}.labels": NAME_LABELS})
         await operator.report(analyzer, flow("1"))
         assert total(await operator.flows(), node_name="eth1", target_name="h") == "100"
@@ -1298,8 +1291,8 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
         await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
-        # Change the response only after the last query of a round. Otherwise, only some queries of
-        # the round would succeed, and skyfast could resolve names without the interfaces.
+        # Wait for the last query of the round. Otherwise, only some queries would succeed, and
+        # names could be resolved without the interfaces.
         await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading
@@ -1365,7 +1358,7 @@ async def test_signal_during_the_start_is_handled_after_the_start(
         process.send_signal(signal.SIGHUP)
         os.write(writers[0], text_of(subscribing(analyzer)).encode())
         os.close(writers[0])
-        # This error shows that skyfast tried to reload: it cannot read a pipe again.
+        # The reload was tried: a pipe cannot be read twice.
         assert "not a regular file" in await outcome(process)
         await analyzer.subscriber()
 
@@ -1383,7 +1376,7 @@ async def test_signals_during_the_stop_are_ignored(
         process.terminate()
         async with asyncio.timeout(5):
             while process.returncode is None:
-                # Do not use `Process.send_signal`, which could reap the process.
+                # `Process.send_signal` could reap the process.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGHUP)
                 await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""The process needs no privileges. Its memory and its output disclose no secrets."""
+"""The process needs no privileges, and discloses no secrets in its memory or output."""
 
 import asyncio
 import base64
@@ -60,9 +60,9 @@ needs_root = pytest.mark.skipif(
 
 @pytest.fixture
 def read_only() -> Iterator[Path]:
-    """A directory for a configuration file. All users may read it, and no user may write to it.
+    """A directory that all users may read, but not write, for a configuration file.
 
-    The directory is outside pytest's temporary directories, which other users cannot read.
+    Other users cannot read pytest's temporary directories.
     """
     directory = Path(tempfile.mkdtemp(prefix="skyfast-"))
     try:
@@ -98,13 +98,13 @@ def unprivileged_files() -> list[Path]:
 
 
 def written_files(pid: int) -> list[str]:
-    """Return the regular files that a process can write to, except its standard streams."""
+    """Return the regular files that a process has open for writing, except standard streams."""
     process = Path(f"/proc/{pid}")
     written = []
     for path in (process / "fd").iterdir():
         if int(path.name) <= max(STANDARD):
             continue
-        # The process can close a descriptor at any time.
+        # The file can be closed in the meantime.
         with contextlib.suppress(FileNotFoundError):
             info = (process / "fdinfo" / path.name).read_text()
             flags = int(re.search(r"flags:\s*(\d+)", info)[1], 8)
@@ -114,7 +114,7 @@ def written_files(pid: int) -> list[str]:
 
 
 def status(pid: int) -> dict[str, str]:
-    """Map the name of each field in ``/proc/PID/status`` to its value, as text."""
+    """Map the fields of ``/proc/PID/status`` to their values, as text."""
     text = Path(f"/proc/{pid}/status").read_text()
     return dict(line.split(":\t", 1) for line in text.splitlines())
 
@@ -129,13 +129,13 @@ async def analyzer() -> AsyncIterator[FakeAnalyzer]:
 async def test_skyfast_needs_neither_privileges_nor_writable_files(
     analyzer: FakeAnalyzer, read_only: Path
 ) -> None:
-    """skyfast runs as a user that owns no files, in a directory that no user may write to."""
+    """skyfast runs as a user without files of its own, in a directory that nobody may write to."""
     config = write_config(read_only, analyzer.url)
     started = run_unprivileged(sys.executable, "-c", f"open({str(ROOT / 'README.md')!r})")
     if started.returncode:
         pytest.skip(f"other users cannot read Python or this directory: {started.stderr!r}")
     assert not unprivileged_files()
-    # Without these options, the process would write a data file during `make coverage`.
+    # These variables would make `make coverage` write a data file.
     without_coverage = ("--unset=COVERAGE_PROCESS_CONFIG", "--unset=COVERAGE_PROCESS_START")
     through = (
         "env",
@@ -154,8 +154,7 @@ async def test_skyfast_needs_neither_privileges_nor_writable_files(
         assert b"skydive_network_connection_total_bytes" in await skyfast.get("/metrics")
         assert not written_files(pid)
 
-        # Other processes of the same user can read neither the memory nor the environment of
-        # skyfast.
+        # The same user cannot read the memory or the environment of skyfast.
         for part in ("environ", "maps", "mem"):
             result = run_unprivileged("head", "-c1", f"/proc/{pid}/{part}")
             assert result.returncode
@@ -181,7 +180,7 @@ def test_process_is_not_dumpable() -> None:
 async def test_debug_variable_allows_core_dumps_and_debuggers(
     analyzer: FakeAnalyzer, read_only: Path
 ) -> None:
-    """skyfast logs a warning, because other processes of the user can now read its memory."""
+    """skyfast warns that other processes of the user can now read its memory."""
     config = write_config(read_only, analyzer.url)
     if run_unprivileged(sys.executable, "-c", f"open({str(ROOT / 'README.md')!r})").returncode:
         pytest.skip("other users cannot read Python or this directory")
@@ -212,7 +211,7 @@ def test_debug_variable_must_be_0_or_1() -> None:
 
 
 async def test_output_contains_no_secrets(analyzer: FakeAnalyzer, tmp_path: Path) -> None:
-    """The test covers pages, the log, ``--check``, and a password that an analyzer rejects."""
+    """The output: pages, log, ``--check``, and errors about a password that an analyzer rejects."""
     async with FakeAnalyzer(username="prom", password="another") as rejecting:
         in_url = rejecting.url.replace("ws://", f"ws://prom:{IN_URL}@")
         config = write_config(tmp_path, analyzer.url, in_url)

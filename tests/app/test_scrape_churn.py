@@ -69,7 +69,7 @@ FORMATS = {
 
 
 class Network:
-    """The virtual clock, and the simulated flows that the analyzer reports."""
+    """The virtual clock, and the flows that the analyzer reports."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -80,7 +80,7 @@ class Network:
         return START_S + self.seconds
 
     async def step(self, app: App, analyzer: FakeAnalyzer) -> None:
-        """Advance the virtual time by `STEP_S` within `STEP_REAL_S` of real time."""
+        """Advance the virtual time by `STEP_S`, in `STEP_REAL_S` of real time."""
         end = asyncio.sleep(STEP_REAL_S)
         for _ in range(0, STEP_S, TICK_S):
             self.seconds += TICK_S
@@ -92,7 +92,7 @@ class Network:
 
 
 def curl(url: str, openmetrics: int) -> None:
-    """Read a compressed page with curl, which must be able to decompress it."""
+    """Check that curl can decompress a compressed page."""
     assert CURL is not None
     options = ("--silent", "--show-error", "--fail", "-H", f"Accept: {FORMATS[openmetrics]}", url)
     page = subprocess.run([CURL, "--compressed", *options], capture_output=True, check=True).stdout
@@ -107,7 +107,7 @@ def curl(url: str, openmetrics: int) -> None:
 
 
 async def scrapes(server: str) -> tuple[int, int]:
-    """Return how many scrapes the metrics server has attempted, and how many of them failed."""
+    """Return the number of attempted scrapes, and the number of failed ones."""
     values = [value for _, value in await samples(server, "up")]
     return len(values), sum(value != "1" for value in values)
 
@@ -135,7 +135,7 @@ def network() -> Iterator[Network]:
 @needs_victoria_metrics
 @pytest.mark.skipif(CURL is None and not tools.MUST_RUN, reason="curl is not installed")
 async def test_no_scrape_fails_in_an_hour_of_churn(tmp_path: Path, network: Network) -> None:
-    """VictoriaMetrics reads the text format. Prometheus, if installed, reads OpenMetrics 1.0."""
+    """VictoriaMetrics reads the text format, and Prometheus (if installed) OpenMetrics 1.0."""
     async with FakeAnalyzer() as analyzer:
         config = loader.parse(CONFIG % analyzer.url, {}, source="churn.yml")
         app = App(config, load=lambda: config)
@@ -157,7 +157,7 @@ async def test_no_scrape_fails_in_an_hour_of_churn(tmp_path: Path, network: Netw
 
 
 async def scraped(app: App, analyzer: FakeAnalyzer, network: Network, directory: Path) -> None:
-    """Let an hour pass while servers and curl scrape; check that no scrape has failed."""
+    """Check that no scrape fails in an hour of virtual time."""
     target = f"127.0.0.1:{app.web.port}"
     scraping = SCRAPING % (INTERVAL_S, INTERVAL_S, target)
     async with victoria_metrics(directory, scraping=scraping) as server:

@@ -18,8 +18,7 @@ SKYFAST = "skyfast.example:9100"
 pytestmark = [pytest.mark.slow, needs_victoria_metrics]
 
 
-def waiting() -> asyncio.Timeout:
-    """Return a timeout for tests that wait until samples arrive."""
+def timeout_for_samples() -> asyncio.Timeout:
     return asyncio.timeout(ANSWER_S)
 
 
@@ -29,7 +28,7 @@ def recipe(name: str) -> str:
 
 
 async def assert_arrives(server: str) -> None:
-    """Wait until the server has the series that the dashboard and the alerts need."""
+    """Wait for the series that the dashboard and the alerts need."""
     for series in (
         'skydive_network_connection_total_bytes{job="skyfast"}',
         "skydive_traffic_bytes_total",
@@ -55,7 +54,7 @@ def adapted(text: str, skyfast: str, replacements: dict[str, str]) -> str:
 async def test_documented_vmagent_sends_all_series_to_the_server(tmp_path: Path) -> None:
     (command,) = (text for _, text in blocks(PAGE) if text.startswith("vmagent "))
     program, *options = command.replace("\\\n", " ").split()
-    async with demo() as skyfast, victoria_metrics(tmp_path) as server, waiting():
+    async with demo() as skyfast, victoria_metrics(tmp_path) as server, timeout_for_samples():
         config = tmp_path / "vmagent.yml"
         config.write_text(adapted(recipe("vmagent.yml"), skyfast.url.partition("//")[2], {}))
         url = "http://victoria-metrics.example:8428"
@@ -73,7 +72,7 @@ async def test_documented_vmagent_sends_all_series_to_the_server(tmp_path: Path)
 @pytest.mark.nightly
 @tools.needs("otelcol", target="otelcol")
 async def test_documented_collector_sends_all_series_to_the_server(tmp_path: Path) -> None:
-    async with demo() as skyfast, victoria_metrics(tmp_path) as server, waiting():
+    async with demo() as skyfast, victoria_metrics(tmp_path) as server, timeout_for_samples():
         config = tmp_path / "otelcol.yml"
         config.write_text(
             adapted(

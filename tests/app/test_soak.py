@@ -1,7 +1,6 @@
-"""Long runs: thirty days of churn in virtual time, and counters at their limits.
+"""Thirty days of churn in virtual time, and counters at their limits.
 
-`tests.support.soak` contains the soak tests; each one runs in its own process. CI runs longer soak
-tests nightly.
+Each test of `tests.support.soak` runs in its own process. CI runs longer ones every night.
 """
 
 import asyncio
@@ -68,7 +67,7 @@ def test_soak_test_detects_a_list_that_grows(monkeypatch: pytest.MonkeyPatch) ->
 SUMS_OF_FLOW = [
     ((100, 200, 1, 2), (100, 200, 1, 2)),
     ((2**32 - 1, 200, 1, 2), (2**32 - 1, 200, 1, 2)),
-    # The first counter has wrapped, so its new value is added to the previous sum.
+    # The first counter has wrapped, so its whole new value is added.
     ((50, 300, 2, 3), (2**32 + 49, 500, 3, 5)),
     ((2**32 - 1, 400, 2, 3), (2**33 - 2, 600, 3, 5)),
     ((0, 400, 2, 3), (2**33 - 2, 1_000, 5, 8)),
@@ -94,7 +93,7 @@ def test_connections_with_the_largest_possible_sums_are_ranked() -> None:
 
 
 def numbers(core: Core) -> list[int]:
-    """Return the bytes and packets of the only connection, in both directions."""
+    """Return the bytes and packets of the only connection, per direction."""
     values = []
     for family in list(FAMILIES)[:2]:
         lines = core.page(0)[family.name]

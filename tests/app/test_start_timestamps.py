@@ -58,10 +58,9 @@ def job(name: str, protocol: str, target: str) -> dict[str, Any]:
 
 @needs_prometheus_3
 async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path: Path) -> None:
-    """With start timestamps, ``increase`` includes the value of the first sample of a series.
+    """With start timestamps, ``increase`` includes the first sample of a series.
 
-    The connection `SHORT` has only one sample. The connection `RETURNING` expires. When
-    it returns, it continues its counter.
+    `SHORT` has only one sample. `RETURNING` expires, and continues its counter when it returns.
     """
     async with FakeAnalyzer() as analyzer, asyncio.timeout(2 * ANSWER_S):
         config = write_config(
@@ -72,7 +71,7 @@ async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path:
             connection_timeout=TIMEOUT_S,
             connection_grace=0,
         )
-        # skyfast warns that the timeout is shorter than the agents' flow.update.
+        # The timeout is shorter than flow.update, which causes a warning.
         async with running(config, quiet=False) as skyfast:
             await analyzer.subscriber()
             target = skyfast.url.partition("//")[2]
@@ -103,14 +102,14 @@ async def test_traffic_before_the_first_scrape_is_part_of_the_increase(tmp_path:
                         sample["metric"]["job"]: number(sample)
                         for sample in await query(server, f"increase({bytes_of(port)}[1m])")
                     }
-                    # The increase is not exact, because Prometheus extrapolates to the start and
-                    # end of the time range.
+                    # Prometheus extrapolates to the ends of the time range, so the increase is not
+                    # exact.
                     assert increases == {
                         "text": pytest.approx(without, rel=0.4),
                         "openmetrics 1": pytest.approx(expected, rel=0.4),
                         "openmetrics 2": pytest.approx(expected, rel=0.4),
                     }
-                # Prometheus must not store start timestamps as separate series.
+                # Start timestamps are not stored as series of their own.
                 assert not await query(server, '{__name__=~".+_created"}')
                 (up,) = await query(server, "min(min_over_time(up[1m]))")
                 assert number(up) == 1

@@ -134,7 +134,7 @@ def test_demo_uses_only_the_configured_port(tmp_path: Path, origin: str) -> None
 
 
 def activation(*sockets: str, fds: int | None = None, pid: str = "os.getpid()") -> list[str]:
-    """Return a command that passes these sockets, as systemd does, to the command appended to it."""
+    """Return a command that passes these sockets, as systemd does. Callers append the program."""
     code = f"""
 import os, socket, sys
 made = [{", ".join(sockets)}]

@@ -38,7 +38,7 @@ PROMTOOL = shutil.which("promtool")
 
 
 def samples(stats=None, table=None):
-    """Parse the page with the Prometheus client library, and return its values by name and labels."""
+    """Parse a page with the Prometheus client library, and map each series to its value."""
     text = render(stats or Stats(), table or FakeTable()).decode()
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value

@@ -46,7 +46,7 @@ def shown(core, now=1.0):
 
 
 def ranked(core, family, before=None):
-    """Return the expected entries of `top` as a set: entries of equal rank have no defined order."""
+    """Return the expected entries of `top`, as a set: the order of equal ranks is undefined."""
     is_gauge = core.plan.views[0].families[family].type == "gauge"
     entries = set()
     for labels, values in shown(core).items():
