@@ -1,4 +1,4 @@
-"""The reported cost of exports, and warnings about traffic that is counted several times."""
+"""The reported cost of exports, and the warnings about traffic that is counted several times."""
 
 import logging
 
@@ -24,8 +24,7 @@ def view(*labels: object, prefix: str = "apps", **entries: object) -> dict[str, 
 SETTINGS = {
     "{}": [],
     "{views: []}": [],
-    # The interfaces of different containers have the same name, eth0. Therefore, these labels do
-    # not distinguish capture points.
+    # Many containers have an interface eth0, so ``node_name`` does not identify a capture point.
     "{labels: [initiator_ip, target_ip, node_name]}": ["connections"],
     "{labels: [initiator_ip, target_ip, node_name], deduplicate: first}": [],
     "{labels: [initiator_ip, target_ip, node_name, node_tid]}": [],
@@ -146,7 +145,7 @@ def test_presets_hide_traffic_only_if_bounds_are_configured(preset: str) -> None
 def test_warnings_match_the_exported_values(settings: str) -> None:
     config = make_config(**yaml.safe_load(settings))
     sink = Sink(**yaml.safe_load(settings))
-    # The capture points at both ends of a veth pair report the same conversation.
+    # Both ends of a veth pair report the same conversation.
     sink.receive(message(flow("1", NodeTID="veth"), flow("2", NodeTID="eth0")))
     for spec, prefix in (
         (config.export.first_view, ""),

@@ -46,13 +46,13 @@ DEFAULT_URL = "ws://127.0.0.1:8082/ws/subscriber/flow"
 
 @pytest.fixture(autouse=True)
 def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in the project root, because configuration files contain paths relative to it."""
+    """Configuration files contain paths relative to the project root."""
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(params=["CSafeLoader", "SafeLoader"])
 def yaml_loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the test with both parsers of PyYAML. PyYAML without libyaml lacks CSafeLoader."""
+    """Run the test with each parser of PyYAML."""
     if not hasattr(yaml, request.param):
         pytest.skip("PyYAML was built without libyaml")
     monkeypatch.setattr(yaml_nodes, "_Loader", getattr(yaml, request.param))
@@ -74,7 +74,7 @@ def error(text: str, **environ: str) -> str:
 
 
 def meaning(result: Config) -> Config:
-    """Return ``result`` without its source and notes, which differ between equivalent files."""
+    """Return ``result`` without its source and notes, so that equivalent files compare equal."""
     return replace(result, source="", notes=())
 
 
@@ -93,7 +93,6 @@ def view(
     metrics: str = "bytes packets",
     direction: Literal["split", "sum"] = "split",
 ) -> ViewSpec:
-    """Return a view of built-in labels and metrics."""
     return ViewSpec(
         prefix=prefix,
         labels=tuple(LabelSpec(name=name) for name in labels.split()),
@@ -517,8 +516,7 @@ def test_lists_that_are_too_long_are_rejected() -> None:
 # Subscriptions
 
 
-def urls(result: Config) -> tuple[str, ...]:
-    """Return the subscription URLs with their credentials."""
+def urls_with_credentials(result: Config) -> tuple[str, ...]:
     return tuple(
         str(endpoint).replace("://", f"://{endpoint.userinfo}{'@' if endpoint.userinfo else ''}", 1)
         for endpoint in result.subscriber.endpoints
@@ -542,7 +540,7 @@ def urls(result: Config) -> tuple[str, ...]:
 def test_analyzer_address_is_normalized(entry: str, address: str) -> None:
     result = parse(yaml.safe_dump({"analyzers": [entry]}, allow_unicode=True))
     assert result.analyzers == (address,)
-    assert urls(result) == (f"ws://{address}/ws/subscriber/flow",)
+    assert urls_with_credentials(result) == (f"ws://{address}/ws/subscriber/flow",)
 
 
 @pytest.mark.parametrize(
@@ -562,9 +560,9 @@ def test_analyzer_address_is_normalized(entry: str, address: str) -> None:
     ],
 )
 def test_url_is_normalized(url: str, endpoint: str) -> None:
-    for key in ({"url": url}, {"urls": [url]}, {"urls": url}):
+    for key in ({"url": url}, {"urls_with_credentials": [url]}, {"urls_with_credentials": url}):
         result = parse(subscriber(**key))
-        assert urls(result) == (endpoint,)
+        assert urls_with_credentials(result) == (endpoint,)
         assert result.analyzers == ()
         assert result.notes == ()
 
@@ -595,7 +593,7 @@ def test_settings_in_the_url_of_one_analyzer_apply_to_all_analyzers(
         subscriber(url=f"{url}/x".replace("://", "://u:p@").replace("ws:", "wss:")),
         SKYDIVE_ANALYZERS=analyzers,
     )
-    assert urls(result) == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
+    assert urls_with_credentials(result) == tuple(f"wss://u:p@{host}/x" for host in hosts.split())
 
 
 def test_url_that_is_missing_from_analyzers_causes_a_warning() -> None:
@@ -613,9 +611,9 @@ def test_url_that_is_missing_from_analyzers_causes_a_warning() -> None:
 def test_urls_override_url_and_analyzers() -> None:
     result = parse(
         "analyzers: [a, b]\n"
-        "pipeline.subscriber: {url: ws://a:8082, urls: [ws://d:1, dns+ws://d:1, wss://c:2/x]}\n"
+        "pipeline.subscriber: {url: ws://a:8082, urls_with_credentials: [ws://d:1, dns+ws://d:1, wss://c:2/x]}\n"
     )
-    assert urls(result) == (
+    assert urls_with_credentials(result) == (
         "ws://d:1/ws/subscriber/flow",
         "dns+ws://d:1/ws/subscriber/flow",
         "wss://c:2/x",
@@ -625,8 +623,10 @@ def test_urls_override_url_and_analyzers() -> None:
 
 
 def test_repeated_analyzer_is_subscribed_to_once() -> None:
-    result = parse(subscriber(urls="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y"))
-    assert urls(result) == ("ws://localhost:1/x", "ws://b:1/x")
+    result = parse(
+        subscriber(urls_with_credentials="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y")
+    )
+    assert urls_with_credentials(result) == ("ws://localhost:1/x", "ws://b:1/x")
     assert result.notes == (
         model.Note(
             level=logging.WARNING,
@@ -638,10 +638,12 @@ def test_repeated_analyzer_is_subscribed_to_once() -> None:
 def test_client_certificate_enables_tls() -> None:
     tls = f"tls: {{client_cert: {PEM}, client_key: {PEM}}}\n"
     ends = ("a:8082/ws/subscriber/flow",)
-    assert urls(parse(tls + "analyzers: [a]")) == (f"wss://{ends[0]}",)
-    assert urls(parse(f"tls: {{ca_cert: {PEM}}}\nanalyzers: [a]")) == (f"ws://{ends[0]}",)
+    assert urls_with_credentials(parse(tls + "analyzers: [a]")) == (f"wss://{ends[0]}",)
+    assert urls_with_credentials(parse(f"tls: {{ca_cert: {PEM}}}\nanalyzers: [a]")) == (
+        f"ws://{ends[0]}",
+    )
     written = parse(tls + "pipeline.subscriber.url: ws://a:8082")
-    assert urls(written) == (f"ws://{ends[0]}",)
+    assert urls_with_credentials(written) == (f"ws://{ends[0]}",)
 
 
 def test_ca_cert_requires_no_client_certificate() -> None:
@@ -727,7 +729,7 @@ def test_bad_file_is_rejected_with_its_error(path: Path, yaml_loader: str) -> No
         loader.load(file, {})
     message = str(caught.value)
     if expected.endswith("…") and yaml_loader != "CSafeLoader":
-        # The Python parser reports other positions and messages than libyaml.
+        # Positions and messages of the Python parser differ from libyaml's.
         assert re.match(re.escape(file) + r": line \d+, column \d+: not valid YAML: .", message)
     elif expected.endswith("…"):
         assert message.startswith(f"{file}: {expected.removesuffix('…')}")
@@ -989,7 +991,7 @@ def test_unprintable_keys_are_escaped_and_shortened() -> None:
 
 
 def sample(name: str) -> str:
-    """Return the documented example of a key as text."""
+    """Return the documented example of a key."""
     if name.startswith("tls."):
         return PEM
     return EXAMPLES[name].strip("[]")
@@ -1000,7 +1002,7 @@ SETTABLE = [key for key in SCHEMA.values() if key.env]
 
 @pytest.mark.parametrize("key", SETTABLE, ids=lambda key: key.env)
 def test_every_key_can_be_set_in_the_environment(key: schema.Key[Any]) -> None:
-    # A client certificate and its key require each other.
+    # These keys require each other.
     other = {"tls.client_cert": "tls.client_key", "tls.client_key": "tls.client_cert"}
     beside = {other[key.path]: PEM} if key.path in other else {}
     result = parse(yaml.safe_dump(beside), **{key.env: sample(key.path)})
@@ -1094,7 +1096,7 @@ def test_list_in_an_environment_variable_is_separated_by_whitespace_or_commas(va
             "SKYDIVE_PIPELINE_SUBSCRIBER_URLS",
             f"ws://u:a,{SECRET},b@c",
             (
-                "pipeline.subscriber.urls: 'ws://c' is not a valid URL:"
+                "pipeline.subscriber.urls_with_credentials: 'ws://c' is not a valid URL:"
                 " its host, port or user is invalid"
             ),
         ),
@@ -1201,7 +1203,7 @@ def test_dumped_configuration_has_the_structure_and_order_of_the_file() -> None:
         "naming": "compatible",
         "start_timestamps": False,
     }
-    assert tree["pipeline"]["subscriber"]["urls"] == [DEFAULT_URL]
+    assert tree["pipeline"]["subscriber"]["urls_with_credentials"] == [DEFAULT_URL]
     assert loader.dump(good("go")) == loader.dump(parse(loader.dump(good("go"))))
 
 
@@ -1209,7 +1211,7 @@ def test_secrets_are_hidden() -> None:
     result = parse(
         f"analyzer.auth.cluster: {{username: admin, password: {SECRET}-a}}\n"
         f"http.cookie: {{Session: {SECRET}-b}}\n"
-        f"pipeline.subscriber.urls: ['ws://eve:{SECRET}-c@d@a:1/', 'ws://{SECRET}x:@b:1/']\n"
+        f"pipeline.subscriber.urls_with_credentials: ['ws://eve:{SECRET}-c@d@a:1/', 'ws://{SECRET}x:@b:1/']\n"
     )
     assert result.credentials.password == f"{SECRET}-a"
     assert result.cookies["Session"] == f"{SECRET}-b"
@@ -1218,7 +1220,7 @@ def test_secrets_are_hidden() -> None:
     tree = yaml.safe_load(shown)
     assert tree["analyzer"]["auth"]["cluster"] == {"username": "admin", "password": "<hidden>"}
     assert tree["http"]["cookie"] == {"Session": "<hidden>"}
-    assert tree["pipeline"]["subscriber"]["urls"] == [
+    assert tree["pipeline"]["subscriber"]["urls_with_credentials"] == [
         "ws://eve:<hidden>@a:1/",
         f"ws://{SECRET}x:@b:1/",
     ]
@@ -1237,7 +1239,7 @@ EXAMPLES = {
 
 
 def chosen_labels(text: str) -> tuple[LabelSpec, ...]:
-    """Return the labels of the connections if the key ``labels`` has the value ``text``."""
+    """Return the labels of the first view for this value of the key ``labels``."""
     return parse(
         f"pipeline.store.prom_sky_con: {{direction: sum, labels: {text}}}"
     ).export.first_view.labels
@@ -1313,7 +1315,7 @@ def store_of(labels: str) -> str:
     return f"pipeline.store.prom_sky_con: {{labels: {labels}}}"
 
 
-# The examples of the ``tls`` keys are paths of files that do not exist.
+# The files in the examples of ``tls`` do not exist.
 @pytest.mark.parametrize(
     "key", [key for key in SCHEMA.values() if "tls." not in key.path], ids=lambda key: key.path
 )
@@ -1353,7 +1355,7 @@ def test_default_file_gives_the_defaults() -> None:
 
 def test_default_file_shows_every_key_with_its_default() -> None:
     shown = re.sub(r"(?m)^( *)#(?=[\w-])", r"\1", (ROOT / "deploy/prom_sky_con.yml").read_text())
-    # ``url`` is used although the file also shows ``urls``, because ``urls`` is empty.
+    # The shown ``urls`` is empty, so ``url`` is used.
     check_defaults(parse(shown))
     nodes: Any = yaml.safe_load(shown)
     for path in SCHEMA:
@@ -1396,7 +1398,7 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
-URL_KEYS = ("pipeline.subscriber.url", "pipeline.subscriber.urls", "analyzers")
+URL_KEYS = ("pipeline.subscriber.url", "pipeline.subscriber.urls_with_credentials", "analyzers")
 
 
 @st.composite
@@ -1415,7 +1417,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def attempt(text: str, environ: dict[str, str]) -> Config | None:
-    """Parse a file. If it is invalid, check its error messages and return None."""
+    """Parse a file. If it is invalid, check the errors and return None."""
     try:
         return loader.parse(text, environ, source="x.yml")
     except ConfigError as caught:
@@ -1477,7 +1479,7 @@ RULES = st.lists(
 
 @st.composite
 def selections(draw: st.DrawFn) -> dict[str, Any]:
-    """Generate files with labels, metrics, views and rules. Many of the files are valid."""
+    """Generate labels, metrics, views and rules. Many of the resulting files are valid."""
     chosen = draw(st.fixed_dictionaries({}, optional=SELECTIONS))
     chosen |= draw(
         st.fixed_dictionaries(

@@ -1,4 +1,4 @@
-"""Own names: the key ``names`` of the configuration, and the file of the key ``names_file``."""
+"""Own names: the key ``names``, and the file of the key ``names_file``."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The values of each preset, and how configured keys replace them."""
+"""The values of each preset, and the keys that replace them."""
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ PREFIX = "pipeline.store.prom_sky_con"
 
 
 def parse(environ: dict[str, str] | None = None, **keys: object) -> Config:
-    """Return the configuration with these keys in the section ``prom_sky_con``."""
+    """Return a configuration with these keys in the section ``prom_sky_con``."""
     text = yaml.safe_dump({"pipeline": {"store": {"prom_sky_con": keys}}})
     return loader.parse(text, environ or {}, source="x.yml")
 

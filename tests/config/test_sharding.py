@@ -168,7 +168,6 @@ def test_min_bytes_and_min_packets_of_overlapping_shards_cause_a_warning(store, 
 
 
 def shards(count, spec=None):
-    """Return one table per shard. Each table exports the connections of its shard."""
     return [Core(spec, shard=(index, count)) for index in range(count)]
 
 
@@ -230,7 +229,7 @@ def test_flood_on_one_shard_does_not_fill_the_others():
     """The hash has no secret key, so an attacker can choose flows that all belong to one shard."""
     cores = shards(4, one_view(max_connections=50))
     candidates = itertools.count(1)
-    for n in range(400):  # find a port whose flow belongs to the first shard
+    for n in range(400):  # a port whose flow belongs to the first shard
         flows = (make_flow(f"{port:x}", ports=(port, n)) for port in candidates)
         flow = next(flow for flow in flows if cores[0].report(flow, 0) != "other_shard")
         for core in cores[1:]:

@@ -88,7 +88,7 @@ def values_file(directory: Path, values: dict[str, Any]) -> str:
 
 
 def render(*options: str, release: str = "skyfast") -> Objects:
-    """Render the chart, and map the kind of each object to the object."""
+    """Render the chart, and return its objects by kind."""
     text = tools.output("helm", "template", release, CHART, *options)
     documents = [document for document in yaml.safe_load_all(text) if document]
     objects = {document["kind"]: document for document in documents}
@@ -168,14 +168,14 @@ def without_helm(value: Any) -> Any:
         for name, item in value.items()
         if name not in (*OF_HELM, "app.kubernetes.io/version", "helm.sh/chart", "imagePullPolicy")
         and not (name == "annotations" and item.keys() == {"checksum/config"})
-        # The manifests need no jobLabel: the default is the name of their Service, skyfast.
+        # The default of jobLabel is the name of the Service, skyfast.
         and name != "jobLabel"
         and (name, item) != ("type", "ClusterIP")  # the default
-        # kustomize does not add this label to pods, or to objects outside of kustomization.yml.
+        # kustomize adds this label neither to pods nor to objects outside of kustomization.yml.
         and name != "app.kubernetes.io/part-of"
     }
     if kept.get("name", "").startswith("skyfast-"):
-        kept["name"] = "skyfast"  # kustomize adds a hash to the name of the ConfigMap
+        kept["name"] = "skyfast"  # without the hash that kustomize adds to names of ConfigMaps
     return kept
 
 
@@ -337,7 +337,7 @@ def test_chart_has_the_alerting_rules(tmp_path: Path) -> None:
 
 @needs_helm
 def test_package_contains_the_alerts(tmp_path: Path) -> None:
-    """In the source tree, the file of alerts is a symbolic link. The package needs the content."""
+    """In the source tree, this file is a symbolic link."""
     tools.output("helm", "package", CHART, f"--destination={tmp_path}")
     with tarfile.open(tmp_path / f"skyfast-{skyfast.__version__}.tgz") as package:
         alerts = package.extractfile("skyfast/files/alerts.yml")

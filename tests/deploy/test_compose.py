@@ -1,7 +1,4 @@
-"""The demo in ``deploy/compose``.
-
-The tests need no container engine: they run the configuration of Prometheus without a container.
-"""
+"""The demo in ``deploy/compose``, without a container engine."""
 
 import asyncio
 import json
@@ -34,7 +31,7 @@ VIEWS = DEPLOY / "grafana" / "views.yml"
 
 
 def mounts(service: str) -> dict[str, Path]:
-    """Map paths in the container to the local files and directories that are mounted there."""
+    """Map the mount points of a container to local files and directories."""
     found = {}
     for volume in SERVICES[service]["volumes"]:
         source, target, mode = volume.split(":")
@@ -44,7 +41,7 @@ def mounts(service: str) -> dict[str, Path]:
 
 
 def in_container(service: str, path: str) -> Path:
-    """Return the local path of the file that is mounted at ``path`` in the container."""
+    """Return the local file that is mounted at ``path``."""
     (mounted,) = [
         source / Path(path).relative_to(target)
         for target, source in mounts(service).items()
@@ -120,10 +117,10 @@ async def test_prometheus_scrapes_the_demo_and_evaluates_the_rules(tmp_path: Pat
         assert PROMETHEUS.count(TARGET) == 1
         text = PROMETHEUS.replace(TARGET, skyfast.url.partition("//")[2])
         async with configured_prometheus(text, tmp_path) as server, asyncio.timeout(ANSWER_S):
-            # The row "Who talks to whom" of the dashboard has data.
+            # The data of the row "Who talks to whom".
             workloads = 'skydive_workloads_bytes_total{initiator_workload!="",target_workload!=""}'
             await growing(server, workloads, 2)
-            # All rules can be evaluated. After the first scrape, no alert is pending or firing.
+            # All rules work. After the first scrape, no alert is pending or firing.
             states: set[tuple[str, str]] = set()
             while states != {("ok", "inactive")}:
                 groups = json.loads(await ask(f"{server}/api/v1/rules"))["data"]["groups"]

@@ -1,4 +1,4 @@
-"""The Grafana dashboard: its structure, and the results of its queries for a recording."""
+"""The Grafana dashboard: its structure, and its queries on the data of a recording."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ BUILT_IN = {"stat", "timeseries", "table", "bargauge", "row"}
 ANSWER_S = 40.0
 POLL_S = 0.5
 
-# The rule drops flows so that the panel of dropped flows has data. No other panel needs DNS flows.
+# The dropped flows are the data of a panel. No other panel needs DNS flows.
 CONFIG = f"""{VIEWS}
       naming: NAMING
       interface_info: true
@@ -59,7 +59,7 @@ CONFIG = f"""{VIEWS}
 
 
 def test_dashboard_can_be_imported() -> None:
-    assert DASHBOARD["id"] is None  # an id would belong to a single Grafana instance
+    assert DASHBOARD["id"] is None  # it would belong to a single Grafana instance
     assert re.fullmatch(r"[a-z0-9-]{1,40}", DASHBOARD["uid"])
     assert DASHBOARD["title"]
     assert DASHBOARD["schemaVersion"] >= 36
@@ -67,14 +67,14 @@ def test_dashboard_can_be_imported() -> None:
     required = {item["id"] for item in DASHBOARD["__requires"] if item["type"] == "panel"}
     used = {panel["type"] for panel in PANELS}
     assert required == used < BUILT_IN
-    # The data source is a variable instead of an input, so that the file can also be provisioned.
+    # The data source is a variable, not an input, so that the file can be provisioned.
     assert DASHBOARD["__inputs"] == []
     assert VARIABLES["datasource"]["type"] == "datasource"
     assert VARIABLES["datasource"]["query"] == "prometheus"
 
 
 def metrics_of_a_preset(preset: str) -> set[str]:
-    """Return the names of all metrics that can be queried with this preset."""
+    """Return all metrics that can be queried with a preset."""
     text = f"pipeline.store.prom_sky_con.preset: {preset}"
     views = loader.parse(text, {}, source="x.yml").export.views
     flows = {family.name for view in views for family in families(view, naming="compatible")}
@@ -107,7 +107,7 @@ def test_rows_that_work_with_presets_are_documented(preset: str) -> None:
 
 
 def selects(panel: dict[str, Any], metrics: set[str]) -> bool:
-    """Return whether ``metrics`` contains the first metric of at least one query of the panel."""
+    """Return whether any query of the panel starts with one of ``metrics``."""
     name = re.compile(r"\b(?:skydive|skyfast|process|scrape)_\w+")
     firsts = [name.findall(target["expr"])[0] for target in panel["targets"]]
     return any(first.removesuffix("_bucket") in metrics for first in firsts)
@@ -141,7 +141,7 @@ def test_panels_are_distinct_and_do_not_overlap() -> None:
 
 
 def test_rows_that_read_every_connection_are_collapsed() -> None:
-    """Range queries over all connections are slow, so only one open row may have such queries."""
+    """Range queries over all connections are slow, so only one open row may have them."""
     connection = re.compile(r"skydive_(network_)?connection_")
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
@@ -223,7 +223,6 @@ def test_every_variable_is_used_and_defined() -> None:
 
 
 def test_views_of_the_dashboard_are_documented() -> None:
-    """The manual and the Kubernetes example contain the views of the dashboard's configuration."""
     views = yaml.safe_load(VIEWS)["pipeline"]["store"]["prom_sky_con"]["views"]
     manual = (ROOT / "docs" / "monitoring.md").read_text()
     blocks = re.findall(r"(?s)```yaml\n(.*?)```", manual)
@@ -239,7 +238,7 @@ def test_data_source_is_always_the_variable() -> None:
 
 
 def test_rate_windows_cover_several_flow_reports() -> None:
-    """Agents report a flow only once per minute: see "Rates" in docs/metrics.md."""
+    """Agents report a flow once per minute: see "Rates" in docs/metrics.md."""
     window = VARIABLES["window"]
     seconds = [seconds_of(option["value"]) for option in window["options"]]
     assert window["query"].split(",") == [option["value"] for option in window["options"]]
@@ -262,7 +261,7 @@ def test_every_queried_metric_is_exported() -> None:
 
 
 def test_metrics_with_two_names_are_queried_under_both_names() -> None:
-    """``or`` combines the queries, so that a metric that exists under both names counts once."""
+    """``or`` ensures that a metric that exists under both names counts once."""
     rules = yaml.safe_load((FILE.parents[1] / "rules" / "compatible-to-standard.yml").read_text())
     recorded = [rule for group in rules["groups"] for rule in group["rules"]]
     pairs = [(rule["expr"].split()[0], rule["record"]) for rule in recorded]
@@ -299,7 +298,7 @@ def variable_query(name: str) -> str:
 
 # Queries
 
-# The initial values of the variables.
+# The variables and their initial values.
 ALL = {
     "window": "5m",
     "top": "10",
@@ -309,12 +308,12 @@ ALL = {
 
 
 def substituted(expression: str, values: dict[str, str]) -> str:
-    # Grafana does not replace ``$1``, which refers to a group of label_replace.
+    # Grafana keeps ``$1``, a group of label_replace.
     return re.sub(r"\$([a-z_]\w*)", lambda match: values[match[1]], expression)
 
 
 async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, str]:
-    """Map the displayed text of each choice of a variable to the value that Grafana uses."""
+    """Map the displayed text of each choice of a variable to its value."""
     expression = substituted(variable_query(name), values)
     if call := re.fullmatch(r"label_values\((.*), (\w+)\)", expression):
         samples = await query(server, f"group by ({call[2]}) ({call[1]})")
@@ -332,13 +331,13 @@ async def choices(server: str, name: str, values: dict[str, str]) -> dict[str, s
 
 
 async def has_data(server: str, expression: str) -> bool:
-    """Return whether the result of a query contains a finite number."""
+    """Return whether a query returns a finite number."""
     return any(math.isfinite(number(sample)) for sample in await query(server, expression))
 
 
 @asynccontextmanager
 async def scraped(text: str, directory: Path) -> AsyncIterator[tuple[Skyfast, str]]:
-    """Run skyfast with its demo recording, and a Prometheus that scrapes skyfast; yield both."""
+    """Yield skyfast, which replays its demo recording, and a Prometheus that scrapes it."""
     config = directory / "prom_sky_con.yml"
     config.write_text(text)
     async with (
@@ -368,7 +367,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
                     del missing[key]
             await asyncio.sleep(POLL_S if missing else 0)
 
-        # Each round-trip time counts in exactly one range of the distribution.
+        # Each round-trip time is in exactly one range.
         parts = [substituted(part, values) for part in panel_expressions("Distribution now")]
         measured = substituted(panel_expressions("Round-trip time, 99 %")[0], values)
         count = measured.replace("quantile(0.99, ", "count(", 1)
@@ -383,7 +382,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         nodes = await choices(server, "node", values)
         assert {"ag1 v1", "ag1 v2", "ag1 vx2"} <= nodes.keys()
 
-        # If an interface is selected by its name, the legend has that name.
+        # The legend shows the name by which the interface was selected.
         (by_interface,) = panel_expressions("Traffic by interface")
         shown = await query(server, substituted(by_interface, values))
         assert "ag1 v1" in {sample["metric"]["name"] for sample in shown}
@@ -398,7 +397,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
 
         values["instance"] = ALL["instance"]
 
-        # The variables ``namespace`` and ``workload`` offer the values of initiators and targets.
+        # The choices are the values of initiators and targets.
         namespaces = await choices(server, "namespace", values)
         assert namespaces == {name: name for name in ("default", "shop")}
         workloads = await choices(server, "workload", values)
@@ -406,8 +405,8 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         values["namespace"] = "default"
         assert set(await choices(server, "workload", values)) == {"frontend"}
 
-        # The panel shows the conversations of the selected workloads. The selected namespace and
-        # workload must both match the initiator, or both match the target.
+        # The panel shows conversations of the selected workloads. Namespace and workload must match
+        # at the same end.
         (between,) = panel_expressions("Traffic between workloads")
         assert await pairs(server, between, {"instance": ".*"}) == {
             ("default/frontend", "shop/cart"),
@@ -424,7 +423,7 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
             ("shop/api", "shop/cache"),
         }
 
-        # The legend names the pod, container or host of each interface.
+        # The legend shows the pod, container or host.
         (by_owner,) = panel_expressions("Traffic by pod or container")
         shown = await query(server, substituted(by_owner, ALL | {"top": "50"}))
         owners = {sample["metric"]["name"] for sample in shown}
@@ -436,13 +435,13 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
 
 
 async def pairs(server: str, expression: str, values: dict[str, str]) -> set[tuple[str, str]]:
-    """Return the pairs of workloads that a panel shows, given the values of variables."""
+    """Return the pairs of workloads in the result of a query."""
     samples = await query(server, substituted(expression, ALL | values))
     return {(sample["metric"]["initiator"], sample["metric"]["target"]) for sample in samples}
 
 
 def series(name: str, *, values: str = "1+0x20", **labels: str) -> dict[str, str]:
-    """Return an input series for a unit test of promtool."""
+    """Return an input series of a unit test for promtool."""
     text = ", ".join(f'{label}="{value}"' for label, value in labels.items())
     return {"series": f"{name}{{{text}}}", "values": values}
 
@@ -469,7 +468,7 @@ def interface(instance: str, tid: str, name: str) -> dict[str, str]:
 def test_interfaces_are_named_by_pod_container_or_netns(
     has_info: bool, naming: str, tmp_path: Path
 ) -> None:
-    """The series are from two instances, and have the labels that a ServiceMonitor adds."""
+    """The series come from two instances, with the labels that a ServiceMonitor adds."""
     metric = {"compatible": "skydive_network_interface_info", "standard": "skydive_interface_info"}
     parts = {
         "t-pod": {"node_namespace": "shop", "node_pod": "cart-1", "node_container": "cart"},
@@ -493,7 +492,7 @@ def test_interfaces_are_named_by_pod_container_or_netns(
     infos.append(series(metric[naming], instance="a:1", node_tid="t-unknown"))
     rows = [traffic(instance, tid) for tid in parts for instance in ("a:1", "b:1")]
     rows += [traffic("a:1", "t-pod", "UDP"), traffic("b:1", "t-new"), traffic("a:1", "t-unknown")]
-    # Only the first shard exports the interfaces.
+    # Only the first shard exports interfaces.
     rows += [interface("a:1", tid, "eth0") for tid in parts]
     rows += [interface("a:1", "t-new", "eth1")]
     with_info = {"shop/cart-1": 24, "web": 16, "blue": 16, "h1 eth0": 16, "h1 eth1": 8}
@@ -525,7 +524,6 @@ def test_interfaces_are_named_by_pod_container_or_netns(
 @pytest.mark.slow
 @needs_prometheus
 async def test_interfaces_without_a_topology_are_shown_by_identifier(tmp_path: Path) -> None:
-    """Without a topology, the variable ``node`` contains the identifiers of interfaces."""
     config = "pipeline.store.prom_sky_con.interfaces_interval: 0"
     async with scraped(config, tmp_path) as (_, server), asyncio.timeout(ANSWER_S):
         (by_interface,) = panel_expressions("Traffic by interface")

@@ -1,4 +1,4 @@
-"""The Grafana dashboard, checked by TypeScript against Grafana's own types."""
+"""The Grafana dashboard, checked against Grafana's TypeScript types."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def all_panels(panels: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def source(dashboard: dict[str, Any]) -> str:
-    """Return a program that is valid only if the dashboard fits the types."""
+    """Return a program that compiles only if the dashboard fits the types."""
     rest = {key: value for key, value in dashboard.items() if key not in EXPORT_KEYS}
     lines = [HEAD]
     for type_, name in NAMES.items():
@@ -67,7 +67,7 @@ def source(dashboard: dict[str, Any]) -> str:
     lines.append(f"const dashboard: Plain<Exported> = {json.dumps(rest)};")
     for number, panel in enumerate(all_panels(dashboard["panels"])):
         name = NAMES[panel["type"]]
-        # Only the schemas of tables and time series describe the options of fields.
+        # Other schemas do not describe the options of fields.
         options = {f"options: Partial<Plain<{name}.Options>>": panel["options"]}
         if panel["type"] in ("table", "timeseries"):
             custom = panel["fieldConfig"]["defaults"].get("custom", {})
@@ -80,8 +80,7 @@ def source(dashboard: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def errors(program: str, directory: Path) -> list[str]:
-    """Return the errors of the TypeScript compiler."""
+def compiler_errors(program: str, directory: Path) -> list[str]:
     file = directory / "dashboard.ts"
     file.write_text(program)
     if not (directory / "node_modules").exists():
@@ -105,7 +104,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def test_dashboard_fits_the_types_of_grafana(dashboard: dict[str, Any], tmp_path: Path) -> None:
-    assert errors(source(dashboard), tmp_path) == []
+    assert compiler_errors(source(dashboard), tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -127,4 +126,4 @@ def test_type_check_finds_mistakes(
     wrong = json.loads(json.dumps(dashboard))
     panel = next(panel for panel in all_panels(wrong["panels"]) if panel["type"] == "timeseries")
     change(panel)
-    assert errors(source(wrong), tmp_path), name
+    assert compiler_errors(source(wrong), tmp_path), name

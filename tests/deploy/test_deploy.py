@@ -67,7 +67,7 @@ PORT = "SKYDIVE_PIPELINE_STORE_PROM_SKY_CON_PORT"
 
 
 def without_variables() -> dict[str, str]:
-    """Return the environment of this process, without the variables of skyfast and Python."""
+    """Return the environment without the variables of skyfast and Python."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -79,13 +79,13 @@ def without_variables() -> dict[str, str]:
 
 
 def setting(name: str) -> list[str]:
-    """Return the values of the setting ``name`` in the unit."""
+    """Return the values of a setting in the unit."""
     return re.findall(rf"(?m)^{name}=(.*)$", UNIT.read_text())
 
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """Return the unit, with the path of its program replaced by one that exists on this machine."""
+    """Return the unit with the path of a program that exists on this machine."""
     path = tmp_path / UNIT.name
     path.write_text(with_existing_program(UNIT.read_text()))
     shutil.copy(SOCKET_UNIT, tmp_path)
@@ -134,7 +134,7 @@ def test_recording_drop_in_adds_only_the_recording(tmp_path: Path) -> None:
     echo_program = tmp_path / "program"
     echo_program.write_text('#!/bin/sh\necho "$@"\n')
     echo_program.chmod(0o700)
-    # Expand the command as systemd does: see systemd.service(5).
+    # See "Command lines" in systemd.service(5).
     shell = shlex.split(
         command.replace("$$", "$").replace("%%", "%").replace(program, str(echo_program))
     )
@@ -201,7 +201,7 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 
     def deny() -> None:
         if libc.prctl(PR_SET_MDWE, 1, 0, 0, 0):
-            os._exit(77)  # kernels before 6.3 do not support PR_SET_MDWE
+            os._exit(77)  # no PR_SET_MDWE before Linux 6.3
 
     with subprocess.Popen(
         [sys.executable, "-m", "skyfast", "--demo"],
@@ -233,7 +233,7 @@ def test_skyfast_runs_with_memory_deny_write_execute() -> None:
 
 
 class Build:
-    """Runs the steps of a Dockerfile, and moves all absolute paths below the directory ``root``."""
+    """Runs the steps of a Dockerfile, with all absolute paths moved below ``root``."""
 
     def __init__(self, root: Path, **arguments: str) -> None:
         self.root = root
@@ -242,7 +242,7 @@ class Build:
         self.stage = -1
         self.settings: dict[str, Any] = {"LABEL": {}, "ENV": {}}
         self.cwd = root
-        # The base image: Python without packages.
+        # The base image is Python without packages.
         subprocess.run([sys.executable, "-m", "venv", root / "base"], check=True, timeout=BUILD_S)
         self.environ = {
             **{name: text for name, text in os.environ.items() if name.startswith("PIP_")},
@@ -270,7 +270,7 @@ class Build:
             self.environ[name] = self.known[name]
 
     def expand(self, text: str) -> str:
-        """Return ``text`` with each known argument replaced by its value."""
+        """Return ``text`` with the values of known arguments."""
         return re.sub(r"\$\{(\w+)\}", lambda match: self.known[match[1]], text)
 
     def do_from(self, rest: str) -> None:
@@ -287,7 +287,7 @@ class Build:
             copy_context(self.cwd)
             return
         origin, source, target = rest.split()
-        # The virtual environment must keep its path, because its scripts contain the path.
+        # The scripts of the virtual environment contain its path.
         assert (origin, source) == ("--from=build", target)
         assert Path(self.here(source)).is_dir()
 
@@ -325,7 +325,7 @@ class Build:
 
 
 def copy_context(target: Path) -> None:
-    """Copy the files that ``.dockerignore`` allows. The last matching pattern decides."""
+    """Copy the files that ``.dockerignore`` allows: the last matching pattern decides."""
     patterns = [
         line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] != "#"
     ]
@@ -359,7 +359,7 @@ def copy_context(target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Build]:
-    # Do not use pytest's temporary directory: the user of the image could not enter it.
+    # The user of the image cannot enter pytest's temporary directories.
     with tempfile.TemporaryDirectory(prefix="skyfast-image-") as directory:
         Path(directory).chmod(0o755)
         build = Build(Path(directory), SKYFAST_COMMIT=COMMIT, SOURCE=SOURCE, BASE=BASE)
@@ -374,9 +374,8 @@ def in_image(
 ) -> subprocess.Popen[str]:
     """Start a command as in a container.
 
-    The command runs as the user and group in ``run_as`` (``UID:GID``). The default is the user and
-    group of the image. If this process cannot switch to another user, the command runs as the
-    current user.
+    ``run_as`` is ``UID:GID``, by default those of the image. If this process cannot switch users,
+    the command runs as the current user.
     """
     uid, gid = map(int, (run_as or image.settings["USER"]).split(":"))
     python = Path(sys.base_prefix).resolve()
@@ -422,7 +421,7 @@ def test_image_serves_pages_is_healthy_and_stops(image: Build) -> None:
 
 
 def health(image: Build, port: str) -> int:
-    """Return the exit code of the image's health check for ``port``."""
+    """Return the exit code of the health check for a port."""
     served = f" {image.settings['EXPOSE']},"
     check = [word.replace(served, f" {port},") for word in image.settings["HEALTHCHECK"]]
     assert check != image.settings["HEALTHCHECK"]
@@ -505,7 +504,6 @@ def test_image_has_metadata(image: Build) -> None:
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an sdist that is built from a clean tree."""
     directory = tmp_path_factory.mktemp("sdist")
     excluded = shutil.ignore_patterns(
         *(".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "results"),
@@ -516,7 +514,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hook(name: str, tree: Path, target: Path, **environ: str) -> Path:
-    """Build a package from ``tree`` with the build backend of ``tree``; return its path."""
+    """Build a package with the build backend of ``tree``, and return its path."""
     program = f"from setuptools import build_meta; build_meta.{name}({str(target)!r})"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],
@@ -533,7 +531,6 @@ def hook(name: str, tree: Path, target: Path, **environ: str) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a wheel that is built from the sdist."""
     directory = tmp_path_factory.mktemp("wheel")
     with tarfile.open(sdist) as archive:
         archive.extractall(directory, filter="data")
@@ -565,7 +562,7 @@ for module in pkgutil.walk_packages(skyfast.__path__, "skyfast."):
 @pytest.mark.slow
 @pytest.mark.xdist_group("sdist")
 def test_wheel_runs_in_a_separate_environment(wheel: Path, tmp_path: Path) -> None:
-    """The environment is outside the checkout, and contains only the wheel and its dependencies."""
+    """The environment contains only the wheel and its dependencies, and is outside the checkout."""
     versions = tmp_path / "versions.txt"
     installed = metadata.distributions()
     versions.write_text(
@@ -623,7 +620,7 @@ MONITORS = ("servicemonitor.yml", "servicemonitor-shards.yml")
 
 
 def container() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the specifications of the pod and of its only container."""
+    """Return the specifications of the pod and its only container."""
     pod = manifest("deployment.yml")["spec"]["template"]["spec"]
     (spec,) = pod["containers"]
     return pod, spec
@@ -656,7 +653,7 @@ def test_service_monitor_matches_its_schema(name: str) -> None:
     monitor = manifest(name)
     jsonschema.validate(monitor, SERVICE_MONITOR)
     for endpoint in monitor["spec"]["endpoints"]:
-        # Prometheus rejects a timeout that is longer than the interval.
+        # Prometheus rejects timeouts longer than the interval.
         assert int(endpoint["scrapeTimeout"][:-1]) <= int(endpoint["interval"][:-1])
 
 
@@ -718,7 +715,6 @@ def test_shards_are_scraped_with_their_own_instance_labels() -> None:
 
 
 def test_pod_meets_the_restricted_profile() -> None:
-    """``restricted`` is one of the Pod Security Standards."""
     pod, spec = container()
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -727,8 +723,8 @@ def test_pod_meets_the_restricted_profile() -> None:
     assert all(not pod.get(name) for name in ("hostNetwork", "hostPID", "hostIPC"))
     assert all("hostPath" not in volume for volume in pod["volumes"])
     assert "hostPort" not in spec["ports"][0]
-    # The image sets a numeric user, because Kubernetes cannot check whether a named user is root.
-    # The profile restricted-v2 of OpenShift rejects pods that set a user.
+    # The image sets the user: the profile restricted-v2 of OpenShift rejects pods that set one. The
+    # user is numeric, so that Kubernetes can check that it is not root.
     (user,) = re.findall(r"(?m)^USER (\d+):(\d+)$", DOCKERFILE.read_text())
     assert int(user[0]) > 0
     assert not {"runAsUser", "runAsGroup", "fsGroup"} & pod["securityContext"].keys()

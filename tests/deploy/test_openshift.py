@@ -46,7 +46,7 @@ def test_prometheus_of_user_workload_monitoring_may_scrape() -> None:
 
 @pytest.mark.parametrize("name", ["deployment.yml", "statefulset.yml"])
 def test_overlay_removes_the_user_of_the_pod(name: str, tmp_path: Path) -> None:
-    """The profile restricted-v2 assigns a user to each pod, and rejects other users."""
+    """The profile restricted-v2 assigns a user to each pod, and rejects pods that set another."""
     for directory in ("kubernetes", "openshift"):
         shutil.copytree(DEPLOY / directory, tmp_path / directory)
     manifest = tmp_path / "kubernetes" / name

@@ -11,7 +11,6 @@ from skyfast.flows import addresses
 
 
 def expected(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the address that `ipaddress` parses from a text, or None."""
     try:
         address = ip_address(text)
     except ValueError:

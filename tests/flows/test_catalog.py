@@ -52,7 +52,7 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 
 
 class Names(dict[str, tuple[str, ...]]):
-    """Maps addresses or capture points to names. Each unknown key has ``count`` empty names."""
+    """Maps keys to names. Each unknown key has ``count`` empty names."""
 
     def __init__(self, count: int, **known: tuple[str, ...]) -> None:
         super().__init__(known)
@@ -66,7 +66,7 @@ class Names(dict[str, tuple[str, ...]]):
 
 
 class Source:
-    """A source of names that are all empty: for all topology labels and up to two pod labels."""
+    """A source of empty names, for the topology labels and up to two pod labels."""
 
     def __init__(self) -> None:
         self.combined = Names(len(ADDRESS_NAMES) + 2)
@@ -74,20 +74,20 @@ class Source:
 
 
 def plan_of(names: Source | None = None, **keys: object) -> Plan:
-    """Return the plan of a configuration with ``keys`` in the section ``prom_sky_con``."""
+    """Return the plan for these keys of the section ``prom_sky_con``."""
     text = yaml.safe_dump({"pipeline.store.prom_sky_con": keys})
     export = loader.parse(text, {}, source="x.yml").export
     return make_plan(export, names=names or Source())
 
 
 def metric(name: str, **keys: object) -> Family:
-    """Return the family that ``metrics: [name]`` adds to the first view."""
+    """Return the family for ``metrics: [name]``."""
     (family,) = plan_of(metrics=[name], **keys).views[0].families
     return family
 
 
 def column(name: str, names: Source | None = None, **keys: object) -> Column:
-    """Return the column that ``labels: [name]`` adds to the first view."""
+    """Return the column for ``labels: [name]``."""
     (result,) = plan_of(names, labels=[name], **keys).views[0].columns
     return result
 
@@ -654,7 +654,7 @@ def test_plan_with_every_label_and_metric_exports_every_family() -> None:
 
 
 def largest() -> dict[str, Any]:
-    """Return the store section of the largest valid configuration."""
+    """Return the section ``prom_sky_con`` of the largest valid configuration."""
     paths = sorted(path for path, kind in FIELDS.items() if kind is int)
     own = [
         {"name": f"own_{i}", "value": ".".join(path), "type": "gauge"}
@@ -708,10 +708,7 @@ def test_table_accepts_the_largest_plan() -> None:
 )
 def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], keys: int) -> None:
     def accepted(count: int) -> ExportSelection:
-        """Return an export selection with ``count`` labels in addition to ``names``.
-
-        Each view has all of ``names``.
-        """
+        """Return an export selection with ``count`` labels. Each view also has all ``names``."""
         fields = [{"name": f"field_{i}", "path": "Link.A"} for i in range(count)]
         half = MAX_VIEW_COLUMNS - 10
         views = [
@@ -744,7 +741,7 @@ def test_lookup_key_counts_once_towards_the_limit_of_columns(names: list[Any], k
 
 
 def rules(name: str) -> dict[str, str]:
-    """Map the name of each recorded series to the expression of its recording rule."""
+    """Map the name of each recorded series to its expression."""
     text = (DEPLOY / "rules" / f"{name}.yml").read_text()
     entries = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
     by_name = {rule["record"]: rule["expr"] for rule in entries}
@@ -753,7 +750,7 @@ def rules(name: str) -> dict[str, str]:
 
 
 def standard_names() -> dict[str, str]:
-    """Map the compatible name of each family to its standard name."""
+    """Map the compatible name of each family to the standard name."""
     page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     others = re.findall(r"(?m)^\| `(skydive_\w+)` \| `(?!\1`)(skydive_\w+)` \|", page)
     main = loader.parse(

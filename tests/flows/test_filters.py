@@ -38,7 +38,7 @@ WITH_OTHER = (
 
 
 class FilterHarness:
-    """A flow filter and its counts of dropped flows.
+    """A flow filter that counts dropped flows.
 
     `admit` returns the UUIDs of the flows that pass the filter.
     """
@@ -47,8 +47,8 @@ class FilterHarness:
         self, config: Filter, *, requirements: tuple[Requirement, ...] = TRANSPORT, **filtered: int
     ) -> None:
         plan = Plan(views=(), requirements=requirements)
-        # The decoded flows have only the fields that `reads` returns. If the filter needs another
-        # field, the tests fail.
+        # Flows are decoded with only the fields in `reads`, to check that the filter needs no
+        # others.
         self._type = flow_types(plan, also=reads(config)).Update
         self.skipped: dict[str, int] = {"excluded": 0}
         self.filtered: dict[str, int] = filtered
@@ -68,7 +68,7 @@ class FilterHarness:
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of dropped flows for each reason that occurred."""
+        """The numbers of dropped flows, by reason."""
         counts = {**self.skipped, **self.filtered}
         return {name: count for name, count in counts.items() if count}
 
@@ -418,10 +418,7 @@ PATHS = (
 
 
 def value(path: FieldPath | None, raw: JSON) -> str | int | None:
-    """Return the value of a flow's field.
-
-    If the flow lacks the object that would contain the field, return None.
-    """
+    """Return a field of a flow, or None if the flow lacks the object with the field."""
     if path is None:
         return tag(raw)
     *part, name = path
@@ -476,7 +473,7 @@ def rule_matches(rule: Rule, raw: JSON) -> bool:
 
 
 def verdict(config: Filter, requirements: tuple[Requirement, ...], raw: JSON) -> str | None:
-    """Return the reason to drop the flow, or None if the filter admits it."""
+    """Return the reason to drop the flow, or None if the flow passes."""
     if not raw.get("UUID"):
         return None
     for requirement in requirements:

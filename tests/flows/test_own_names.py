@@ -1,4 +1,4 @@
-"""Own names, which the keys ``names`` and ``names_file`` give to addresses and networks."""
+"""Own names of addresses and networks."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
@@ -227,7 +227,7 @@ ENTRIES = st.builds(
 
 @st.composite
 def prefixes(draw: st.DrawFn) -> str:
-    """Return a network near the lowest or highest address, or near one of four other addresses."""
+    """Generate networks near a few addresses, including the lowest and the highest one."""
     most = draw(st.sampled_from([32, 128]))
     near = draw(st.sampled_from([0, (1 << most) - 1, 1 << most - 1, 1 << 64, 10 << 24, 5 << 61]))
     number = max(0, min((1 << most) - 1, near + draw(st.integers(-5, 5))))
@@ -239,7 +239,7 @@ def prefixes(draw: st.DrawFn) -> str:
 
 @given(st.dictionaries(prefixes(), ENTRIES, max_size=12), st.lists(st.integers(0, 1 << 128)))
 def test_lookups_match_a_linear_search(entries: dict[str, OwnNameEntry], random: list[int]) -> None:
-    # An IPv4-mapped address is looked up as an IPv4 address, so IPv6 networks do not match it.
+    # IPv4-mapped addresses are looked up as IPv4, so IPv6 networks do not match them.
     names = OwnNames({read_prefix(text): entry for text, entry in entries.items()}, KEYS)
     numbers = [*random]
     for text in entries:

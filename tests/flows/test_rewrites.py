@@ -38,7 +38,7 @@ INVALID_ADDRESSES = (
         (24, 64, "2001:0DB8::1", "2001:db8::/64"),
         (24, None, "2001:0DB8::1", "2001:0DB8::1"),
         (None, 64, "10.1.2.3", "10.1.2.3"),
-        # The prefix length for IPv4 also applies to IPv4-mapped addresses.
+        # The IPv4 prefix length applies to IPv4-mapped addresses.
         (24, 64, "::ffff:10.1.2.3", "10.1.2.0/24"),
         (24, 64, "0000:0000:0000:0000:0000:ffff:255.255.255.255", "255.255.255.0/24"),
         (None, 64, "::ffff:10.1.2.3", "::ffff:10.1.2.3"),
@@ -88,7 +88,7 @@ def test_bounded_cache_computes_the_value_of_a_short_key_once() -> None:
     cache = BoundedCache[str, int](lambda text: computed.append(text) or len(text))
     long = "x" * (rewrites.MAX_REMEMBERED_CHARS + 1)
     assert [cache["ab"], cache["ab"], cache[long], cache[long]] == [2, 2, len(long), len(long)]
-    # Long keys are not cached. Otherwise, a sender could fill the memory with long texts.
+    # Long keys are not cached, so that senders cannot fill the memory.
     assert computed == ["ab", long, long]
 
 

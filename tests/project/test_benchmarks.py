@@ -1,4 +1,4 @@
-"""Benchmarks work on a small scale. The tests do not check the figures themselves."""
+"""Benchmarks work on a small scale. Their figures are not checked."""
 
 import json
 import os

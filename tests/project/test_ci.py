@@ -1,7 +1,4 @@
-"""Continuous integration: the locked environment, ``.ci/run`` and the workflows.
-
-The tests read the workflows but do not run them.
-"""
+"""The locked environment, ``.ci/run``, and the workflows, which are read but not run."""
 
 import os
 import re
@@ -36,14 +33,14 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 
 @cache
 def locked(text: str = LOCK) -> list[tuple[Requirement, str]]:
-    """Return the requirements in a lock file, with their hashes."""
+    """Return each requirement in a lock file, and its hashes."""
     entries = re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n", "", text))
     parts = [entry.partition(" \\\n") for entry in entries if entry.strip()]
     return [(Requirement(head), hashes) for head, _, hashes in parts]
 
 
 def versions(python: str) -> dict[str, str]:
-    """Map the name of each package to the version that CI installs for this Python."""
+    """Map each package to the version that CI installs for this Python."""
     environment = default_environment() | {
         "python_version": python,
         "python_full_version": f"{python}.0",
@@ -156,7 +153,6 @@ def test_xdist_group_runs_in_one_process(tmp_path: Path) -> None:
 
 
 def test_every_test_is_run_by_a_target() -> None:
-    """The target `test` runs pytest's default selection. `test-slow` and `nightly` run the rest."""
     options = PROJECT["tool"]["pytest"]["ini_options"]["addopts"]
     assert re.findall(r"-m '([^']*)'", options) == ["not slow and not nightly"]
     assert "$(PARALLEL_TESTS) $(PYTEST_ARGS)\n" in MAKEFILE
@@ -227,7 +223,7 @@ def test_only_jobs_that_publish_have_write_permissions() -> None:
 
 
 def test_workflow_and_ci_script_have_the_same_steps() -> None:
-    """The script runs the same steps in sequence on one machine."""
+    """The script runs the steps in sequence on one machine."""
     steps = re.findall(r"^make .*$", CI, re.MULTILINE)
     names = [step.split()[1] for step in steps]
     assert names == ["locked", "test", "lint", "sanitize", "fuzz", "tools", "test-slow"]

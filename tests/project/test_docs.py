@@ -163,7 +163,7 @@ The number must agree with the measurement multiplied by the factor."""
 def test_documented_costs_agree_with_the_benchmarks(
     file: str, expression: str, measurement: str, factor: float
 ) -> None:
-    """Benchmarks differ from run to run, so the documented costs may differ by a fifth."""
+    """Benchmarks vary, so the documented costs may differ by a fifth."""
     (number,) = re.findall(expression, (ROOT / file).read_text())
     measured = generate.measured(measurement) * factor
     assert float(number.replace(",", "")) == pytest.approx(measured, rel=0.2)
@@ -210,7 +210,7 @@ COMMANDS = {
 
 
 def command(line: str) -> list[str]:
-    """Return the command in a line, and its arguments. If the command is unknown, return []."""
+    """Return a known command and its arguments, or [] if the command is unknown."""
     words = line.split("#")[0].split()
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
@@ -227,7 +227,7 @@ def commands() -> list[Any]:
 
 @functools.cache
 def options(program: str) -> set[str]:
-    """Return the options in the help of a program."""
+    """Return the options in a program's help."""
     result = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=TOOL_S)
     return set(re.findall(r"(?m)(?<![\w-])--?[a-zA-Z][\w.-]*", result.stdout + result.stderr))
 
@@ -275,7 +275,7 @@ def test_yaml_is_valid(text: str, tmp_path: Path) -> None:
     content = yaml.safe_load(text)
     assert content
     if text.startswith("# values of the chart\n"):
-        pass  # tests/deploy/test_chart.py renders the chart with these values
+        pass  # values of the chart: see tests/deploy/test_chart.py
     elif isinstance(content, dict) and content.keys() & {"pipeline", "analyzers", "web", "logging"}:
         loader.parse(text, {}, source="x.yml")
     elif isinstance(content, dict) and content.keys() & {"scrape_configs", "rule_files"}:

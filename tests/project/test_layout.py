@@ -16,7 +16,7 @@ TEST_FILES = sorted(TESTS.rglob("test_*.py"))
 
 
 def imported(path: Path) -> set[str]:
-    """Return the modules that a file imports, including conditional imports."""
+    """Return the modules that a file imports, even conditionally."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

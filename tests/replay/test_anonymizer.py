@@ -258,7 +258,7 @@ def test_no_secret_of_the_recordings_is_left() -> None:
 
 @pytest.fixture(scope="module")
 def elements() -> list[tuple[Query, bytes]]:
-    """The nodes and edges of the recorded containers and pods, each with the query that finds it.
+    """The nodes and edges of the recorded containers and pods, each with its query.
 
     They have only the fields that skyfast reads.
     """
@@ -315,7 +315,7 @@ def graph_of(elements: Iterable[tuple[Query, bytes]]) -> Graph:
 
 
 def texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield each string in a JSON value as a pair: the key of the string, and the string."""
+    """Yield each string in a JSON value as a pair of its key and the string."""
     match value:
         case str():
             yield key, value
@@ -344,9 +344,8 @@ def test_no_name_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
         text for text in before if re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", after)
     }
     assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
-    # Words of changed names must not remain. Exceptions are unchanged names, `CODES_OF_NODES`, and
-    # k8s, a prefix of kubelet's names. Hexadecimal words are not checked, because they also occur
-    # in UUIDs.
+    # The remaining words are unchanged names, `CODES_OF_NODES`, and k8s, a prefix of kubelet's
+    # names. Hexadecimal words are not checked, because UUIDs also contain them.
     word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")
     words = {each for text in before for each in word.findall(text)}
     values = [
@@ -361,7 +360,7 @@ CODES_OF_NODES = {"docker", "container", "runc", "bridge", "node", "host"}
 
 
 def expected_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the pseudonyms of an address's names. The kind of a workload is unchanged."""
+    """Return the pseudonyms of an address's names, except for the kind of a workload."""
     kind = ADDRESS_NAMES.index("workload_kind")
     return tuple(text if i == kind else name(text) for i, text in enumerate(names))
 

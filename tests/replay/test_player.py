@@ -1,4 +1,4 @@
-"""The messages and the topology that a replay sends, and the server that sends them."""
+"""The messages and the topology of a replay, and its server."""
 
 import asyncio
 import gzip
@@ -103,7 +103,7 @@ def graph_of_containers():
 
 
 def test_demo_has_the_topology_of_its_containers_and_pods():
-    """The nodes and edges in the demo have only the fields that skyfast reads."""
+    """The demo contains only the fields that skyfast reads."""
     graph = graph_of_containers()
     recorded = {each["ID"]: each for each in (*graph["Nodes"], *graph["Edges"])}
     updates = recording.demo().first_topology()
@@ -201,11 +201,7 @@ def test_values_except_times_and_uuids_are_sent_as_recorded(playback):
 
 
 def test_connections_never_end_and_grow_every_minute(playback):
-    """``rate(...[1m])`` must not become 0.
-
-    At a scrape interval of 15 s, ``rate`` compares samples that are 45 s apart. So each connection
-    must grow within 45 s.
-    """
+    """``rate(...[1m])`` must not be 0: with scrapes every 15 s, it compares samples 45 s apart."""
     loops = 4
     for connection_reports in connections(play(playback, loops)).values():
         assert all(delta >= 0 for _, delta in connection_reports)
@@ -254,7 +250,7 @@ def test_messages_are_filtered_by_namespace():
 
 
 def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
-    """Each loop continues with the last values of the previous loop."""
+    """Each loop starts with the last values of the previous loop."""
     playback, topology = recording.demo(), ReplayedTopology()
     ends = []
     for loop in range(4):
@@ -280,10 +276,9 @@ def test_interface_counters_of_the_demo_grow_by_the_same_amount_in_each_loop():
 
 
 def received_bytes(topology):
-    """Map each interface to the number of received bytes.
+    """Map interfaces to received bytes.
 
-    The key is the name of the interface. Many containers have an interface eth0, so the key of
-    eth0 is its ID.
+    The key is the name, or the ID for eth0, because many containers have an interface eth0.
     """
     offsets, totals = topology.offsets(), {}
 
@@ -465,7 +460,7 @@ async def test_endpoints_have_unique_recorded_names(tmp_path):
             f"{endpoint.host}:{endpoint.port}" for endpoint in endpoints
         ]
         names.append([endpoint.name for endpoint in endpoints])
-    # Every replay has the same names, although the ports are random.
+    # The names do not depend on the random ports.
     assert names[0] == names[1]
     assert sorted(names[0]) == ["a", "a (2)", "a (3)", "z"]
 
@@ -611,8 +606,8 @@ async def test_topology_changes_as_in_the_recording(tmp_path):
     assert [node["ID"] for node in after] == ["a", "c"]
     assert [node["ID"] for node in changed] == ["c"]
     assert len(updates) == 2
-    # The replay shifts all times by the same duration. The time of the first message becomes the
-    # start of the replay.
+    # All times are shifted by the same duration. The first message gets the start time of the
+    # replay.
     updated_ms = [node["UpdatedAt"] for node in after]
     assert updated_ms[1] - updated_ms[0] == 70_900
     assert abs(updated_ms[1] - 900 - started_ms) < 2_000

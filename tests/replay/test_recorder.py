@@ -1,4 +1,4 @@
-"""The recorder: the contents of its file, and its behavior after errors."""
+"""The recorder: its file, and its behavior after errors."""
 
 import errno
 import gzip
@@ -54,7 +54,7 @@ def test_every_message_is_recorded(
     assert caplog.messages == [f"recording to {path}"]
     buffer = bytearray(MESSAGE % 1)
     recorder.message(memoryview(buffer), "a:8082")
-    buffer[:] = b"x" * len(buffer)  # the receive buffer is reused for the next message
+    buffer[:] = b"x" * len(buffer)  # the buffer is reused for the next message
     recorder.message(MESSAGE % 2, "b:8082")
     recorder.message(b"\xff", "a:8082")
     recorder.stop()
@@ -93,7 +93,7 @@ def test_empty_file_is_removed(tmp_path: Path) -> None:
 def test_unfinished_recording_can_be_read(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The recorder flushes its data regularly, so the file of a killed process can be read."""
+    """Because of regular flushes, the file of a killed process can be read."""
     monkeypatch.setattr(record, "FLUSH_INTERVAL_S", 0.02)
     path = tmp_path / name
     recorder = Recorder(str(path))
@@ -116,7 +116,7 @@ def test_messages_are_compressed_together(tmp_path: Path, monkeypatch: pytest.Mo
         recorder.message(MESSAGE % n, "a")
     recorder.stop()
     assert Recording.load(str(path)).messages == 5001
-    # A flush after each message would need about four times as many bytes.
+    # With a flush after each message, the file would be about four times as large.
     assert path.stat().st_size < 5001 * 6
 
 
@@ -128,14 +128,13 @@ def test_file_size_is_limited(
     path = tmp_path / name
     recorder = Recorder(str(path))
     for _ in range(500):
-        # Random data does not compress well.
+        # Random data compresses badly.
         recorder.message(b'{"a":"%b"}' % os.urandom(500).hex().encode(), "a")
     until(lambda: "maximum size reached" in caplog.text)
     size = path.stat().st_size
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
-    # The recorder logs "maximum size reached" only after it has written the whole file, including
-    # the data that gzip had buffered.
+    # The log line comes after the whole file, including data buffered by gzip.
     assert 90_000 < size == path.stat().st_size < 250_000
     assert 50 < Recording.load(str(path)).messages < 450
 

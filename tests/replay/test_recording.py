@@ -1,4 +1,4 @@
-"""Recording files: their lines, errors, and the time at which each message is sent."""
+"""Recording files: lines, errors, and the sending times of messages."""
 
 import gzip
 import json
@@ -50,7 +50,7 @@ def test_message_is_restored_byte_for_byte(data: bytes) -> None:
     assert b"\n" not in written
     message = parse(written + b"\n")
     assert (message.data, message.at_ms, message.analyzer) == (data, BASE_MS, 'a"\\\n:8082')
-    # Other tools can read the line too.
+    # Other tools can read the line.
     assert json.loads(written)["Recorded"]["At"] == BASE_MS
 
 
@@ -79,7 +79,7 @@ def test_bare_flow_is_wrapped_in_a_message() -> None:
         message = parse(flow + b"\r\n")
         assert message.data == b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % flow
         assert (message.at_ms, message.kind) == (None, "flow")
-    # A line of the recorder is not wrapped, because it contains exactly what the analyzer sent.
+    # A line of the recorder is not wrapped: it contains exactly what the analyzer sent.
     assert parse(message_line(FLOW, at_ms=BASE_MS, analyzer="a")).data == FLOW
 
 
@@ -324,10 +324,10 @@ def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
 
 
 def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None:
-    """A replay sends each update of the topology between the same messages as in the recording.
+    """A replay sends each update between the same messages as in the recording.
 
-    This is true even if the clock was set back during the recording. Updates before the first
-    message get the time of this message.
+    This is true even if the clock was set back meanwhile. Updates before the first message get its
+    time.
     """
     update = recording.Update(removed=["x"])
 

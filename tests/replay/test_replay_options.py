@@ -1,4 +1,4 @@
-"""``--replay`` and ``--record`` with the real process: the pages show the recorded flows."""
+"""``--replay`` and ``--record`` with the real process."""
 
 import asyncio
 import gzip
@@ -25,7 +25,7 @@ from tests.support.process import Skyfast, replay, running
 
 
 def expected(*names: str) -> dict[str, set[str]]:
-    """Return the expected page after a replay of the recordings."""
+    """Return the page after a replay of the recordings."""
     model = Model(DEFAULT)
     for _, _, _, flows in heapq.merge(*(recorded(name, n) for n, name in enumerate(names))):
         model.message(flows, 0)
@@ -48,12 +48,12 @@ async def page(skyfast: Skyfast, messages: int) -> dict[str, set[str]]:
 
 
 async def test_recording_is_replayed_completely() -> None:
-    # After the end of a recording, skyfast must not reconnect because of the silence timeout.
+    # The silence timeout must not cause a reconnect after the end of a recording.
     short_timeout = {"SKYDIVE_PIPELINE_SUBSCRIBER_SILENCE_TIMEOUT": "0.1"}
     async with replay(RECORDINGS / ONE[0], **short_timeout) as skyfast:
         assert await page(skyfast, 50) == expected(*ONE)
         await skyfast.logged("replay finished: 50 messages")
-        await asyncio.sleep(2.2)  # silence is checked once a second
+        await asyncio.sleep(2.2)  # silence is checked every second
         metrics = await skyfast.self_metrics()
         assert metrics["skyfast_connections"] == 831
         assert not any(n for series, n in metrics.items() if "skyfast_reconnects_total{" in series)
@@ -69,8 +69,7 @@ async def test_two_recordings_replay_as_two_analyzers(tmp_path: Path) -> None:
         replayed = await page(skyfast, 37 + 33)
         metrics = await skyfast.self_metrics()
     assert metrics["skyfast_connections"] == 530
-    # The RTT values are not compared, because they depend on the order of messages. The order of
-    # simultaneous messages on two sockets is undefined.
+    # RTT values depend on the order of messages, which is undefined on two sockets.
     original = expected(*TWO)
     assert {name: replayed[name] for name in (BYTES, PACKETS)} == {
         name: original[name] for name in (BYTES, PACKETS)
@@ -154,7 +153,7 @@ def test_missing_loopback_address_is_reported_in_one_line(arguments: list[object
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_replay_works_with_ipv6_only() -> None:
-    """The test replaces the IPv4 loopback address with an address that no interface has."""
+    """The IPv4 loopback address is replaced with one that no interface has."""
     code = (
         "import sys; from skyfast import cli; from skyfast.replay import player;"
         "player.LOOPBACKS = ('192.0.2.1', '::1'); sys.exit(cli.main())"
@@ -228,7 +227,7 @@ def test_option_check_summarizes_recordings() -> None:
 
 
 def numbers(page: Mapping[str, set[str]]) -> dict[str, list[str]]:
-    """Map the name of each family on a page to its sorted values, without labels."""
+    """Map each family on a page to its sorted values, without labels."""
     return {name: sorted(line.rpartition(" ")[2] for line in page[name]) for name in page}
 
 
@@ -249,8 +248,7 @@ async def test_anonymized_recording_gives_the_same_totals(tmp_path: Path) -> Non
         connections = (await skyfast.self_metrics())["skyfast_connections"]
     assert path.stat().st_mode & 0o777 == 0o600
     text = gzip.decompress(path.read_bytes())
-    # The pattern matches addresses of the recordings, and the start of a UUID. A random pseudonym
-    # is very unlikely to match.
+    # Recorded addresses, and the start of a UUID. A random pseudonym hardly ever matches.
     assert not re.search(rb"\b10\.(?:77|99)\.0\.[12]\b|\bfd77::[12]\b|dfb29c54-c71c", text)
     async with replay(path, "--replay-speed=1") as skyfast:
         second = await page(skyfast, 37 + 33)
@@ -277,12 +275,11 @@ DEMO = ROOT / "skyfast" / "data" / "recording.jsonl.gz"
 
 
 SECRET = re.compile(
-    # Addresses, UUIDs, IDs of containers, and names of the demo.
+    # Addresses, UUIDs, container IDs, and names in the demo.
     rb"\b10\.\d+\.\d+\.\d+|\b(?:172|192)\.\d+\.\d+\.\d+|fd7[78]:[0-9a-f:]+|[0-9a-f]{64}"
     rb"|[0-9a-f]{2}(?::(?!ff:ff)[0-9a-f]{2}){5}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     rb"|\b(?:shop|default|kube-system|ag1|node-1|labcluster|web|client|db|h[12]|n[123]|v[12]|vx[12])\b"
-    # More names of the demo. A random pseudonym can end with "api", so these names do not match
-    # after a letter or a digit.
+    # More names, but not after a letter or digit: a random pseudonym can end with "api".
     rb"|(?<![0-9a-z])(?:frontend|cart|coredns|api|cache|kube-proxy|kube-dns|nginx|sidecar)[\w-]*"
 )
 
@@ -292,7 +289,7 @@ def recorded_messages() -> list[bytes]:
 
 
 async def flows_page(skyfast: Skyfast, messages: int) -> list[str]:
-    """Wait until ``messages`` messages have been received; return the samples of flows."""
+    """Wait for ``messages`` messages, and return the samples of flows."""
     await skyfast.until(all_received(messages))
     lines = (await skyfast.get("/metrics/flows")).decode().splitlines()
     return sorted(line for line in lines if line.startswith("skydive_network_connection"))
@@ -314,7 +311,7 @@ async def test_replayed_topology_gives_the_same_names(tmp_path: Path) -> None:
     async with running(config, *FAST, str(path)) as skyfast:
         assert await flows_page(skyfast, len(messages)) == first
     again = tmp_path / "again.jsonl"
-    # Although this configuration needs no names, skyfast records the replayed topology.
+    # The topology is recorded, although this configuration needs no names.
     async with replay(path, f"--record={again}", quiet=False) as skyfast:
         await skyfast.until(all_received(len(messages)))
     lines = [
@@ -341,7 +338,7 @@ async def test_anonymized_recording_has_no_names_but_the_same_connections(tmp_pa
             pages.append(await flows_page(skyfast, 117))
     assert len(pages[0]) == len(pages[1])
     assert not {*pages[0]} & {*pages[1]}
-    # Equal names have equal pseudonyms, and empty names stay empty.
+    # Equal names have equal pseudonyms. Empty names stay empty.
     for label in ("initiator_name", "initiator_pod", "target_name", "node_netns", "app"):
         counts = [
             sorted(Counter(re.findall(rf'\b{label}="([^"]*)"', "\n".join(page))).items())

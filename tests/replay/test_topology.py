@@ -72,7 +72,7 @@ def answered(topology: ReplayedTopology, query: Query) -> dict[str, Any]:
 def test_replayed_responses_equal_the_recorded_responses(
     history: list[dict[str, Any]], data: st.DataObject
 ) -> None:
-    """A replayed response has the recorded elements. An unchanged topology adds no update."""
+    """Responses have the recorded elements. An unchanged topology causes no update."""
     recorded, topology = ResponseChanges(), ReplayedTopology()
 
     def record(query: Query, found: list[dict[str, Any]], time: int) -> int:
@@ -86,8 +86,8 @@ def test_replayed_responses_equal_the_recorded_responses(
             partial = changes(query, 0)
             found = elements(graph, partial, time)
             record(partial, found, time)
-        # Record all responses twice. Once is not enough if the type of a node changes: the node
-        # then moves from one response to another.
+        # If the type of a node changes, the node moves from one response to another, so record all
+        # responses twice.
         for _ in range(2):
             for query in COMPLETE:
                 record(query, elements(graph, query, time), time)

@@ -1,4 +1,4 @@
-"""The clock does not advance while the process is paused, or while the clock is held."""
+"""The clock stands still while the process is paused, and while the clock is held."""
 
 import pytest
 from hypothesis import assume, given
@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from skyfast.runtime.clock import PAUSE_S, Clock
 
 
-class Source:
-    """A monotonic clock that the test advances."""
-
+class FakeMonotonicClock:
     def __init__(self, now_s: float) -> None:
         self.now_s = now_s
 
@@ -19,7 +17,7 @@ class Source:
 
 @pytest.mark.parametrize("origin", [0.0, 1e-9, 123_456_789.25])
 def test_clock_follows_source_without_pauses(origin: float) -> None:
-    source = Source(origin)
+    source = FakeMonotonicClock(origin)
     clock = Clock(source)
     start_s = clock.now()
     for _ in range(100):
@@ -30,7 +28,7 @@ def test_clock_follows_source_without_pauses(origin: float) -> None:
 
 
 def test_pause_is_excluded() -> None:
-    source = Source(1000.0)
+    source = FakeMonotonicClock(1000.0)
     clock = Clock(source)
     source.now_s += 2
     before = clock.now()
@@ -42,7 +40,7 @@ def test_pause_is_excluded() -> None:
 
 
 def test_clock_never_runs_backwards() -> None:
-    source = Source(0.0)
+    source = FakeMonotonicClock(0.0)
     clock = Clock(source)
     seen = []
     for step in (0.1, 4.9, 5.1, 0.0, 30, 0.5, 5.0, 1e6, 0.25):
@@ -52,7 +50,7 @@ def test_clock_never_runs_backwards() -> None:
 
 
 def test_clock_stops_while_held() -> None:
-    source = Source(1000.0)
+    source = FakeMonotonicClock(1000.0)
     clock = Clock(source)
     source.now_s += 2
     before = clock.now()
@@ -76,7 +74,7 @@ def test_clock_stops_while_held() -> None:
 
 
 def test_clock_includes_the_time_before_a_hold() -> None:
-    source = Source(0.0)
+    source = FakeMonotonicClock(0.0)
     clock = Clock(source)
     source.now_s += 3
     clock.hold(True)
@@ -85,7 +83,7 @@ def test_clock_includes_the_time_before_a_hold() -> None:
 
 
 def test_pause_during_a_hold_counts_as_a_pause() -> None:
-    source = Source(0.0)
+    source = FakeMonotonicClock(0.0)
     clock = Clock(source)
     clock.hold(True)
     source.now_s += 3600
@@ -107,13 +105,13 @@ def test_pause_during_a_hold_counts_as_a_pause() -> None:
 def test_clock_never_runs_backwards_with_pauses_and_holds(
     origin: float, steps: list[tuple[float, str]]
 ) -> None:
-    source = Source(origin)
+    source = FakeMonotonicClock(origin)
     clock = Clock(source)
     start_s = clock.now()
     last, last_running, held = start_s, start_s, False
     expected = 0.0
     for seconds, action in steps:
-        # Ignore steps close to `PAUSE_S`. Because of rounding, they may or may not be pauses.
+        # A step close to `PAUSE_S` can count as a pause or not, because of rounding.
         assume(abs(seconds - PAUSE_S) > 1e-6)
         source.now_s += seconds
         match action:

@@ -63,7 +63,7 @@ def test_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def journal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the variable that systemd sets if standard error is connected to the journal."""
+    """systemd sets this variable if standard error is connected to the journal."""
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
 
@@ -282,7 +282,7 @@ def test_printable_escapes_and_truncates_its_argument(text: object, shown: str) 
 
 
 class Limited:
-    """A log limit with a manual clock, and the lines that it logs."""
+    """A log limit with a manual clock, and its logged lines."""
 
     LOG = logging.getLogger("skyfast.limited")
 
@@ -300,7 +300,7 @@ class Limited:
         return self.line()
 
     def line(self) -> str | None:
-        """Return the line that was logged since the last call, if any."""
+        """Return the line logged since the last call, or None."""
         messages = [record.getMessage() for record in self._caplog.records]
         self._caplog.clear()
         assert len(messages) <= 1

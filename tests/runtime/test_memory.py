@@ -1,4 +1,4 @@
-"""The settings of the C library's allocator are accepted and effective."""
+"""The C library accepts the settings of its allocator, and they have an effect."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""skyfast reloads the file of the key ``names_file`` when the file changes."""
+"""skyfast reads ``names_file`` again when the file changes."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ SITE = {"name": "site", "names_key": "site"}
 
 
 class Reader:
-    """The watcher of ``file``, and the names in use."""
+    """The watcher of ``file``, and the current names."""
 
     def __init__(self, file: Path, **keys: object) -> None:
         self.config: Config = make_config(names_file=str(file), labels=[SITE], **keys)
@@ -26,7 +26,7 @@ class Reader:
         self.file.use(self.loaded, self.config.export)
 
     async def refresh(self) -> bool:
-        """Read the file if it has changed. Return whether there are new names."""
+        """Read the file if it has changed, and return whether the names are new."""
         found = await self.file.refresh(self.loaded, self.config.export)
         self.loaded = found or self.loaded
         return found is not None
@@ -55,8 +55,7 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
-def replace(file: Path, text: str) -> None:
-    """Replace a file atomically."""
+def replace_atomically(file: Path, text: str) -> None:
     other = file.with_suffix(".new")
     other.write_text(text)
     other.rename(file)
@@ -66,7 +65,7 @@ async def test_replaced_file_is_read(file: Path, caplog: pytest.LogCaptureFixtur
     caplog.set_level("INFO")
     reader = Reader(file)
     assert not await reader.refresh()
-    replace(file, "10.0.0.0/8,new,site=b\n10.0.0.1,host\n")
+    replace_atomically(file, "10.0.0.0/8,new,site=b\n10.0.0.1,host\n")
     assert await reader.refresh()
     assert not await reader.refresh()
     assert reader["10.0.0.1"] == ("host", "new", "b")
@@ -84,8 +83,7 @@ async def test_file_that_was_written_in_place_is_read(file: Path) -> None:
 def mount_version(directory: Path, number: int) -> Path:
     """Mount a version of a ConfigMap as Kubernetes does, and return the path of its file.
 
-    The file is a link to ``..data/names.csv``, and ``..data`` is a link to the directory of the
-    version. Each mount replaces ``..data``.
+    The file is a link to ``..data/names.csv``, and ``..data`` is a link to the current version.
     """
     version = directory / f"..version{number}"
     version.mkdir()
@@ -112,7 +110,7 @@ async def test_invalid_file_leaves_the_names_in_use(
 ) -> None:
     reader = Reader(file)
     first_s = reader.counts.last_load_success_timestamp_s
-    replace(file, "10.0.0.0/8,new\n10.0.0,x\n")
+    replace_atomically(file, "10.0.0.0/8,new\n10.0.0,x\n")
     for _ in range(3):
         assert not await reader.refresh()
     problem = f"{file}: line 2: '10.0.0' is not an address or network"
@@ -127,7 +125,7 @@ async def test_invalid_file_leaves_the_names_in_use(
     assert not await reader.refresh()
     assert f"names_file not reloaded: {file} is not an existing file" in caplog.text
     assert counts.last_failure.text == f"{file} is not an existing file"
-    replace(file, "10.0.0.0/8,mended,site=a\n")
+    replace_atomically(file, "10.0.0.0/8,mended,site=a\n")
     assert await reader.refresh()
     assert reader["10.0.0.1"] == ("", "mended", "a")
     assert counts.last_load_successful == 1
@@ -156,11 +154,11 @@ async def test_missing_key_is_logged_again_only_after_an_entry_had_it(
     text = "a label needs the key 'site', but no entry of 'names' or 'names_file' has this key"
     for count in (1, 2):
         for name in ("x", "y"):
-            replace(file, f"10.0.0.0/8,{name}\n")
+            replace_atomically(file, f"10.0.0.0/8,{name}\n")
             assert await reader.refresh()
             assert reader.counts.missing_keys == ("site",)
             assert caplog.text.count(text) == count
-        replace(file, "10.0.0.0/8,x,site=a\n")
+        replace_atomically(file, "10.0.0.0/8,x,site=a\n")
         assert await reader.refresh()
         assert reader.counts.missing_keys == ()
 

@@ -18,9 +18,7 @@ pytestmark = pytest.mark.xdist_group("timing")
 WATCHDOG_S = 0.4
 
 
-class Listener:
-    """The service manager's end of the socket."""
-
+class FakeServiceManager:
     def __init__(self, address: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(address.replace("@", "\0", 1))
@@ -28,7 +26,7 @@ class Listener:
         self.environ = {"NOTIFY_SOCKET": address}
 
     async def next(self, timeout_s: float = WAIT_S) -> dict[str, str]:
-        """Return the assignments in the next message that is not a watchdog message."""
+        """Return the variables of the next message that is not a watchdog message."""
         while (message := await self.message(timeout_s)) == {"WATCHDOG": "1"}:
             pass
         return message
@@ -39,7 +37,6 @@ class Listener:
         return dict(line.split("=", 1) for line in data.decode().split("\n"))
 
     def waiting(self) -> list[bytes]:
-        """Receive and return all waiting messages."""
         messages = []
         try:
             while True:
@@ -49,9 +46,9 @@ class Listener:
 
 
 @pytest.fixture(params=["path", "abstract"])
-def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Listener]:
+def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FakeServiceManager]:
     name = str(tmp_path / "notify")
-    listener = Listener("@" + name if request.param == "abstract" else name)
+    listener = FakeServiceManager("@" + name if request.param == "abstract" else name)
     yield listener
     listener.socket.close()
 
@@ -61,7 +58,7 @@ async def is_healthy(skyfast: Skyfast) -> bool:
 
 
 async def test_service_manager_is_notified_of_start_reloads_and_stop(
-    tmp_path: Path, listener: Listener
+    tmp_path: Path, listener: FakeServiceManager
 ) -> None:
     config = write_config(tmp_path)
     async with running(config, quiet=False, **listener.environ) as skyfast:
@@ -93,7 +90,7 @@ async def test_service_manager_is_notified_of_start_reloads_and_stop(
 
 
 async def test_no_ready_message_is_sent_if_the_port_is_in_use(
-    tmp_path: Path, listener: Listener
+    tmp_path: Path, listener: FakeServiceManager
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as occupied:
         config = write_config(tmp_path, port=occupied.getsockname()[1])
@@ -104,7 +101,7 @@ async def test_no_ready_message_is_sent_if_the_port_is_in_use(
 
 
 async def test_hanging_process_sends_no_watchdog_message(
-    tmp_path: Path, listener: Listener
+    tmp_path: Path, listener: FakeServiceManager
 ) -> None:
     watchdog = {"WATCHDOG_USEC": str(round(WATCHDOG_S * 1e6))}
     async with running(
@@ -114,17 +111,17 @@ async def test_hanging_process_sends_no_watchdog_message(
         start_s = time.monotonic()
         for _ in range(6):
             assert await listener.message(WATCHDOG_S) == {"WATCHDOG": "1"}
-        assert time.monotonic() - start_s < 6 * WATCHDOG_S  # there are two messages per interval
+        assert time.monotonic() - start_s < 6 * WATCHDOG_S  # two messages per interval
 
         skyfast.process.send_signal(signal.SIGSTOP)
         listener.waiting()
         await asyncio.sleep(2 * WATCHDOG_S)
-        assert len(listener.waiting()) <= 1  # one may have been sent before SIGSTOP
+        assert len(listener.waiting()) <= 1  # sent before SIGSTOP
         skyfast.process.send_signal(signal.SIGCONT)
         assert await listener.message() == {"WATCHDOG": "1"}
 
 
-async def test_blocked_event_loop_sends_no_watchdog_message(listener: Listener) -> None:
+async def test_blocked_event_loop_sends_no_watchdog_message(listener: FakeServiceManager) -> None:
     manager = Notifier({**listener.environ, "WATCHDOG_USEC": "50000"})
     task = asyncio.create_task(manager.watchdog())
     assert await listener.message() == {"WATCHDOG": "1"}
@@ -143,11 +140,11 @@ async def test_blocked_event_loop_sends_no_watchdog_message(listener: Listener) 
         {"WATCHDOG_USEC": "0"},
         {"WATCHDOG_USEC": "soon"},
         {"WATCHDOG_USEC": "-1"},
-        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},  # the PID of another process
+        {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"},  # another process
     ],
 )
 async def test_no_watchdog_message_is_sent_without_valid_variables(
-    variables: dict[str, str], listener: Listener
+    variables: dict[str, str], listener: FakeServiceManager
 ) -> None:
     manager = Notifier({**listener.environ, **variables})
     await asyncio.wait_for(manager.watchdog(), WAIT_S)
@@ -155,7 +152,7 @@ async def test_no_watchdog_message_is_sent_without_valid_variables(
 
 
 async def test_watchdog_messages_are_sent_if_the_variable_has_the_pid_of_skyfast(
-    listener: Listener,
+    listener: FakeServiceManager,
 ) -> None:
     variables = {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": str(os.getpid())}
     task = asyncio.create_task(Notifier({**listener.environ, **variables}).watchdog())
@@ -180,7 +177,7 @@ async def test_nothing_is_sent_without_notify_socket(
 
 
 def test_service_manager_is_not_notified_of_reloads_before_start_or_after_stop(
-    listener: Listener,
+    listener: FakeServiceManager,
 ) -> None:
     manager = Notifier(listener.environ)
     manager.reloading()
@@ -194,7 +191,7 @@ def test_service_manager_is_not_notified_of_reloads_before_start_or_after_stop(
     assert listener.waiting() == []
 
 
-def test_status_is_escaped_to_one_line(listener: Listener) -> None:
+def test_status_is_escaped_to_one_line(listener: FakeServiceManager) -> None:
     manager = Notifier(listener.environ)
     manager.ready("serving\nMAINPID=1")
     assert listener.waiting() == [b"READY=1\nSTATUS=serving\\nMAINPID=1"]
@@ -210,7 +207,9 @@ def test_missing_service_manager_is_logged_once(
     assert "READY=1" in record.getMessage()
 
 
-def test_unread_socket_does_not_block(listener: Listener, caplog: pytest.LogCaptureFixture) -> None:
+def test_unread_socket_does_not_block(
+    listener: FakeServiceManager, caplog: pytest.LogCaptureFixture
+) -> None:
     manager = Notifier(listener.environ)
     for _ in range(5000):
         manager.ready("serving")
