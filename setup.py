@@ -1,13 +1,13 @@
 """Builds the compiled modules. Everything else about the package is in pyproject.toml.
 
-The environment variable ``SKYFAST_BUILD`` selects a build for tests. The builds `checked`,
-`address` and `thread` use ``skyfast/_checked.pyx`` instead of ``skyfast/_table.pyx``. The build
-`coverage` uses the normal sources. ``tests/support/core_builds.py`` makes these four builds, each
-in its own directory. ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS`` contain additional flags.
+Environment variables:
 
-The package contains the commit and the time of its build: see ``skyfast/runtime/build_info.py``.
-The commit is ``SKYFAST_COMMIT``, or the commit of this checkout. ``SOURCE_DATE_EPOCH`` replaces the
-time, so that builds are reproducible.
+* ``SKYFAST_BUILD`` selects a build for tests: see ``tests/support/core_builds.py``. The builds
+  `checked`, `address` and `thread` contain ``skyfast/_checked.pyx`` instead of
+  ``skyfast/_table.pyx``;
+* ``SKYFAST_CFLAGS`` and ``SKYFAST_LDFLAGS``: additional flags;
+* ``SKYFAST_COMMIT``: the commit in the build info, by default that of the checkout;
+* ``SOURCE_DATE_EPOCH``: the time in the build info, for reproducible builds.
 """
 
 import json
@@ -22,13 +22,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
-# Compiler options that harden the extensions, which process untrusted input.
-# tests/table/test_hardening.py checks that the options have an effect.
+# The extensions process untrusted input. tests/table/test_hardening.py checks these options.
 HARDENED = [
     "-fstack-protector-strong",
     "-fstack-clash-protection",
     "-U_FORTIFY_SOURCE",  # removes the definition that a distribution adds
-    # _FORTIFY_SOURCE=3 would check each copy at run time, which makes rendering 30 % slower.
+    # With _FORTIFY_SOURCE=3, rendering is 30 % slower, because each copy is checked at run time.
     "-D_FORTIFY_SOURCE=2",
 ]
 if platform.machine() in {"x86_64", "AMD64", "i686"}:
@@ -37,8 +36,8 @@ if platform.machine() in {"x86_64", "AMD64", "i686"}:
 RELEASE = ["-O3", "-fvisibility=hidden", "-fno-plt", *HARDENED]
 LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"]
 
-# Python's flags contain -fwrapv, which prevents the sanitizers from reporting signed overflow.
-# -U_FORTIFY_SOURCE is needed because the sanitizers do not check calls of fortified functions.
+# With -fwrapv, one of Python's flags, the sanitizers do not report signed overflow. With
+# _FORTIFY_SOURCE, they do not check calls of fortified functions.
 DEBUG = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv", "-U_FORTIFY_SOURCE"]
 SANITIZERS = {
     "checked": [],
@@ -46,7 +45,7 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 
-# gcov must count atomically, because several threads run the core.
+# Several threads run the core, so counters must be atomic.
 COUNTED = ["-O0", "--coverage", "-fprofile-update=atomic"]
 
 TABLE, CHECKED_TABLE = "skyfast/_table.pyx", "skyfast/_checked.pyx"
@@ -71,7 +70,7 @@ BUILD_INFO = Path("skyfast/data/build.json")
 
 
 def commit() -> str:
-    """Return the commit of the sources, or an empty string if the commit is unknown."""
+    """Return the commit of the sources, or "" if it is unknown."""
     if given := os.environ.get("SKYFAST_COMMIT"):
         return given
     if (ROOT / BUILD_INFO).exists():  # in an sdist
@@ -92,9 +91,9 @@ def _git(*arguments):
 
 
 def write_build_info(path, **known) -> None:
-    """Write the values in ``known`` that are not empty to a new file.
+    """Write the non-empty values to a new file.
 
-    An existing file is deleted first, because it can be a hard link to the file in the sources.
+    An existing file is deleted, because it can be a hard link to the file in the sources.
     """
     path.unlink(missing_ok=True)
     path.write_text(json.dumps({name: value for name, value in known.items() if value}) + "\n")

@@ -1,4 +1,4 @@
-"""Benchmarks. Each file answers one question; `docs/benchmarks.md` explains the results.
+"""Benchmarks, each of which answers a question: see `docs/benchmarks.md`.
 
 python -m benchmarks [all | decode | filters | table | lookups | choices | ingest | bursts | scrape
                       | memory | dormant | stall | status | growth | names | own_names | start

@@ -1,4 +1,7 @@
-"""Runs benchmarks by name. An exception in a benchmark is a failure; a missed target is not."""
+"""Runs benchmarks by name.
+
+A benchmark fails with an exception, but not if it misses a target.
+"""
 
 import importlib
 import signal

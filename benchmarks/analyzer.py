@@ -1,8 +1,7 @@
 """An analyzer that uses raw sockets and prepared frames, so that it needs almost no CPU time.
 
-Its subscriber is a *connector*: skyfast or another exporter that is compared with skyfast. The
-analyzer answers pings with pongs, and sends an empty response to every other request. Benchmarks
-run the analyzer in a process of its own (`Remote`).
+Its subscriber is a *connector*: skyfast, or an exporter that is compared with skyfast. All other
+requests get an empty response.
 """
 
 import base64
@@ -56,7 +55,7 @@ def frame(opcode: int, payload: bytes) -> bytes:
 
 
 class Analyzer:
-    """A listening analyzer that serves one subscription at a time, and any number of requests."""
+    """An analyzer with one subscription at a time, and any number of requests."""
 
     def __init__(self, flows: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         self._flows = Flows(flows, flows_per_message)
@@ -77,16 +76,15 @@ class Analyzer:
         return int(self._listener.getsockname()[1])
 
     def load(self, start: int, stop: int) -> None:
-        """Prepare the messages that report the flows from number ``start`` to ``stop`` - 1."""
+        """Prepare reports of the flows ``start`` to ``stop`` - 1."""
         self._templates = list(self._flows.templates(range(start, stop)))
 
     def load_some(self, count: int) -> None:
-        """Prepare messages that report ``count`` randomly chosen flows."""
+        """Prepare reports of ``count`` random flows."""
         numbers = self._flows.sample(count, self._flows.count)
         self._templates = list(self._flows.templates(numbers))
 
-    def wait(self) -> None:
-        """Wait for a subscription."""
+    def wait_for_subscription(self) -> None:
         if not self._subscribed.wait(WAIT_S):
             raise TimeoutError("no client has subscribed")
 
@@ -101,11 +99,10 @@ class Analyzer:
     def send_paced(
         self, seconds: float, flows_per_s: int, ping_interval_s: float
     ) -> tuple[int, float, list[float]]:
-        """Send reports at a constant rate. Each round reports every flow once.
+        """Send rounds at a constant rate. Each round reports every flow once.
 
-        Returns the number of flows, the duration in seconds, and the response time of each ping in
-        seconds. If the connector reads too slowly, the analyzer sends all messages, but later than
-        planned.
+        Returns the number of reports, the duration in s, and the response time of each ping in s.
+        If the connector reads too slowly, messages are late, but none is left out.
         """
         interval_s = FLOWS_PER_MESSAGE / flows_per_s
         total = round(seconds / interval_s)
@@ -130,7 +127,6 @@ class Analyzer:
     # -- the protocol
 
     def _respond(self, body: bytes) -> bytes:
-        """Return the complete response to an HTTP request whose body is ``body``."""
         return _EMPTY_RESPONSE
 
     def _write(self, data: bytes) -> None:
@@ -180,14 +176,14 @@ class Analyzer:
             connection.sendall(_SWITCH % base64.b64encode(accept.digest()))
             self._subscription = connection
             self._subscribed.set()
-            # The Go connector disconnects without a close frame, and before it has read all data.
+            # The Go connector disconnects without a close frame, and with unread data.
             with contextlib.suppress(ConnectionResetError):
                 while self._read_frame(reader):
                     pass
             self._subscribed.clear()
 
     def _read_frame(self, reader: BinaryIO) -> bool:
-        """Read a short, masked frame from the subscriber. Return False at the end of the data."""
+        """Read a short, masked frame. Return False at the end of the data."""
         head = reader.read(2)
         if len(head) < 2 or head[0] & 15 == _CLOSE:
             return False

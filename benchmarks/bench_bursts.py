@@ -40,7 +40,7 @@ KNOWN, NEW = ratio_at_most(1.6), ratio_at_most(2.2)
 
 
 class Bursts:
-    """A skyfast process, its analyzers, and a decoder. Each analyzer sends a part of the flows."""
+    """A skyfast process, a decoder, and analyzers that each send a part of the flows."""
 
     def __init__(
         self,
@@ -62,11 +62,10 @@ class Bursts:
             analyzer.call(Analyzer.load, share.start, share.stop)
 
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
-        """Send bursts. Return two lists of times in ns per flow, with one time per burst.
+        """Send bursts. Return the times of skyfast, and of decoding alone, in ns per flow.
 
-        The first list has the times of skyfast, and the second list has the times of decoding
-        alone. Each time of decoding is the mean of two measurements, directly before and after the
-        burst.
+        Each list has one time per burst. A time of decoding is the mean of a measurement before and
+        one after the burst.
         """
         ns, alone = [], [self.decoder.call(Decoder.run)]
         for round_ in rounds:
@@ -84,7 +83,7 @@ def run(report: Report) -> None:
         ns, alone = bursts.run([FIRST_ROUND] * BURSTS, EXPIRY_S)
         _add(report, "new flows, growing table", ns[:1], alone[:1], None)
         _add(report, "new flows, freed rows", ns[1:], alone[1:], NEW)
-        _check(bursts.program, BURSTS, connections=0)
+        _fail_if_a_flow_is_missing(bursts.program, BURSTS, connections=0)
     for what, build, count, target in (
         ("known flows", Bursts, BURSTS, KNOWN),
         (f"known flows, {ANALYZERS} analyzers at once", _several, BURSTS, KNOWN),
@@ -95,7 +94,7 @@ def run(report: Report) -> None:
             bursts = build(stack)
             bursts.program.round(FIRST_ROUND)
             _add(report, what, *bursts.run(known, PAUSE_S), target)
-            _check(bursts.program, 1 + count, connections=FLOWS)
+            _fail_if_a_flow_is_missing(bursts.program, 1 + count, connections=FLOWS)
 
 
 def _several(stack: ExitStack) -> Bursts:
@@ -112,8 +111,7 @@ def _add(
     report.add(what, ns, "ns per flow", to="decoding", over=alone, target=target)
 
 
-def _check(program: Program, bursts: int, *, connections: int) -> None:
-    """Fail if a flow was lost or skipped."""
+def _fail_if_a_flow_is_missing(program: Program, bursts: int, *, connections: int) -> None:
     end_s = time.monotonic() + 2 * EXPIRY_S
     while program.metric("skyfast_connections") != connections:
         assert time.monotonic() < end_s, f"not {connections} connections"

@@ -46,9 +46,9 @@ Samples = dict[str, list[float]]
 
 
 class Choices:
-    """One decoder and table (`Parts`) per configuration. All of them process the same messages.
+    """A decoder and table (`Parts`) per configuration, all with the same messages.
 
-    The tables take turns. In each turn, another table is first, so that the order favors no table.
+    The tables take turns. Each turn begins with another table, so that the order favors none.
     """
 
     def __init__(self, count: int) -> None:
@@ -58,10 +58,9 @@ class Choices:
         tidy()
 
     def take(self, round_: int) -> tuple[Samples, Samples]:
-        """Process a round.
+        """Process a round. Return the times of decoding, and of the table.
 
-        Returns two dicts that map each configuration to its times in ns per flow. The first dict
-        has the times of decoding, and the second dict has the times of the table.
+        Each dict maps configurations to times in ns per flow.
         """
         count = self._flows.count
         is_first = round_ == FIRST_ROUND
@@ -92,7 +91,6 @@ class Choices:
         return {name: [parts.page()[0] / 1e6] for name, parts in self._parts.items()}
 
     def series_ns(self, ms: Samples) -> Samples:
-        """Convert the ms per page to ns per series."""
         series = {name: parts.page()[1] for name, parts in self._parts.items()}
         return {name: [s * 1e6 / series[name] for s in samples] for name, samples in ms.items()}
 

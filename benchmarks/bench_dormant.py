@@ -31,9 +31,8 @@ class Churn(Parts):
     def run(self, minutes: float) -> tuple[float, float, int, int]:
         """Process new flows for ``minutes`` of virtual time.
 
-        Returns the ns per report of a new flow, the ns per expiry of a flow, the bytes of the
-        table, and the number of dormant flows. Dormant flows have expired, but are not forgotten
-        yet.
+        Returns the ns per report, the ns per expiry, the bytes of the table, and the number of
+        dormant flows.
         """
         taken = update_ns = expire_ns = 0
         for _ in range(int(60 * minutes / STEP_S)):
@@ -56,7 +55,7 @@ class Churn(Parts):
 
 
 class Crowd(Parts):
-    """A table whose flows all become dormant at once, return at once, and are forgotten at once."""
+    """A table whose flows all become dormant, return, and are forgotten at the same times."""
 
     def __init__(self, count: int) -> None:
         super().__init__(memory_s=MEMORY_S)

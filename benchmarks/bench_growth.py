@@ -22,7 +22,7 @@ BOUND = 1.6
 
 
 class Growing(Protocol):
-    """A connector whose table grows. `Core` describes the methods."""
+    """A connector with a growing table. See `Core` for the methods."""
 
     def held_bytes(self) -> int: ...
     def fill(self, stop: int, /) -> tuple[float, ...]: ...
@@ -30,7 +30,7 @@ class Growing(Protocol):
 
 
 class Naive:
-    """The connector of `benchmarks.naive`, without sockets."""
+    """`benchmarks.naive` without sockets."""
 
     def __init__(self, count: int) -> None:
         self._flows = Flows(count)
@@ -63,7 +63,7 @@ class Naive:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The costs of a table with this many ``connections``.
+    """The costs of a table with ``connections`` connections.
 
     ``new_ns`` and ``known_ns`` are CPU time per flow. ``bytes_`` is memory per connection.
     """
@@ -75,7 +75,7 @@ class Point:
 
 
 def measure(connector: Callable[[int], Growing], *, reports: int, repeats: int) -> list[Point]:
-    """Measure a connector without sockets, with each number of connections in `STEPS`."""
+    """Measure a connector without sockets at each number of connections in `STEPS`."""
     points = []
     with Remote(connector, LARGE) as remote:
         for step, connections in enumerate(STEPS):

@@ -61,7 +61,7 @@ def _skyfast(report: Report, analyzer: Remote[Analyzer], flows: int) -> float:
 
 
 def _fill(program: Program, analyzer: Remote[Analyzer], flows: int) -> tuple[float, int]:
-    """Return the memory per connection, and the memory without connections, in bytes."""
+    """Return the bytes per connection, and the bytes without connections."""
     analyzer.call(Analyzer.load, 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)

@@ -41,7 +41,7 @@ _HEAD = (
 
 
 class TopologyAnalyzer(Analyzer):
-    """An analyzer whose topology contains the addresses and interfaces of the flows."""
+    """An analyzer whose topology has the addresses and interfaces of the flows."""
 
     def __init__(self, flows: int) -> None:
         super().__init__(flows)
@@ -90,7 +90,7 @@ def run(report: Report) -> None:
 
 
 def _move(report: Report, program: Program, analyzer: Remote[TopologyAnalyzer]) -> None:
-    """Give pods another workload. Measure the time until all flows have their new labels."""
+    """Move pods to another workload. Measure the time until all flows have new labels."""
     resolutions = program.metric("skyfast_names_resolutions_total")
     created = program.metric("skyfast_connections_created_total")
     program.command("begin")
@@ -113,7 +113,7 @@ def _wait(program: Program, metric: str, least: float) -> None:
 
 
 def _resident(program: Program) -> float:
-    """Return the resident memory, excluding the table, in MiB."""
+    """Return the resident memory without the table, in MiB."""
     return (program.memory() - program.metric("skyfast_table_bytes")) / 2**20
 
 

@@ -25,7 +25,7 @@ LABELS = [
 
 
 def _networks(count: int, rng: random.Random) -> list[str]:
-    """Return distinct networks and addresses of both IP versions. Many networks are nested."""
+    """Return distinct networks and addresses of both IP versions, many of them nested."""
     found: dict[str, None] = {}
     while len(found) < count:
         if rng.random() < IPV6_SHARE:

@@ -36,7 +36,7 @@ number of series."""
 
 
 class Content:
-    """The content of a page, to measure compression alone or copying alone."""
+    """The content of a page, to measure compression or copying alone."""
 
     def __init__(self, port: int) -> None:
         self._page = memoryview(programs.get(port, "/metrics").body)
@@ -50,7 +50,7 @@ class Content:
         return sum(line.startswith(b"skydive_network_connection") for line in lines)
 
     def compress(self) -> tuple[float, float]:
-        """Compress the page in chunks of the same size as in skyfast.
+        """Compress the page in chunks of skyfast's size.
 
         Returns the elapsed time and the CPU time, in seconds.
         """
@@ -62,14 +62,14 @@ class Content:
         return time.perf_counter() - began_s, time.thread_time() - began_cpu_s
 
     def copy(self) -> float:
-        """Copy the page with a single memcpy; return the seconds."""
+        """Copy the page with a single memcpy. Return the seconds."""
         began_s = time.perf_counter()
         self._copy[:] = self._page
         return time.perf_counter() - began_s
 
 
 class Client:
-    """prometheus_client, with the same series as skyfast."""
+    """prometheus_client with the series of skyfast."""
 
     def __init__(self, count: int) -> None:
         self._connector = naive.Connector()
@@ -111,7 +111,7 @@ def run(report: Report) -> None:
 
 
 def _first_page(report: Report, program: Program, connections: int) -> None:
-    """Report the memory that the first page adds. The heap keeps a part of this memory."""
+    """Report the memory that the first page adds, of which the heap keeps a part."""
     before_bytes = program.memory()
     program.forget_peak()
     program.page(compressed=True)
@@ -158,7 +158,7 @@ def _large_page(report: Report, program: Program) -> None:
 
 
 class Scrapes:
-    """Measures scrapes of compressed pages, and compression alone, alternately."""
+    """Alternates between scrapes of compressed pages and compression alone."""
 
     def __init__(self, program: Program, content: Remote[Content], repeats: int) -> None:
         self.seconds: list[float] = []
@@ -219,7 +219,7 @@ def _render(report: Report) -> None:
 
 
 def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
-    """Report the cost of ``min_bytes``. Pages with and without it are rendered alternately."""
+    """Report the cost of ``min_bytes``: pages with and without it alternate."""
     for what, min_bytes, highest_ns in (("nothing", 1, 3), ("everything", 10**18, 10)):
         ns = []
         for _ in range(REPEATS):
@@ -243,8 +243,8 @@ def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
 def _compress(report: Report, core: Remote[Core], connections: int, version: int) -> None:
     """Compare compression by the table with compression by isal, in one process.
 
-    ``version`` is the major version of OpenMetrics, or 0 for the text format 0.0.4. Only pages in
-    OpenMetrics have start timestamps.
+    ``version`` is the major version of OpenMetrics (with start timestamps), or 0 for the text
+    format.
     """
     direct, isal = [], []
     for _ in range(LARGE_REPEATS):

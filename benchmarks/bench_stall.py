@@ -30,7 +30,7 @@ skyfast."""
 
 
 class Scraper:
-    """Requests pages, one after the other. `run` returns the seconds of each request."""
+    """Requests one page after the other. `run` returns the seconds of each request."""
 
     def run(self, port: int, seconds: float) -> list[float]:
         end_s = time.monotonic() + seconds
@@ -64,10 +64,10 @@ def run(report: Report) -> None:
 def _cycles(
     report: Report, program: Program, analyzer: Remote[Analyzer]
 ) -> tuple[list[float], list[float]]:
-    """Fill and expire the table repeatedly.
+    """Fill and empty the table repeatedly.
 
-    Returns the memory of the process in MiB: a list with the values when the table is full, and a
-    list with the values when the table is empty. Each list has one value per cycle.
+    Returns the memory of the process in MiB, once per cycle: with the full table, and with the
+    empty table.
     """
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
@@ -81,7 +81,7 @@ def _cycles(
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
-        # The flows are now dormant. Wait until they are forgotten: the next cycle needs new flows.
+        # The next cycle needs new flows, so wait until the dormant ones are forgotten.
         program.command(f"pass {MEMORY_S}")
         while program.metric("skyfast_dormant_flows"):
             time.sleep(POLL_S)

@@ -1,6 +1,6 @@
 """How long does it take until the first page, and how much of this time do imports take?
 
-The bytecode of all modules is cached, as it is after an installation with pip.
+As after an installation with pip, the bytecode of all modules is cached.
 """
 
 import os
@@ -38,7 +38,7 @@ def run(report: Report) -> None:
             imports.append(ms)
             modules.append(count)
             starts.append(_start(environment))
-    # The first round has written the bytecode.
+    # The first round also writes the bytecode.
     bare, imports, starts, modules = bare[1:], imports[1:], starts[1:], modules[1:]
     report.add("Python only", bare, "ms")
     report.add("imports for the first page", imports, "ms")
@@ -49,7 +49,7 @@ def run(report: Report) -> None:
 
 
 def _import(names: str, environment: Mapping[str, str]) -> tuple[float, int]:
-    """Import ``names`` in a new interpreter. Return the ms, and the number of loaded modules."""
+    """Import ``names`` in a new interpreter. Return the ms and the number of modules."""
     began_s = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", f"import {names}{_DONE}"], stdout=subprocess.PIPE, env=environment
@@ -61,7 +61,7 @@ def _import(names: str, environment: Mapping[str, str]) -> tuple[float, int]:
 
 
 def _start(environment: Mapping[str, str]) -> float:
-    """Start skyfast without an analyzer. Return the ms until it has served a page."""
+    """Start skyfast without an analyzer. Return the ms until its first page."""
     port, unused_port = programs.free_port(), programs.free_port()
     with tempfile.TemporaryDirectory(prefix="skyfast-bench-") as directory:
         path = Path(directory) / "prom_sky_con.yml"
@@ -75,7 +75,7 @@ def _start(environment: Mapping[str, str]) -> float:
             [sys.executable, "-m", "skyfast", path], stderr=subprocess.DEVNULL, env=environment
         ) as process:
             try:
-                programs.wait_for(port, POLL_S)
+                programs.wait_for_server(port, POLL_S)
                 programs.get(port, "/metrics")
                 return (time.perf_counter() - began_s) * 1e3
             finally:

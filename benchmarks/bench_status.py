@@ -43,8 +43,7 @@ def run(report: Report) -> None:
         program.round(FIRST_ROUND)
         assert program.metric("skyfast_connections") == LARGE
         _idle(report, program)
-        # Measure the snapshot first. Later, a snapshot could reuse memory that other scans have
-        # freed.
+        # The snapshot comes first, because it could reuse memory freed by other scans.
         _rates(report, program)
         for what, path, limit_ms in (
             ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),
@@ -74,14 +73,14 @@ def _rates(report: Report, program: Program) -> None:
     _add(report, what, [seconds], _longest_ms(program))
     report.add("memory of the snapshot", [(program.memory() - before) / MIB], "MiB")
     wait_s: float | None = 0.0
-    while wait_s is not None:  # before rates are available, requests do not scan the table
+    while wait_s is not None:  # until rates are available, requests do not scan the table
         time.sleep(wait_s + APART_S)
         wait_s = json.loads(programs.get(program.port, path).body)["rates_in_seconds"]
     _measure(report, program, "/api/top, by bytes/s, later requests", path, limit_ms=100)
 
 
 def _together(report: Report, program: Program) -> None:
-    """Send identical requests at once. All together should cost as much as a single request."""
+    """Send identical requests at once. Together, they should cost as much as one."""
 
     def fetch() -> None:
         programs.get(program.port, "/api/top?n=51")
@@ -115,7 +114,7 @@ def _idle(report: Report, program: Program) -> None:
 def _measure(
     report: Report, program: Program, what: str, path: str, *, limit_ms: float = 0
 ) -> None:
-    """Request a page repeatedly. Report the durations, and the longest pause of the event loop."""
+    """Report the durations of requests, and the longest pause of the event loop."""
     program.command("begin")
     seconds = []
     for _ in range(REQUESTS):

@@ -40,7 +40,7 @@ LIMIT_S = 180 + 8 * (SCRAPES + 2) * INTERVAL_S * 2
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A server and its command. `Program` describes the placeholders in ``argv``."""
+    """A server and its command. See `Program` for the placeholders in ``argv``."""
 
     name: str
     argv: Sequence[str]
@@ -61,7 +61,7 @@ _VICTORIA_METRICS = (
     "-promscrape.config={config}",
     "-storageDataPath={directory}/data",
     "-httpListenAddr=127.0.0.1:{port}",
-    "-promscrape.maxScrapeSize=1GB",  # a page of 500,000 series exceeds the default
+    "-promscrape.maxScrapeSize=1GB",  # a page of 500,000 series is too large for the default
     "-search.latencyOffset=0s",  # the benchmark queries the latest samples
 )
 VICTORIA_METRICS = Kind("VictoriaMetrics", _VICTORIA_METRICS)
@@ -82,13 +82,13 @@ def run(report: Report) -> None:
             _steady(report, analyzer, connections, kinds)
         for kind in kinds:
             if kind is not UNSTREAMED:
-                _turnover(report, analyzer, SIZES[0], kind)
+                _replace_all_connections(report, analyzer, SIZES[0], kind)
 
 
 def _steady(
     report: Report, analyzer: Remote[Analyzer], connections: int, kinds: Sequence[Kind]
 ) -> None:
-    """Scrape connections that stay the same. Their flows are reported every `FLOW_UPDATE_S`."""
+    """Scrape a constant set of connections. Flows are reported every `FLOW_UPDATE_S`."""
     with programs.skyfast(analyzer) as program:
         analyzer.call(Analyzer.load, 0, connections)
         rounds = itertools.count(FIRST_ROUND)
@@ -121,8 +121,9 @@ def _steady(
                 report.add(f"{name}, peak memory", [server.memory("VmHWM") / 2**20], "MiB")
 
 
-def _turnover(report: Report, analyzer: Remote[Analyzer], connections: int, kind: Kind) -> None:
-    """Repeatedly replace all connections with new ones."""
+def _replace_all_connections(
+    report: Report, analyzer: Remote[Analyzer], connections: int, kind: Kind
+) -> None:
     with (
         programs.heartbeat(analyzer) as program,
         programs.storage(kind.argv, program.port, INTERVAL_S) as server,
@@ -146,7 +147,7 @@ def _turnover(report: Report, analyzer: Remote[Analyzer], connections: int, kind
 
 
 def _scraped(program: Program, server: Program, count: int) -> None:
-    """Wait until ``count`` more pages have been scraped and the server is idle."""
+    """Wait until the server has scraped ``count`` more pages and is idle."""
     total = program.metric("skyfast_scrapes_total") + count
     end_s = time.monotonic() + count * INTERVAL_S + WAIT_S
     while program.metric("skyfast_scrapes_total") < total:
@@ -157,10 +158,7 @@ def _scraped(program: Program, server: Program, count: int) -> None:
 
 
 def _samples(server: Program, name: str) -> list[float]:
-    """Return all values of a series about scrapes, such as ``up``.
-
-    The server creates these series.
-    """
+    """Return all values of a series that the server adds to each scrape, such as ``up``."""
     query = urllib.parse.urlencode({"query": f"{name}{{job='skyfast'}}[1h]"})
     response: Any = json.loads(programs.get(server.port, f"/api/v1/query?{query}").body)
     (series,) = response["data"]["result"]

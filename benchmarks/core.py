@@ -1,4 +1,4 @@
-"""The decoder and the table, without sockets. Benchmarks run them in separate processes."""
+"""skyfast's decoder and table, without sockets."""
 
 import ctypes
 import itertools
@@ -43,37 +43,37 @@ _, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
-    """Return a decoder, like those of skyfast, for messages whose flows have this type."""
+    """Return a decoder like skyfast's, for messages with this type of flows."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
 
 
 def tidy() -> None:
-    """Configure memory management as skyfast does, and free the memory used for preparations."""
+    """Configure memory management as skyfast does, and free the memory of preparations."""
     memory.tune_malloc()
     memory.freeze()
     trim()
 
 
 def trim() -> None:
-    """Return free memory to the kernel, so that the resident memory is only the memory in use."""
-    # Only glibc has malloc_trim. With other libraries, the bytes per connection are less exact.
+    """Return free memory to the kernel, so that it does not count as resident memory."""
+    # Without glibc, there is no malloc_trim, and the bytes per connection are less exact.
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
-    """Yield messages in batches, so that no message is generated between two measured calls."""
+    """Yield messages in batches, because messages must not be generated between measurements."""
     while batch := list(itertools.islice(messages, size)):
         yield batch
 
 
 class Parts:
-    """skyfast's decoders and table, built from the YAML ``chosen``.
+    """skyfast's decoders and table, for the YAML ``chosen``.
 
-    Like skyfast, `Parts` decodes more fields of new flows than of known flows. ``memory_s``
-    overrides ``flow_memory``. The function ``change`` modifies the plan.
+    Like in skyfast, more fields of new flows than of known flows are decoded. ``memory_s``
+    overrides ``flow_memory``. ``change`` modifies the plan.
     """
 
     def __init__(
@@ -109,12 +109,10 @@ class Parts:
         assert self.table.reads_slots == slots
 
     def decode_new(self, message: bytes) -> list[Any]:
-        """Return the flows of a message with first reports."""
         flows: list[Any] = self._new.decode(message).Obj
         return flows
 
     def decode_known(self, message: bytes) -> list[Any]:
-        """Return the flows of a message with reports of known flows."""
         flows: list[Any] = self._known.decode(message).Obj
         return flows
 
@@ -129,7 +127,7 @@ class Parts:
         return figures
 
     def take_known(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Process reports of known flows. Return the same figures as `take_new`."""
+        """Process reports of known flows. Return the figures of `take_new`."""
         before = self.table.flows
         late = self.table.skipped["late"]
         figures = self._take(messages, self._known.decode)
@@ -154,7 +152,7 @@ class Parts:
         return count, decode_ns, update_ns
 
     def relabel(self, names: Names, keys: Iterable[str], budget: int) -> list[float]:
-        """Relabel flows, in slices of up to ``budget`` flows. Return the ms of each slice."""
+        """Relabel flows in slices of ``budget`` flows. Return the ms of each slice."""
         relabeling = self.table.relabel(names, keys)
         ms = []
         more = True
@@ -168,11 +166,11 @@ class Parts:
         return self.table.connections
 
     def held_bytes(self) -> int:
-        """Return the memory of the table in bytes, as counted by the table."""
+        """Return the bytes of the table, by its own count."""
         return self.table.bytes
 
     def page(self) -> tuple[int, int]:
-        """Return the numbers of bytes and of series of a page."""
+        """Return the bytes and the series of a page."""
         page = self.table.page(self.now_s)
         size = series = 0
         for chunk in iter(lambda: page.read(CHUNK_BYTES), b""):
@@ -181,15 +179,15 @@ class Parts:
         return size, series
 
     def bound(self, min_bytes: int) -> None:
-        """Set ``min_bytes`` of the first view. The other views have no bounds."""
+        """Set ``min_bytes`` of the first view. Other views have no bounds."""
         others = [(0, 0)] * len(self.table.view_connections)
         self.table.set_limits(**self._limits, bounds=[(min_bytes, 0), *others])
 
     def render(self, parts: int = 1, openmetrics: int = 0, created: bool = False) -> float:
-        """Render a page in this number of parts, and discard it. Return the seconds for all parts.
+        """Render and discard a page in ``parts`` parts. Return the seconds for all parts.
 
-        `Table.page` describes ``openmetrics`` and ``created``. Nothing else runs between two reads
-        of a page, so only rendering uses the CPU cache.
+        See `Table.page` for ``openmetrics`` and ``created``. Parts are read without a break, so
+        only rendering uses the CPU cache.
         """
         began_ns = time.thread_time_ns()
         for part in range(parts):
@@ -201,9 +199,7 @@ class Parts:
     def deflate(self, openmetrics: int = 0) -> tuple[float, int]:
         """Render and compress a page, and compute its checksum.
 
-        Returns the seconds and the number of compressed bytes.
-
-        Pages in OpenMetrics have start timestamps.
+        Returns the seconds and the compressed bytes.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s, openmetrics, created=True)
@@ -217,10 +213,9 @@ class Parts:
         return (time.thread_time_ns() - began_ns) / 1e9, size
 
     def compress(self, openmetrics: int = 0) -> tuple[float, int]:
-        """Compress the page of `deflate` with isal, in chunks of the same size as in skyfast.
+        """Compress the page of `deflate` with isal, in chunks of skyfast's size.
 
-        Returns the seconds for compression, excluding rendering, and the number of compressed
-        bytes.
+        Returns the seconds, excluding rendering, and the compressed bytes.
         """
         page = self.table.page(self.now_s, openmetrics, created=True)
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
@@ -233,7 +228,7 @@ class Parts:
 
 
 class Core(Parts):
-    """`Parts` that generate their own messages, for use in a separate process."""
+    """`Parts` that generate their own messages, for a separate process."""
 
     def __init__(self, count: int, slots: bool = True) -> None:
         super().__init__(slots=slots)
@@ -243,7 +238,7 @@ class Core(Parts):
     def fill(self, stop: int) -> tuple[float, float]:
         """Process first reports until the table has ``stop`` connections.
 
-        Returns two times in ns per flow: the time for decoding, and the time for the table.
+        Returns the ns per flow for decoding, and for the table.
         """
         new = range(self.table.connections, stop)
         figures = self._in_batches(self.take_new, self._flows.messages(new, FIRST_ROUND))
@@ -251,7 +246,7 @@ class Core(Parts):
         return figures
 
     def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
-        """Process one more report of ``count`` flows. Return the same figures as `fill`."""
+        """Process another report of ``count`` flows. Return the figures of `fill`."""
         connections = self.table.connections
         known = range(count) if in_order else self._flows.sample(count, connections)
         return self._in_batches(self.take_known, self._flows.messages(known, round_))
@@ -266,7 +261,7 @@ class Core(Parts):
 
 
 class Decoder:
-    """Decodes known flows and discards them. Benchmarks compare skyfast with this decoder."""
+    """Decodes known flows and discards them, as a baseline."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         flows = Flows(count, flows_per_message)
@@ -280,7 +275,7 @@ class Decoder:
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:
-            # The copy is in the CPU cache, like a message that skyfast has just received.
+            # Like a message that was just received, the copy is in the CPU cache.
             received = bytes(bytearray(message))
             began_ns = clock_ns()
             decode(received)

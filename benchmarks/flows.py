@@ -1,11 +1,10 @@
-"""Generated flows for any number of connections: modified copies of one recorded flow.
+"""Generated flows: modified copies of one recorded flow, with any number of connections.
 
-Only the times of flows differ between runs. Times are at most a few minutes in the past.
+Only the times of flows differ between runs.
 
-A *round* is one report of each flow. The number of a round has two digits. Each message is
-generated once, as a template. In a template, each running total and each time contains the two
-bytes `ROUND` in place of these digits. A single `bytes.replace` turns a template into the message
-of a round, and costs less than any measured operation.
+A *round* is one report of each flow. Each message is generated once, as a template, whose totals
+and times contain the two bytes `ROUND`. For each round, `bytes.replace` replaces them with the two
+digits of the round. This costs less than any measured operation.
 """
 
 import json
@@ -48,23 +47,19 @@ def _recorded() -> dict[str, Any]:
 
 
 def _template() -> bytes:
-    """Return a flow as Go writes it, with placeholders for the values from `Flows._flow`.
-
-    The placeholders and the values have the same order.
-    """
+    """Return a flow as Go writes it, with a placeholder for each value of `Flows._flow`."""
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # Rounds are 0.1 s apart, and the first round is 9 to 19 s in the past. If times were several
-    # minutes in the past, or more than a minute in the future, skyfast would check the clock skew
-    # of each flow. This check needs CPU time.
+    # Rounds are 0.1 s apart. The first is 9 to 19 s in the past, so skyfast does not check each
+    # flow for clock skew, which would need CPU time.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}
     flow["Transport"] |= {"A": numbers, "B": numbers}
-    # In a first report, ``LastUpdateMetric`` starts at the same time as the flow.
+    # In first reports, ``LastUpdateMetric`` starts with the flow.
     flow["Start"] = flow["Metric"]["Start"] = int(f"{before}{FIRST_ROUND}{after}")
     flow["LastUpdateMetric"] |= {"Start": time_ms, "Last": time_ms}
     flow["Metric"] |= dict.fromkeys(("ABPackets", "ABBytes", "BAPackets", "BABytes"), total)
@@ -79,7 +74,7 @@ def _template() -> bytes:
 
 
 class Flows:
-    """Flows with numbers from 0 to ``count`` - 1. Each flow has its own connection."""
+    """Flows with the numbers 0 to ``count`` - 1. Each has its own connection."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         chance = random.Random(1)
@@ -99,21 +94,18 @@ class Flows:
         ]
 
     def templates(self, numbers: Sequence[int]) -> Iterator[bytes]:
-        """Yield the templates of messages that report these flows."""
+        """Yield templates of messages that report these flows."""
         size = self._flows_per_message
         for start in range(0, len(numbers), size):
             flows = map(self._flow, numbers[start : start + size])
             yield _HEAD % start + b",".join(flows) + b"]}"
 
     def messages(self, numbers: Sequence[int], round_: int) -> Iterator[bytes]:
-        """Yield the messages of one round, which report the flows ``numbers``."""
+        """Yield the messages of a round that report these flows."""
         return of_round(self.templates(numbers), round_)
 
     def sample(self, count: int, among: int) -> list[int]:
-        """Return ``count`` distinct numbers in random order.
-
-        All numbers are less than ``among``.
-        """
+        """Return ``count`` distinct numbers below ``among``, in random order."""
         return random.Random(2).sample(range(among), min(count, among))
 
     def _flow(self, number: int) -> bytes:
@@ -124,7 +116,7 @@ class Flows:
             b"%x" % key,
             self.addresses[initiator],
             self.addresses[noise % ADDRESSES],
-            # An initiator uses each port only once, so that all connections are distinct.
+            # Each port of an initiator is used once, so all connections are distinct.
             FIRST_PORT + (number // ADDRESSES * 7_919 + initiator * 31) % PORTS,
             TARGET_PORTS[noise >> 16 & 7],
             100 + (noise >> 20) % 900,
@@ -139,7 +131,7 @@ class Flows:
 
 
 def of_round(templates: Iterable[bytes], round_: int) -> Iterator[bytes]:
-    """Yield the messages of one round, created from ``templates``."""
+    """Fill the number of the round into the templates of messages."""
     assert FIRST_ROUND <= round_ <= LAST_ROUND
     digits = b"%d" % round_
     return (template.replace(ROUND, digits) for template in templates)

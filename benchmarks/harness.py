@@ -1,8 +1,7 @@
 """Shared parts of the benchmarks: the scale, the machine, child processes and results.
 
-A figure is the median of its samples, and is printed with their minimum and maximum. A ratio
-compares two figures of the same run. If possible, the samples of both figures are taken
-alternately.
+A figure is the median of its samples. A ratio compares two figures of the same run, if possible
+with alternating samples.
 """
 
 import json
@@ -36,7 +35,6 @@ PACKAGES = ("msgspec", "websockets", "aiohttp", "uvloop", "isal", "prometheus_cl
 
 
 def machine() -> dict[str, Any]:
-    """Return the properties of the machine."""
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -57,7 +55,6 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of skyfast and of its dependencies."""
     return {
         "skyfast": version("skyfast"),
         "python": platform.python_version(),
@@ -66,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def header() -> str:
-    """Return the text that is printed before the results: machine, versions and scale."""
+    """Return the machine, the versions and the scale as text."""
     about = machine()
     return (
         f"{about['cores']} cores of {about['cpu']}, {about['memory_gib']} GiB,"
@@ -78,9 +75,9 @@ def header() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The limit of a figure, or of the ratio of a figure if ``of_ratio`` is true.
+    """The limit of a figure, or of its ratio if ``of_ratio``.
 
-    The limit is a minimum if ``at_least`` is true, and a maximum otherwise.
+    The limit is a minimum if ``at_least``, and otherwise a maximum.
     """
 
     limit: float
@@ -109,7 +106,7 @@ def ratio_at_least(limit: float) -> Target:
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A figure in a `Report`, with its samples, ratio and target."""
+    """A figure with its samples, ratio and target."""
 
     what: str
     unit: str
@@ -122,7 +119,7 @@ class Row:
 
 
 class Report:
-    """The results of one benchmark, printed as a table and written as JSON to `RESULTS`."""
+    """The results of a benchmark, printed as a table and written to `RESULTS` as JSON."""
 
     def __init__(self, name: str, question: str) -> None:
         self.name = name
@@ -142,10 +139,9 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with ``over``, the samples of the figure ``to``. If both
-        lists have the same length, their samples were taken alternately. In this case, the ratio is
-        the median of the ratios of the pairs. Otherwise, the ratio is the median of ``samples``
-        divided by the median of ``over``.
+        The ratio compares ``samples`` with ``over``, the samples of the figure ``to``. If they have
+        the same length, they were taken alternately, and the ratio is the median of the ratios of
+        the pairs. Otherwise, the ratio is the quotient of the medians.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)
@@ -168,7 +164,7 @@ class Report:
         )
 
     def finish(self) -> None:
-        """Print the results as a table, and write them to a file in `RESULTS`."""
+        """Print the results, and write them to `RESULTS`."""
         cells = [("", "median", "", "minimum … maximum", "ratio", "", "target", "")]
         for row in self.rows:
             spread = f"{number(min(row.samples))} … {number(max(row.samples))}"
@@ -229,8 +225,8 @@ def number(value: float) -> str:
 class Remote(Generic[T_co]):
     """An object in its own process.
 
-    The process is a new interpreter, so that measurements share neither the heap nor caches.
-    Processes that only generate load for the measured process have a higher ``nice`` value.
+    The process is a new interpreter, so that measurements share neither the heap nor caches. If the
+    process only generates load, it has a higher ``nice`` value.
 
         with Remote(Core, SCALE) as core:
             core.call(Core.fill, 1_000)
@@ -257,7 +253,7 @@ class Remote(Generic[T_co]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Call a method of the object. Raises RuntimeError if the method fails."""
+        """Call a method of the object. RuntimeError is raised if the method fails."""
         return self.begin(method, *args, **kwargs)()
 
     def begin(
@@ -266,7 +262,7 @@ class Remote(Generic[T_co]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Callable[[], R]:
-        """Call a method, and return a function that waits for the result and returns it."""
+        """Call a method without waiting. Return a function that waits for the result."""
         self._pipe.send((method.__name__, args, kwargs))
         return self._result
 

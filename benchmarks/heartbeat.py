@@ -1,17 +1,16 @@
-"""Runs skyfast with a task in its event loop that measures the delays of the loop.
+"""Runs skyfast and measures the delays of its event loop.
 
     python -m benchmarks.heartbeat CONFIG CONTROL_PORT
 
-The task repeatedly sleeps for `INTERVAL_S`, and records how late it wakes up. A client of the
-control port sends one line. ``begin`` discards the recorded delays, ``end`` returns them, and
-``pass SECONDS`` advances the clock.
+The heartbeat is a task that repeatedly sleeps for `INTERVAL_S`, and records how late it wakes up.
+Commands to the control port are single lines: ``begin`` discards the recorded delays, ``end``
+returns them, and ``pass SECONDS`` advances the clock.
 
 Environment variables change constants of skyfast:
 
 * ``NAMES_INTERVAL_S``: the interval at which skyfast reads the complete topology;
 * ``RESULT_AGE_S``: how long skyfast caches rankings and cardinality reports;
-* ``FLOW_UPDATE_S``: the ``flow.update`` that skyfast assumes. The first rates appear after this
-  time.
+* ``FLOW_UPDATE_S``: the assumed ``flow.update``, after which the first rates appear.
 """
 
 import asyncio
@@ -31,7 +30,7 @@ STEP_S = PAUSE_S / 2
 
 
 class Measured(app.App):
-    """The app with a heartbeat, and with a clock that can be advanced."""
+    """An app with a heartbeat, and a clock that can be advanced."""
 
     _delays_s: list[float]
     _ahead_s = 0.0
@@ -63,16 +62,16 @@ class Measured(app.App):
         writer.close()
 
     def _pass(self, seconds: float) -> None:
-        # The clock would treat a single long step as a pause of the process.
+        # A single long step would count as a pause of the process.
         for _ in range(math.ceil(seconds / STEP_S)):
             Measured._ahead_s += STEP_S
             self.clock.now()
 
 
 def waits_ms(delays_s: list[float]) -> list[float]:
-    """Return the waiting times, in ms, of events that arrive every `INTERVAL_S` seconds.
+    """Return the waiting times, in ms, of events that arrive every `INTERVAL_S`.
 
-    The heartbeat records each stall only once, but a stall delays all events that arrive during it.
+    A stall is one delay of the heartbeat, but it delays all events that arrive during the stall.
     """
     waits = []
     for delay_s in delays_s:

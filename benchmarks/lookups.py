@@ -1,4 +1,4 @@
-"""Tables that look up the names of addresses, as skyfast looks up names from the topology."""
+"""Tables that look up names of addresses, like those of the topology in skyfast."""
 
 import dataclasses
 import random
@@ -28,9 +28,9 @@ MESSAGES = 25
 
 
 class PodNames(dict[str, tuple[str, ...] | None]):
-    """Maps addresses to their names, and ambiguous addresses to None.
+    """Maps addresses to names, and ambiguous addresses to None.
 
-    ``resolved`` has the names of all addresses, including ambiguous ones.
+    ``resolved`` has the names of all addresses.
     """
 
     resolved: dict[str, tuple[str, ...]]
@@ -43,9 +43,9 @@ class PodNames(dict[str, tuple[str, ...] | None]):
 
 
 def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
-    """Return names like those of a cluster. As in skyfast, equal names share one string.
+    """Return names as in a cluster, with one string for equal names.
 
-    If ``ambiguous`` is true, all addresses are ambiguous.
+    The addresses are either all ambiguous or all unambiguous.
     """
     chance = random.Random(3)
     strings: dict[str, str] = {}
@@ -65,10 +65,9 @@ def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
 
 
 def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
-    """Return a copy of the plan whose first view also has labels that show names.
+    """Return a copy of the plan with labels in the first view that show names.
 
-    If ``ends`` is 1, the labels show names of initiators. If ``ends`` is 2, there are also labels
-    that show names of targets.
+    These are names of initiators, and also of targets if ``ends`` is 2.
     """
     view = plan.views[0]
     columns = [*view.columns]
@@ -85,10 +84,8 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 class Lookups:
     """Four tables that take turns to process the same flows.
 
-    The first table looks up no names. The second table looks up the names of initiators. The third
-    and the fourth table look up the names of initiators and targets. In the fourth table, all
-    addresses are ambiguous. In each turn, a different table is first, so that the order favors no
-    table.
+    They look up: no names, names of initiators, names of both ends, and names of both ends with
+    only ambiguous addresses. Each turn begins with another table, so that the order favors none.
     """
 
     def __init__(self, count: int) -> None:
@@ -123,7 +120,7 @@ class Lookups:
             yield name, self._parts[name]
 
     def relabel(self, pods: int, budget: int) -> list[float]:
-        """Give this number of pods another host, and relabel their flows in slices.
+        """Move ``pods`` pods to another host, and relabel their flows in slices.
 
         Returns the ms of each slice.
         """

@@ -24,7 +24,7 @@ def run(name: str, report: Report) -> None:
 
     Raises RuntimeError if a benchmark fails.
     """
-    # The variables of a pytest-xdist worker would disable pytest-benchmark.
+    # These variables of a pytest-xdist worker would disable pytest-benchmark.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     with tempfile.TemporaryDirectory(prefix="skyfast-bench-") as directory:
         results = Path(directory) / "results.json"

@@ -1,10 +1,9 @@
-"""A simple connector that uses only well-known Python packages.
+"""A simple connector, compared with skyfast.
 
     python -m benchmarks.naive ANALYZER_PORT PORT
 
-Benchmarks compare skyfast with this connector, which uses websockets, json, a dict, and gauges of
-prometheus_client. Its functions and metrics are those of the Go connector. There is one difference:
-if several flows have the same label values, this connector exports only one of these flows.
+It uses websockets, json, a dict, and gauges of prometheus_client. Its functions and metrics are
+those of the Go connector, except that it exports only one of several flows with the same labels.
 """
 
 import asyncio

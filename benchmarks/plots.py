@@ -1,8 +1,8 @@
-"""Draws docs/growth.svg: the costs of skyfast and the naive connector by number of connections.
+"""Draws docs/growth.svg: the costs of skyfast and of the naive connector.
 
     python -m benchmarks.plots
 
-The measurement of the naive connector takes a few minutes, and needs 5 GiB of memory.
+The naive connector takes a few minutes and 5 GiB of memory.
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """Runs connectors as programs, requests their pages, and reads their CPU time and memory.
 
-All connectors get the same configuration file, in the format of the Go connector.
+All connectors read the same configuration, in the format of the Go connector.
 """
 
 import gzip
@@ -53,7 +53,7 @@ scrape_configs:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A page, and the seconds from the request to the first byte and to the last byte."""
+    """A page, and the seconds from the request to its first and last byte."""
 
     first_s: float
     seconds: float
@@ -63,7 +63,7 @@ class Response:
 
 
 def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Response:
-    """Get a page over a new connection. The client uses as little CPU time as possible."""
+    """Get a page over a new connection, with as little CPU time as possible."""
     request = (
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         f"Accept-Encoding: {'gzip' if compressed else 'identity'}\r\n\r\n"
@@ -113,10 +113,10 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 class Program:
     """A connector that runs during a ``with`` block, subscribed to local analyzers.
 
-    Without analyzers, the program can be any server. The block begins when the server listens.
-    ``argv`` and ``config`` can contain the placeholders ``{config}``, ``{port}``, ``{control}``,
-    ``{analyzer}`` (the first analyzer's port), ``{analyzers}`` (the endpoints of all analyzers)
-    and ``{directory}``.
+    Without analyzers, the program can be any server. The block begins when the program has
+    subscribed, or when the server listens. ``argv`` and ``config`` can contain ``{config}``,
+    ``{port}``, ``{control}``, ``{analyzer}`` (the first analyzer's port), ``{analyzers}`` (the
+    endpoints of all analyzers) and ``{directory}``.
     """
 
     def __init__(
@@ -151,15 +151,15 @@ class Program:
                 env={**os.environ, **(environment or {})},
             )
         self.pid = self._process.pid
-        # The ID of the clock that counts the program's CPU time: see clock_gettime(2).
+        # The clock of the program's CPU time: see clock_gettime(2).
         self._cpu_clock = (~self.pid << 3) | 2
 
     def __enter__(self) -> Self:
         try:
             for analyzer in self._analyzers:
-                analyzer.call(Analyzer.wait)
+                analyzer.call(Analyzer.wait_for_subscription)
             if not self._analyzers:
-                wait_for(self.port)
+                wait_for_server(self.port)
             self.settle()
         except BaseException:
             self._end()
@@ -181,11 +181,11 @@ class Program:
         self._directory.cleanup()
 
     def cpu_s(self) -> float:
-        """Return the CPU time of all threads of the program since its start."""
+        """Return the CPU time of all threads since the start."""
         return time.clock_gettime(self._cpu_clock)
 
     def settle(self) -> float:
-        """Wait until the program is idle, and return its CPU time."""
+        """Wait until the program is idle. Return its CPU time."""
         before_s = self.cpu_s()
         while True:
             time.sleep(SETTLE_INTERVAL_S)
@@ -195,9 +195,9 @@ class Program:
             before_s = now_s
 
     def round(self, number: int) -> tuple[float, float]:
-        """Make all analyzers send a round: one report of each flow.
+        """Make all analyzers report each flow once.
 
-        Returns the CPU time that the program used, and the seconds until it had read the round.
+        Returns the CPU time of the program, and the seconds until it has read all reports.
         """
         before_s = self.settle()
         sending = [analyzer.begin(Analyzer.send, number) for analyzer in self._analyzers]
@@ -215,13 +215,13 @@ class Program:
         return get(self.port, "/metrics", compressed=compressed, keep=keep)
 
     def command(self, line: str) -> bytes:
-        """Send a command to the program's control port, and return the reply."""
+        """Send a command to the control port, and return the reply."""
         with socket.create_connection(("127.0.0.1", self.control_port)) as connection:
             connection.sendall(line.encode() + b"\n")
             return b"".join(iter(lambda: connection.recv(READ_BYTES), b""))
 
     def metric(self, name: str) -> float:
-        """Return the sum of a self metric of skyfast."""
+        """Return the sum of a self metric."""
         lines = get(self.port, "/metrics/self").body.decode().splitlines()
         values = [line.rpartition(" ")[2] for line in lines if re.match(rf"{name}[ {{]", line)]
         assert values, f"no metric {name}"
@@ -229,7 +229,7 @@ class Program:
 
 
 def memory(pid: int, key: str = "VmRSS") -> int:
-    """Return the figure ``key`` of ``/proc/PID/status``, in bytes."""
+    """Return a field of ``/proc/PID/status``, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     (kib,) = re.findall(rf"^{key}:\s+(\d+) kB", status, re.MULTILINE)
     return int(kib) * 1024
@@ -240,8 +240,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def wait_for(port: int, interval_s: float = 0.05) -> None:
-    """Wait until a server listens on the port."""
+def wait_for_server(port: int, interval_s: float = 0.05) -> None:
     end_s = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -267,33 +266,29 @@ def heartbeat(
     *,
     environment: Mapping[str, str] | None = None,
 ) -> Program:
-    """Return skyfast with a heartbeat and its control port.
-
-    ``environment`` has additional environment variables.
-    """
+    """Return skyfast with a heartbeat, a control port, and additional environment variables."""
     argv = [sys.executable, "-m", "benchmarks.heartbeat", "{config}", "{control}"]
     return Program(argv, analyzer, config=config, environment=environment)
 
 
 def receiver(analyzer: Remote[Analyzer]) -> Program:
-    """Return a program that has only skyfast's subscription and discards the received messages."""
+    """Return a program with only skyfast's subscription, which discards the messages."""
     return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer)
 
 
 def static(size: int) -> Program:
-    """Return a server of a static body with ``size`` bytes."""
+    """Return a server of a fixed body with ``size`` bytes."""
     argv = [sys.executable, "-m", "benchmarks.static", "{port}", str(size)]
     return Program(argv)
 
 
 def naive(analyzer: Remote[Analyzer]) -> Program:
-    """Return the simple Python connector `benchmarks.naive`."""
     argv = [sys.executable, "-m", "benchmarks.naive", "{analyzer}", "{port}"]
     return Program(argv, analyzer)
 
 
 def storage(argv: Sequence[str], target: int, interval_s: int) -> Program:
-    """Return a server that scrapes the port ``target`` and stores the samples."""
+    """Return a server that scrapes ``target`` and stores the samples."""
     return Program(argv, config=SCRAPING.format(target=target, interval=interval_s))
 
 
@@ -302,5 +297,4 @@ GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
 
 
 def go(analyzer: Remote[Analyzer]) -> Program:
-    """Return the Go connector."""
     return Program([GO_CONNECTOR, "{config}"], analyzer)

@@ -1,4 +1,4 @@
-"""A subscription that discards its messages. It shows the cost of receiving alone.
+"""A subscription that discards its messages, to measure the cost of receiving alone.
 
 python -m benchmarks.receiver CONFIG
 """

@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _text(results: list[dict[str, Any]]) -> str:
-    """Return, in Markdown, the machine, the versions, and all figures with a target or a ratio."""
+    """Return the machine, the versions, and the figures with a target or ratio, in Markdown."""
     latest = results[-1]
     machine = latest["machine"]
     kernel = machine["kernel"].split("-")[0]

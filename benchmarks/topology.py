@@ -1,7 +1,7 @@
 """A synthetic topology of a Kubernetes cluster of realistic size.
 
-The nodes are copies of recorded nodes with new IDs, names and addresses, so their sizes and fields
-are realistic. The same arguments always give the same topology, except for times.
+The nodes are copies of recorded nodes with new IDs, names and addresses. Except for times, the same
+arguments always give the same topology.
 """
 
 import gzip
@@ -43,8 +43,8 @@ Element = dict[str, Any]
 class Topology:
     """Nodes and edges of `PODS` pods on `HOSTS` hosts.
 
-    Pods get their address from ``addresses``. Interfaces get their TID from ``tids``, and random
-    TIDs when ``tids`` is exhausted.
+    Pods get their addresses from ``addresses``. Interfaces get their TIDs from ``tids``, then
+    random TIDs.
     """
 
     def __init__(self, addresses: Sequence[str], tids: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ class Topology:
         }
 
     def response(self, gremlin: str) -> bytes:
-        """Return the response to a query, compressed by gzip."""
+        """Return the compressed response to a query."""
         if gremlin in self._responses:
             return self._responses[gremlin]
         query = topology_queries.parse(gremlin)

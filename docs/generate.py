@@ -5,9 +5,9 @@ A generated part is between two comments in a page:
     <!-- generated: labels -->
     <!-- end of generated part -->
 
-A generated part is made from data in the code. The YAML files in ``docs/reference`` add what the
-code does not contain, such as the action for a log message or the meaning of a reason. The
-generator fails if these files lack an entry, or if an entry describes nothing in the code.
+The data comes from the code. The YAML files in ``docs/reference`` add descriptions, such as the
+action for a log message. The generator fails if a description is missing, or describes nothing in
+the code.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """Return text as a cell of a table: on one line, with vertical bars escaped."""
+    """Return text as a table cell: on one line, with escaped vertical bars."""
     return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
 
 
@@ -123,7 +123,7 @@ def described(file: str) -> Any:
 
 
 def check_names(described: Iterable[str], existing: Iterable[str], *, where: str) -> None:
-    """Raise DocumentationError if a description is missing or describes an unknown name."""
+    """Raise DocumentationError if a description is missing, or if its name does not exist."""
     described, existing = list(described), list(existing)
     missing = [name for name in existing if name not in described]
     unknown = [name for name in described if name not in existing]
@@ -216,7 +216,7 @@ def metric_names() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Family:
-    """A metric family as a page shows it. ``samples`` has the labels of each sample."""
+    """A metric family, with the labels of each sample."""
 
     name: str
     type: str
@@ -237,7 +237,7 @@ class Family:
 def read_families(page: bytes) -> list[Family]:
     """Return the families of a page in text format 0.0.4.
 
-    For a histogram, use only the sample ``_count``: it has all labels except ``le``.
+    Of a histogram, only ``_count`` is used, because it has all labels except ``le``.
     """
     text = page.decode()
     heads = re.findall(r"(?m)^# HELP (\S+) (.*)\n# TYPE \S+ (\S+)$", text)
@@ -256,7 +256,7 @@ def read_families(page: bytes) -> list[Family]:
 
 
 def both_namings(page: Callable[[str], bytes]) -> str:
-    """Return a table of families, with a column of names for each value of ``naming``."""
+    """Return a table of families with their names in each ``naming``."""
     compatible, standard = map(read_families, map(page, ("compatible", "standard")))
     standard_by_help = {family.help: family for family in standard}
     rows = []
@@ -434,14 +434,14 @@ def anchor(heading: str) -> str:
 
 
 def _unit(path: str, key: Mapping[str, Any]) -> str:
-    """Return the unit of a key. A key whose default is a float is a time in seconds."""
+    """Return the unit of a key. If its default is a float, the unit is seconds."""
     if isinstance(schema.SCHEMA[path].default, float):
         return "seconds"
     return str(key.get("unit", ""))
 
 
 def _default(path: str, key: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """Return the default in the key's description, or the default in the code if there is none."""
+    """Return the default in the description of a key, or else the default in the code."""
     if "default" in key:
         return str(key["default"])
     value: Any = defaults
@@ -495,8 +495,8 @@ def log_message_tables() -> str:
         head = ["Message", "Level", *(["Reason"] if has_reasons else []), "Cause", "Action"]
         rows = []
         for entry in section["messages"]:
-            # A pattern that begins with an argument also matches longer messages. Therefore use the
-            # longest pattern that matches.
+            # A pattern that begins with an argument also matches longer messages, so use the
+            # longest pattern.
             fitting = [message for message in logged if re.match(message.pattern, entry["message"])]
             level = max(fitting, key=lambda message: len(message.pattern)).level
             reason = [code(entry.get("reason", ""))] if has_reasons else []
@@ -516,7 +516,7 @@ def log_message_tables() -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JsonField:
-    """A field of a JSON object: its path, such as ``analyzers[].name``, and its type."""
+    """The path of a field, such as ``analyzers[].name``, and its type."""
 
     path: str
     type: str
@@ -526,7 +526,7 @@ JSON_TYPES: Final = {str: "string", int: "integer", float: "number", bool: "bool
 
 
 def json_fields(kind: Any, path: str = "", *, nullable: bool = False) -> Iterator[JsonField]:
-    """Yield the fields of a type in order, including the fields of nested objects."""
+    """Yield the fields of a type in order, including those of nested objects."""
     suffix = " or null" if nullable else ""
     arguments = typing.get_args(kind)
     origin = typing.get_origin(kind)
@@ -567,12 +567,12 @@ LIMITS: Final = {
 
 
 def filled(text: str) -> str:
-    """Return a description with numbers in place of the names in braces."""
+    """Replace the names in braces by their numbers."""
     return text.format(**LIMITS)
 
 
 def json_table(kind: Any, name: str, *, omitted: str = "") -> str:
-    """Return a table of the fields of a type, without the fields of the object ``omitted``."""
+    """Return a table of the fields of a type, except those of the object ``omitted``."""
     descriptions = described("api.yml")[name]
     fields = [
         field
@@ -696,7 +696,7 @@ factor to convert to this unit, and the number of decimals."""
 
 @part("costs")
 def costs() -> str:
-    """Return the costs of skyfast and the Go connector, from the table in ``benchmarks.md``."""
+    """Return the costs of skyfast and the Go connector, from ``benchmarks.md``."""
     return table(
         ["", "skyfast", "prom_sky_con"],
         [
@@ -725,7 +725,7 @@ def measured(name: str) -> float:
 
 
 def generated(page: str) -> str:
-    """Return the text of a page with its generated parts updated."""
+    """Return the text of a page with updated generated parts."""
 
     def replace(match: re.Match[str]) -> str:
         name = match[1]
@@ -736,18 +736,17 @@ def generated(page: str) -> str:
     return PART.sub(replace, page)
 
 
-def outdated() -> list[Path]:
-    """Return the pages whose generated parts are outdated."""
+def outdated_pages() -> list[Path]:
     return [path for path in PAGES if generated(text := path.read_text()) != text]
 
 
 def main() -> int:
-    """Write the outdated pages, or only list them with ``--check``. Return the exit code."""
+    """Write the outdated pages, or only list them (``--check``). Return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m docs.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, list outdated pages")
     check = parser.parse_args().check
     try:
-        pages = outdated()
+        pages = outdated_pages()
         for path in pages:
             print(path.relative_to(ROOT))
             if not check:

@@ -1,7 +1,7 @@
-"""Finds the log messages at ``WARNING`` and above in the source of the package.
+"""Finds the package's log messages at ``WARNING`` and above.
 
-`docs/reference/log_messages.yml` explains these messages. `docs.generate` checks that each message
-has an explanation, and that each explanation has a message.
+`docs.generate` checks that exactly these messages are explained in
+`docs/reference/log_messages.yml`.
 """
 
 import ast
@@ -32,7 +32,7 @@ RECONNECT = "subscription"
 
 @dataclass(frozen=True, slots=True)
 class LogMessage:
-    """A message that can be logged.
+    """A log message.
 
     ``pattern`` is a regular expression in which ``.+`` stands for the arguments. ``module`` is a
     path in the package, without the suffix.
@@ -44,7 +44,7 @@ class LogMessage:
 
 
 def log_messages() -> list[LogMessage]:
-    """Return every message of the package that can be logged at ``WARNING`` or above."""
+    """Return all messages of the package that can be logged at ``WARNING`` or above."""
     found = {
         re.escape(text): LogMessage(re.escape(text), "warning", RECONNECT)
         for text in subscription.REASON_TEXTS.values()
@@ -52,7 +52,7 @@ def log_messages() -> list[LogMessage]:
     for path in sorted(SOURCES.rglob("*.py")):
         module = path.relative_to(SOURCES).with_suffix("").as_posix()
         for level, pattern in _Module(path).messages():
-            # Omit the analyzer at the beginning, and arguments at the end.
+            # Remove the analyzer at the beginning, and arguments at the end.
             short = re.sub(r"(\.\+)+$", "", pattern.removeprefix(ANALYZER))
             if re.search(r"\w{4}", short):
                 found[short] = LogMessage(short, level, module)
@@ -60,7 +60,7 @@ def log_messages() -> list[LogMessage]:
 
 
 class _Module:
-    """The logging calls in one source file."""
+    """The logging calls in a source file."""
 
     def __init__(self, path: Path) -> None:
         self._tree = ast.parse(path.read_text())
@@ -71,7 +71,6 @@ class _Module:
         }
 
     def messages(self) -> Iterator[tuple[str, str]]:
-        """Yield the level and the pattern of each message."""
         for call in ast.walk(self._tree):
             if isinstance(call, ast.Call):
                 for level, text in self._logged(call):
@@ -79,7 +78,7 @@ class _Module:
                         yield level, pattern
 
     def _logged(self, call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
-        """Yield the level and the text if the call logs or creates an object that is logged."""
+        """Yield the level and the text, if the call logs or creates an object that is logged."""
         match call:
             case ast.Call(func=ast.Attribute(value=ast.Name("log"), attr=method), args=args):
                 if method in LEVELS:
@@ -123,7 +122,7 @@ class _Module:
     def _values(self, name: str, where: ast.AST) -> Iterator[ast.expr]:
         """Yield the possible values of a variable at a call.
 
-        These are the value assigned last, and the values of a comprehension over a generator.
+        These are the last assigned value, and the values of a generator in a comprehension.
         """
         function = where
         while not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):

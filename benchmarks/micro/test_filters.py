@@ -63,7 +63,7 @@ FIVE_RULES = "five rules"
 
 @pytest.fixture(scope="module")
 def decode() -> Callable[[bytes], Any]:
-    """Return a decoder for the fields that the filters read."""
+    """Return a decoder for the fields in the filters."""
     also = {path for config in FILTERS.values() for path in reads(config)}
     return decoder(flow_types(PLAN, also=sorted(also)).Update).decode
 
@@ -72,7 +72,7 @@ Decode = Callable[[bytes], Any]
 
 
 def test_decoding(per_flow: PerFlow, decode: Decode, messages: list[bytes]) -> None:
-    """Measure the decoding of a message. The times of the filters are compared with this time."""
+    """The times of the filters are compared with this time."""
 
     def decode_and_free(message: bytes) -> None:
         decode(message)
@@ -116,7 +116,7 @@ def _compiled(config: Filter) -> Pick:
 
 
 def _closures(rules: tuple[Rule, ...]) -> Pick:
-    """Return a filter with one function per condition, and the same caches as skyfast's filter."""
+    """Return a filter with a function per condition, and with skyfast's caches."""
 
     def condition(condition: Condition) -> Callable[[Any], bool]:
         value = attrgetter(".".join(condition.path or ()))
@@ -133,7 +133,7 @@ def _closures(rules: tuple[Rule, ...]) -> Pick:
     drops = [rule(item) for item in rules]
 
     def admits(flow: Any) -> bool:
-        for drop in drops:  # noqa: SIM110  # any() over a generator takes longer
+        for drop in drops:  # noqa: SIM110 # any() over a generator is slower
             if drop(flow):
                 return False
         return True

@@ -1,6 +1,6 @@
 """What does a flow cost in the table, without decoding?
 
-The results do not include the time for which an update waits for the lock while a page is rendered.
+No page is rendered meanwhile, so updates do not wait for the lock.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ Decoded = Iterator[tuple[list[Any], float]]
 
 
 class Filled:
-    """A table in which all flows of ``flows`` are known."""
+    """A table of known flows."""
 
     def __init__(self, size: int, *, slots: bool = True) -> None:
         self.flows = Flows(size)
@@ -45,12 +45,11 @@ class Filled:
 
 @pytest.fixture(scope="module", params=SIZES)
 def filled(request: pytest.FixtureRequest) -> Filled:
-    """Return a table with known flows. Tests run once for each of the `SIZES`."""
     return Filled(request.param)
 
 
 def _random_order(size: int) -> str:
-    """Return the ID of the benchmark with which all others of this table size are compared."""
+    """Return the ID of the benchmark to which others with this table size are compared."""
     return f"known flows in random order: {size:,} connections"
 
 
@@ -96,7 +95,7 @@ def test_new_flows(per_flow: PerFlow, size: int) -> None:
 
 
 def test_new_flows_in_freed_rows(per_flow: PerFlow) -> None:
-    """New flows reuse the rows of expired flows, as in a table whose size is stable."""
+    """As in a table of constant size, new flows reuse the rows of expired flows."""
     parts = Parts(memory_s=0)
     flows = Flows(SCALE)
     parts.take_new(flows.messages(range(SCALE), FIRST_ROUND))

@@ -560,7 +560,7 @@ def test_analyzer_address_is_normalized(entry: str, address: str) -> None:
     ],
 )
 def test_url_is_normalized(url: str, endpoint: str) -> None:
-    for key in ({"url": url}, {"urls_with_credentials": [url]}, {"urls_with_credentials": url}):
+    for key in ({"url": url}, {"urls": [url]}, {"urls": url}):
         result = parse(subscriber(**key))
         assert urls_with_credentials(result) == (endpoint,)
         assert result.analyzers == ()
@@ -611,7 +611,7 @@ def test_url_that_is_missing_from_analyzers_causes_a_warning() -> None:
 def test_urls_override_url_and_analyzers() -> None:
     result = parse(
         "analyzers: [a, b]\n"
-        "pipeline.subscriber: {url: ws://a:8082, urls_with_credentials: [ws://d:1, dns+ws://d:1, wss://c:2/x]}\n"
+        "pipeline.subscriber: {url: ws://a:8082, urls: [ws://d:1, dns+ws://d:1, wss://c:2/x]}\n"
     )
     assert urls_with_credentials(result) == (
         "ws://d:1/ws/subscriber/flow",
@@ -623,9 +623,7 @@ def test_urls_override_url_and_analyzers() -> None:
 
 
 def test_repeated_analyzer_is_subscribed_to_once() -> None:
-    result = parse(
-        subscriber(urls_with_credentials="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y")
-    )
+    result = parse(subscriber(urls="ws://localhost:1/x ws://b:1/x wss://[::1]:1/y"))
     assert urls_with_credentials(result) == ("ws://localhost:1/x", "ws://b:1/x")
     assert result.notes == (
         model.Note(
@@ -1096,7 +1094,7 @@ def test_list_in_an_environment_variable_is_separated_by_whitespace_or_commas(va
             "SKYDIVE_PIPELINE_SUBSCRIBER_URLS",
             f"ws://u:a,{SECRET},b@c",
             (
-                "pipeline.subscriber.urls_with_credentials: 'ws://c' is not a valid URL:"
+                "pipeline.subscriber.urls: 'ws://c' is not a valid URL:"
                 " its host, port or user is invalid"
             ),
         ),
@@ -1203,7 +1201,7 @@ def test_dumped_configuration_has_the_structure_and_order_of_the_file() -> None:
         "naming": "compatible",
         "start_timestamps": False,
     }
-    assert tree["pipeline"]["subscriber"]["urls_with_credentials"] == [DEFAULT_URL]
+    assert tree["pipeline"]["subscriber"]["urls"] == [DEFAULT_URL]
     assert loader.dump(good("go")) == loader.dump(parse(loader.dump(good("go"))))
 
 
@@ -1211,7 +1209,7 @@ def test_secrets_are_hidden() -> None:
     result = parse(
         f"analyzer.auth.cluster: {{username: admin, password: {SECRET}-a}}\n"
         f"http.cookie: {{Session: {SECRET}-b}}\n"
-        f"pipeline.subscriber.urls_with_credentials: ['ws://eve:{SECRET}-c@d@a:1/', 'ws://{SECRET}x:@b:1/']\n"
+        f"pipeline.subscriber.urls: ['ws://eve:{SECRET}-c@d@a:1/', 'ws://{SECRET}x:@b:1/']\n"
     )
     assert result.credentials.password == f"{SECRET}-a"
     assert result.cookies["Session"] == f"{SECRET}-b"
@@ -1220,7 +1218,7 @@ def test_secrets_are_hidden() -> None:
     tree = yaml.safe_load(shown)
     assert tree["analyzer"]["auth"]["cluster"] == {"username": "admin", "password": "<hidden>"}
     assert tree["http"]["cookie"] == {"Session": "<hidden>"}
-    assert tree["pipeline"]["subscriber"]["urls_with_credentials"] == [
+    assert tree["pipeline"]["subscriber"]["urls"] == [
         "ws://eve:<hidden>@a:1/",
         f"ws://{SECRET}x:@b:1/",
     ]
@@ -1398,7 +1396,7 @@ VALUES = st.recursive(
     ),
     max_leaves=5,
 )
-URL_KEYS = ("pipeline.subscriber.url", "pipeline.subscriber.urls_with_credentials", "analyzers")
+URL_KEYS = ("pipeline.subscriber.url", "pipeline.subscriber.urls", "analyzers")
 
 
 @st.composite
