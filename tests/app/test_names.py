@@ -106,7 +106,7 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # The names of the second configuration may be outdated: skyfast did not poll names after that.
+    # The third configuration does not poll names, so those of the second may be outdated.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()
@@ -202,7 +202,7 @@ async def test_info_series_describe_the_capture_points_of_exported_flows(
 
 
 async def test_info_series_of_a_view_outlive_the_connections() -> None:
-    """Otherwise, queries that join the info series would lose series of the view."""
+    """Queries that join the info series must not lose series of the view."""
     async with FakeAnalyzer() as analyzer:
         config = configured(
             analyzer.url,

@@ -107,7 +107,8 @@ async def test_flows_get_new_names_when_the_file_changes(
             first, moved, third = rows_of("ber", "lab", "ber")
             await until_rows(app, {first: "300", moved: "0", third: "300"})
             assert table.created_total == created + 1
-            # The new connection gets the next bytes of this flow, and the new flows.
+            # The new connection gets the next bytes of this flow. New flows have the new names at
+            # once.
             metric = {"ABPackets": 2, "ABBytes": 150, "BAPackets": 2, "BABytes": 200}
             grown = flow("2", Last=70_000, Metric=metric, **between("10.0.0.1", "10.1.0.2"))
             await analyzer.send(message(grown, flow("4", **between("10.1.0.2", "10.1.0.4"))))
@@ -359,7 +360,7 @@ async def top_of(ranking: Ranking) -> Top:
 
 
 def test_topology_names_are_forgotten_when_the_topology_is_no_longer_read(shared: Shared) -> None:
-    """Otherwise, the status page would show outdated names."""
+    """The status page must not show outdated names."""
     names = {"10.0.0.0/8": "company"}
     labels = ["target_network", "target_ip", "node_tid"]
     before = configured(labels=labels, names=names, interface_info=True)

@@ -79,7 +79,6 @@ async def test_last_line_of_the_startup_log_has_the_url_of_the_status_page() -> 
         assert "<strong>Demo:</strong>" in page
         names = ["127.0.0.1:28082", "127.0.0.1:28084"]
         assert sorted(re.findall(r'<td class="text" title="(127[\d.:]+)">', page)) == names
-        # The log and the metrics have the same names.
         assert sorted(re.findall(r"analyzer (127\S+): subscribed", "\n".join(skyfast.log))) == names
         metrics = await skyfast.self_metrics()
         assert all(metrics[f'skyfast_up{{analyzer="{name}"}}'] == 1 for name in names)

@@ -127,7 +127,6 @@ WINDOW_S = 8
 
 
 def pod(name: str) -> dict[str, Any]:
-    """Return a pod of the topology."""
     k8s = {"Namespace": "shop", "Name": name, "IP": PODS[name], "Status": "Running"}
     now_ms = int(time.time() * 1000)
     return {
@@ -337,7 +336,7 @@ async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_p
 
 @needs_prometheus
 async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
-    """Together, the targets have all series of the page. The part is not a label."""
+    """Together, the targets have all series of the page. No label shows the part of a series."""
     (text,) = (text for _, text in blocks(ROOT / "docs" / "scaling.md") if "__param_part" in text)
     async with FakeAnalyzer() as analyzer:
         config = write_config(tmp_path, analyzer.url)

@@ -154,7 +154,7 @@ async def test_skyfast_needs_neither_privileges_nor_writable_files(
         assert b"skydive_network_connection_total_bytes" in await skyfast.get("/metrics")
         assert not written_files(pid)
 
-        # The same user cannot read the memory or the environment of skyfast.
+        # Not even the same user can read the memory or the environment of skyfast.
         for part in ("environ", "maps", "mem"):
             result = run_unprivileged("head", "-c1", f"/proc/{pid}/{part}")
             assert result.returncode

@@ -135,7 +135,7 @@ def network() -> Iterator[Network]:
 @needs_victoria_metrics
 @pytest.mark.skipif(CURL is None and not tools.MUST_RUN, reason="curl is not installed")
 async def test_no_scrape_fails_in_an_hour_of_churn(tmp_path: Path, network: Network) -> None:
-    """VictoriaMetrics reads the text format, and Prometheus (if installed) OpenMetrics 1.0."""
+    """VictoriaMetrics reads the text format. Prometheus, if installed, reads OpenMetrics 1.0."""
     async with FakeAnalyzer() as analyzer:
         config = loader.parse(CONFIG % analyzer.url, {}, source="churn.yml")
         app = App(config, load=lambda: config)

@@ -1,6 +1,6 @@
 """Thirty days of churn in virtual time, and counters at their limits.
 
-Each test of `tests.support.soak` runs in its own process. CI runs longer ones every night.
+Each test of `tests.support.soak` runs in its own process. CI runs longer tests every night.
 """
 
 import asyncio

@@ -231,7 +231,7 @@ async def test_bar_of_a_percentage_is_below_the_digits(visited, width):
             )
     assert len(bars) == 4
     for below_middle, height, text_height in bars:
-        # The bar is below the digits, whose lower edge is a quarter of the height below the middle.
+        # The digits end a quarter of the text height below the middle.
         assert below_middle >= text_height / 4
         assert height <= 3
 

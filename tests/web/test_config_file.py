@@ -320,7 +320,7 @@ TOOLKIT = {
 
 @pytest.mark.parametrize(("text", "warnings"), TOOLKIT.values(), ids=TOOLKIT)
 def test_valid_files_of_exporter_toolkit_are_accepted(text, warnings, file, plain, caplog):
-    """Exception, tested elsewhere: requested client certificates must be verified."""
+    """Other tests cover the only exception: client certificates that are not verified."""
     file()
     path = plain(f"{{tls_server_config: {{{TLS}, {text}}}}}".replace(", }", "}"))
     config = config_file.read(path)
@@ -541,7 +541,7 @@ async def test_failed_handshake_is_reported_to_the_client_and_logged(file, autho
 
 @on_both_loops
 async def test_client_without_a_valid_certificate_gets_an_alert(tmp_path, file, authority, caplog):
-    """With TLS 1.3, the alert arrives after the handshake of the client."""
+    """With TLS 1.3, the client completes the handshake before it receives the alert."""
     path = file(tls="client_auth_type: RequireAndVerifyClientCert\nclient_ca_file: ca.crt")
     stranger = Authority(tmp_path, "stranger").issue("prometheus.example")
     async with Site(security=WebSecurity(path)) as site:

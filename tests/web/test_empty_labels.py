@@ -61,7 +61,7 @@ def test_share_is_the_fraction_of_bytes_with_empty_labels(tmp_path: Path) -> Non
     settings: dict[str, Any] = {"names": {"10.0.0.0/8": "inside"}}
     assert found(tmp_path, *FLOWS, **settings) == {"initiator_name,target_name": 0.91}
     assert found(tmp_path, *FLOWS, **settings, labels=["target_name"]) == {"target_name": 0.94}
-    # Above 0.5, only the largest group of connections is searched.
+    # If ``min_share`` is above 0.5, only the largest group of connections is searched.
     assert found(tmp_path, *FLOWS, **settings, min_share=0.9) == {
         "initiator_name,target_name": 0.91
     }

@@ -1221,7 +1221,6 @@ async def test_concurrent_pages_are_limited():
             assert response.status == 503
             assert int(response.headers["retry-after"]) > 0
             assert response.text == "Try again: 2 pages are being served (web.max_scrapes).\n"
-            # Other pages are not limited.
             for path in ("/metrics/self", "/", "/-/healthy"):
                 assert (await site.get(path)).status == 200
             assert (await site.get(method="HEAD")).status == 200
@@ -1396,8 +1395,6 @@ async def test_listen_address_can_be_a_host_name():
 
 @pytest.fixture
 def name_with_two_addresses(monkeypatch):
-    """Return a host name with an IPv6 and an IPv4 address."""
-
     def getaddrinfo(host, port, *_):
         assert host == "two.example"
         stream = (socket.SOCK_STREAM, 6, "")

@@ -444,7 +444,7 @@ def named(**names):
 
 @asynccontextmanager
 async def named_connections(**settings):
-    """Yield a site with three connections and names for a label of the second view."""
+    """Yield a site with three connections, names, and a view with a label that needs names."""
     view = {"prefix": "x", "labels": ["initiator_workload", "direction"], "metrics": ["bytes"]}
     async with three_connections(views=[view], **settings) as site:
         index = site.app._parts.names
@@ -732,7 +732,7 @@ async def test_clients_that_poll_rarely_get_rates(monkeypatch, interval_s, updat
         windows.append((await ranks.top(RankingQuery(by="bytes_per_second"))).top.window_seconds)
         ranks._results._results.clear()
         now[0] += interval_s
-    # A snapshot outlives the time between two requests.
+    # Snapshots are kept for longer than the time between two requests.
     assert {*released} == {300 + update_s}
     assert interval_s < released[0]
     assert windows[1] == interval_s
