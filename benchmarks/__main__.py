@@ -36,9 +36,7 @@ ON_REQUEST = ("storage",)
 """Benchmarks that `all` does not include, because they take long or need other programs."""
 
 LIMIT_S = 180
-"""Time limit of one benchmark, unless its module has its own ``LIMIT_S``.
-
-On an idle machine, all benchmarks together take less than five minutes."""
+"""Time limit of a benchmark whose module has no ``LIMIT_S``."""
 
 
 def _time_out(_number: int, _frame: FrameType | None) -> None:

@@ -18,12 +18,10 @@ from typing import BinaryIO
 from benchmarks.flows import FIRST_ROUND, FLOWS_PER_MESSAGE, LAST_ROUND, Flows, of_round
 
 WAIT_S = 60.0
-"""Time limit for the connector to subscribe, and to read all reports of a round. If the connector
-takes longer, the benchmark fails."""
+"""Time limit for the connector to subscribe, and to read all reports of a round."""
 
 STATS_INTERVAL_S = 10.0
-"""Interval of stats messages. Without these messages, skyfast would treat the subscription as
-silent."""
+"""Interval of stats messages, without which skyfast would consider the subscription silent."""
 
 _STATS = (
     b'{"Namespace":"stats","Type":"stats","UUID":"5c26acfa-5980-452b-a0ab-2848cb848504",'

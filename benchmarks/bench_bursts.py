@@ -14,19 +14,18 @@ from benchmarks.harness import SCALE, Remote, Report, Target, ratio_at_most
 from benchmarks.programs import Program
 
 FLOWS = SCALE // 2
-"""Number of flows in a burst. A burst is like the reports of many agents at the same moment."""
+"""Number of flows in a burst, which is like simultaneous reports of many agents."""
 
 BURSTS = 7
 FEW_BURSTS = 4
-"""Number of bursts with small messages. It is smaller than `BURSTS`, because the results vary less
-than with large messages."""
+"""With small messages, the results vary less, so fewer bursts are enough."""
 
 PAUSE_S = 1.0
 """skyfast is idle for this time before each burst."""
 
 ANALYZERS = 3
 SMALL = (10, 1)
-"""Flows per message in the benchmarks of small messages."""
+"""Numbers of flows per small message."""
 
 EXPIRY_S = 2.5
 """With the configuration `SHORT_LIVED`, all flows are forgotten after this time."""
@@ -62,10 +61,9 @@ class Bursts:
             analyzer.call(Analyzer.load, share.start, share.stop)
 
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
-        """Send bursts. Return the times of skyfast, and of decoding alone, in ns per flow.
+        """Send bursts. Return the ns per flow of each burst, for skyfast and for decoding alone.
 
-        Each list has one time per burst. A time of decoding is the mean of a measurement before and
-        one after the burst.
+        A time of decoding is the mean of a measurement before the burst, and one after it.
         """
         ns, alone = [], [self.decoder.call(Decoder.run)]
         for round_ in rounds:

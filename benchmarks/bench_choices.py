@@ -29,13 +29,12 @@ CHOICES = {
         "no view",
     ),
 }
-"""Maps the name of each configuration to its YAML and to the name of its peer.
-
-The benchmark compares the results of each configuration with the results of its peer. The default
-configuration has no peer."""
+"""Maps each configuration to its YAML, and to the configuration with which it is compared. The
+default is not compared.
+"""
 
 MESSAGES = 25
-"""Number of messages that the table of each configuration processes per turn."""
+"""Number of messages per turn and table."""
 
 ROUNDS = 2
 """Number of rounds of known flows."""
@@ -58,10 +57,7 @@ class Choices:
         tidy()
 
     def take(self, round_: int) -> tuple[Samples, Samples]:
-        """Process a round. Return the times of decoding, and of the table.
-
-        Each dict maps configurations to times in ns per flow.
-        """
+        """Process a round. Return the ns per flow, of decoding and the table, by configuration."""
         count = self._flows.count
         is_first = round_ == FIRST_ROUND
         numbers = range(count) if is_first else self._flows.sample(count, count)
@@ -77,7 +73,7 @@ class Choices:
         return decode_ns, update_ns
 
     def render(self) -> Samples:
-        """Render `PAGES` pages per configuration. Return the ms of each page, by configuration."""
+        """Return the ms of each of `PAGES` pages, by configuration."""
         ms: Samples = defaultdict(list)
         for _ in range(PAGES):
             for name, parts in self._in_turn():

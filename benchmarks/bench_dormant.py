@@ -65,7 +65,7 @@ class Crowd(Parts):
         tidy()
 
     def report(self) -> float:
-        """Report all flows. Return the ns per flow."""
+        """Report all flows, and return the ns per flow."""
         count = update_ns = 0
         for batch in in_batches(self._flows.messages(range(self._count), self._round)):
             taken, _, ns = self.take_new(batch)

@@ -15,7 +15,7 @@ STEPS = (SCALE // 10, 3 * SCALE // 10, SCALE, 3 * SCALE, LARGE)
 """Numbers of connections."""
 
 REPORTS = SCALE // 2
-"""Maximum number of known flows that are reported at each step."""
+"""Maximum number of known flows reported at each step."""
 REPEATS = 3
 
 BOUND = 1.6

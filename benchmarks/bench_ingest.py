@@ -15,11 +15,10 @@ ROUNDS = 4
 """Rounds of known flows in each process."""
 
 SHARDS = 3
-"""Number of shards. Only one shard is measured."""
+"""Only one of these shards is measured."""
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows, to save time. Its cost per flow does not depend on the
-number of flows."""
+"""The naive connector gets fewer flows, to save time. Its cost per flow is constant."""
 
 
 def run(report: Report) -> None:

@@ -7,8 +7,7 @@ from benchmarks.harness import LARGE, SCALE, Remote, Report, at_most
 from benchmarks.programs import Program
 
 NAIVE_FLOWS = SCALE // 5
-"""The naive connector gets fewer flows, to save time. Its memory per connection does not depend on
-the number of connections."""
+"""The naive connector gets fewer flows, to save time. Its memory per connection is constant."""
 
 PAGES = 3
 

@@ -31,8 +31,7 @@ PARTS = 4
 """Number of parts into which a page is divided."""
 
 CLIENT_FLOWS = SCALE // 10
-"""prometheus_client renders fewer series, to save time. Its cost per series does not depend on the
-number of series."""
+"""prometheus_client renders fewer series, to save time. Its cost per series is constant."""
 
 
 class Content:
@@ -62,7 +61,7 @@ class Content:
         return time.perf_counter() - began_s, time.thread_time() - began_cpu_s
 
     def copy(self) -> float:
-        """Copy the page with a single memcpy. Return the seconds."""
+        """Return the seconds to copy the page with a single memcpy."""
         began_s = time.perf_counter()
         self._copy[:] = self._page
         return time.perf_counter() - began_s
@@ -77,7 +76,7 @@ class Client:
             self._connector.message(message)
 
     def render(self) -> float:
-        """Render a page. Return the CPU seconds per series."""
+        """Return the CPU seconds to render a page, per series."""
         began_s = time.thread_time()
         page = generate_latest(self._connector.registry)
         seconds = time.thread_time() - began_s
@@ -243,8 +242,8 @@ def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
 def _compress(report: Report, core: Remote[Core], connections: int, version: int) -> None:
     """Compare compression by the table with compression by isal, in one process.
 
-    ``version`` is the major version of OpenMetrics (with start timestamps), or 0 for the text
-    format.
+    ``version`` is the major version of OpenMetrics, or 0 for the text format, which has no start
+    timestamps.
     """
     direct, isal = [], []
     for _ in range(LARGE_REPEATS):

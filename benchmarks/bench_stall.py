@@ -13,20 +13,20 @@ FLOWS_PER_S = 100_000
 SECONDS = 12.0
 IDLE_S = 3.0
 PING_INTERVAL_S = 0.1
-"""Interval of the analyzer's pings. Skydive pings every 2 s, and drops a subscription if a pong
-takes `PONG_TIMEOUT_S`."""
+"""Interval of pings. Skydive pings every 2 s, and drops a subscription if a pong takes
+`PONG_TIMEOUT_S`.
+"""
 PONG_TIMEOUT_S = 5.0
 
 CYCLES = 3
 TIMEOUT_S = 620.0
-"""A time longer than ``connection_timeout`` and ``connection_grace`` together."""
+"""Longer than ``connection_timeout`` plus ``connection_grace``."""
 MEMORY_S = 1_400.0
-"""A time longer than ``flow_memory``."""
+"""Longer than ``flow_memory``."""
 
 POLL_S = 0.05
 NICE = 10
-"""Nice value of the analyzer and the scraper. In a cluster, they run on other machines than
-skyfast."""
+"""Nice value of the analyzer and the scraper, which run on other machines in a cluster."""
 
 
 class Scraper:
@@ -66,8 +66,8 @@ def _cycles(
 ) -> tuple[list[float], list[float]]:
     """Fill and empty the table repeatedly.
 
-    Returns the memory of the process in MiB, once per cycle: with the full table, and with the
-    empty table.
+    Returns two lists with one value per cycle: the MiB of the process with the full table, and with
+    the empty table.
     """
     delays: list[float] = []
     filled, emptied, took_s = [], [], []

@@ -21,8 +21,7 @@ IMPORTS = (
     "asyncio, logging, ssl, uvloop, yaml, msgspec, websockets.asyncio.client, aiohttp.web,"
     " isal.isal_zlib, skyfast._table"
 )
-"""The imports that the first page needs: the event loop, the configuration file, the decoder, the
-subscription, the HTTP server, the compression, and the compiled core."""
+"""The imports that the first page needs."""
 
 _DONE = "; print(len(__import__('sys').modules), flush=True)"
 
@@ -49,7 +48,7 @@ def run(report: Report) -> None:
 
 
 def _import(names: str, environment: Mapping[str, str]) -> tuple[float, int]:
-    """Import ``names`` in a new interpreter. Return the ms and the number of modules."""
+    """Return the ms to import ``names`` in a new interpreter, and the number of loaded modules."""
     began_s = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", f"import {names}{_DONE}"], stdout=subprocess.PIPE, env=environment
@@ -61,7 +60,7 @@ def _import(names: str, environment: Mapping[str, str]) -> tuple[float, int]:
 
 
 def _start(environment: Mapping[str, str]) -> float:
-    """Start skyfast without an analyzer. Return the ms until its first page."""
+    """Return the ms from the start of skyfast, without an analyzer, to its first page."""
     port, unused_port = programs.free_port(), programs.free_port()
     with tempfile.TemporaryDirectory(prefix="skyfast-bench-") as directory:
         path = Path(directory) / "prom_sky_con.yml"

@@ -18,12 +18,12 @@ RESULT_AGE_S = 0.05
 """How long skyfast caches rankings and cardinality reports."""
 
 FLOW_UPDATE_S = 1.0
-"""The ``flow.update`` that skyfast assumes. skyfast shows rates only after this time."""
+"""The assumed ``flow.update``, after which skyfast shows rates."""
 
 ENVIRONMENT = {"RESULT_AGE_S": str(RESULT_AGE_S), "FLOW_UPDATE_S": str(FLOW_UPDATE_S)}
 
 APART_S = 0.1
-"""Pause between requests. It is longer than `RESULT_AGE_S`, so that each request causes a scan."""
+"""Pause between requests, longer than `RESULT_AGE_S`, so that each request causes a scan."""
 
 IDLE_S = 2.0
 """Duration of the measurement without requests."""

@@ -20,16 +20,15 @@ SIZES = (SCALE // 5, SCALE)
 """Numbers of connections. Each connection has five series."""
 
 TURNOVERS = 4
-"""Number of times that the benchmark replaces all connections with new ones. It does so only with
-the first of the `SIZES`."""
+"""Number of times that all connections are replaced, with the first of the `SIZES`."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10
 FLOW_UPDATE_S = 60
-"""Interval between two reports of a live flow, in seconds."""
+"""Interval of the reports of a live flow."""
 
 TIMEOUT_S = 620.0
-"""A time longer than ``connection_timeout`` and ``connection_grace`` together."""
+"""Longer than ``connection_timeout`` plus ``connection_grace``."""
 
 POLL_S = 0.2
 WAIT_S = 120.0

@@ -22,13 +22,13 @@ from skyfast.skydive.name_index import NameIndex
 from skyfast.web.exposition import CHUNK_BYTES, GZIP_LEVEL, GZIP_WBITS
 
 NOW_S = 1_000.0
-"""The value of ``now`` that tables get, unless a benchmark advances the time."""
+"""The time that tables get, unless a benchmark advances it."""
 
 MESSAGES = 100
-"""Number of messages in a batch. A batch has about 8 MB."""
+"""Number of messages in a batch of about 8 MB."""
 
 DEFAULT = "{}"
-"""The YAML below the key ``prom_sky_con`` in benchmarks that do not compare configurations."""
+"""The YAML below the key ``prom_sky_con``, unless a benchmark compares configurations."""
 
 
 def configured(chosen: str) -> tuple[Config, Plan, FlowTypes]:
@@ -72,8 +72,8 @@ def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list
 class Parts:
     """skyfast's decoders and table, for the YAML ``chosen``.
 
-    Like in skyfast, more fields of new flows than of known flows are decoded. ``memory_s``
-    overrides ``flow_memory``. ``change`` modifies the plan.
+    As in skyfast, more fields are decoded of new flows than of known flows. ``memory_s`` overrides
+    ``flow_memory``. ``change`` modifies the plan.
     """
 
     def __init__(
@@ -117,17 +117,14 @@ class Parts:
         return flows
 
     def take_new(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Process first reports.
-
-        Returns the number of flows, the ns for decoding, and the ns for the table.
-        """
+        """Process first reports. Return their number, and the ns for decoding and for the table."""
         before = self.table.flows
         figures = self._take(messages, self._new.decode)
         assert self.table.flows == before + figures[0], "a flow was not new"
         return figures
 
     def take_known(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Process reports of known flows. Return the figures of `take_new`."""
+        """Like `take_new`, but for reports of known flows."""
         before = self.table.flows
         late = self.table.skipped["late"]
         figures = self._take(messages, self._known.decode)
@@ -152,7 +149,7 @@ class Parts:
         return count, decode_ns, update_ns
 
     def relabel(self, names: Names, keys: Iterable[str], budget: int) -> list[float]:
-        """Relabel flows in slices of ``budget`` flows. Return the ms of each slice."""
+        """Relabel flows in slices of ``budget`` flows, and return the ms of each slice."""
         relabeling = self.table.relabel(names, keys)
         ms = []
         more = True
@@ -246,7 +243,7 @@ class Core(Parts):
         return figures
 
     def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
-        """Process another report of ``count`` flows. Return the figures of `fill`."""
+        """Like `fill`, but for another report of ``count`` flows."""
         connections = self.table.connections
         known = range(count) if in_order else self._flows.sample(count, connections)
         return self._in_batches(self.take_known, self._flows.messages(known, round_))
@@ -271,7 +268,7 @@ class Decoder:
         tidy()
 
     def run(self) -> float:
-        """Decode all messages. Return the CPU time per flow in ns."""
+        """Return the CPU time to decode all messages, in ns per flow."""
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:

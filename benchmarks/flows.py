@@ -51,8 +51,8 @@ def _template() -> bytes:
     flow = _recorded()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # Rounds are 0.1 s apart. The first is 9 to 19 s in the past, so skyfast does not check each
-    # flow for clock skew, which would need CPU time.
+    # Rounds are 0.1 s apart, and the first is 9 to 19 s in the past. If times were minutes off,
+    # skyfast would spend CPU time on checking the clock skew of each flow.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
@@ -74,7 +74,7 @@ def _template() -> bytes:
 
 
 class Flows:
-    """Flows with the numbers 0 to ``count`` - 1. Each has its own connection."""
+    """Flows with the numbers 0 to ``count`` - 1, each with its own connection."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         chance = random.Random(1)
@@ -131,7 +131,7 @@ class Flows:
 
 
 def of_round(templates: Iterable[bytes], round_: int) -> Iterator[bytes]:
-    """Fill the number of the round into the templates of messages."""
+    """Fill the number of the round into templates of messages."""
     assert FIRST_ROUND <= round_ <= LAST_ROUND
     digits = b"%d" % round_
     return (template.replace(ROUND, digits) for template in templates)

@@ -75,9 +75,9 @@ def header() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The limit of a figure, or of its ratio if ``of_ratio``.
+    """The limit of a figure, or of the figure's ratio if ``of_ratio`` is true.
 
-    The limit is a minimum if ``at_least``, and otherwise a maximum.
+    The limit is a minimum if ``at_least`` is true, and a maximum otherwise.
     """
 
     limit: float
@@ -139,9 +139,9 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with ``over``, the samples of the figure ``to``. If they have
-        the same length, they were taken alternately, and the ratio is the median of the ratios of
-        the pairs. Otherwise, the ratio is the quotient of the medians.
+        The ratio compares ``samples`` with ``over``, the samples of the figure ``to``. If the
+        lengths are equal, the samples alternated, and the ratio is the median of the ratios of the
+        pairs. Otherwise, the ratio is the quotient of the medians.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)
@@ -253,7 +253,7 @@ class Remote(Generic[T_co]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> R:
-        """Call a method of the object. RuntimeError is raised if the method fails."""
+        """Call a method of the object. Raises RuntimeError if the method fails."""
         return self.begin(method, *args, **kwargs)()
 
     def begin(

@@ -17,14 +17,14 @@ LABELS = (
 label."""
 
 PODS = 5_000
-"""Number of pods. The flows have four times as many addresses, so each pod has four addresses."""
+"""Number of pods. Each pod has four of the `ADDRESSES`."""
 
 A, B, POINT = ("Network", "A"), ("Network", "B"), ("NodeTID",)
 ADDRESS_FIELDS = {"initiator": (A, B), "target": (B, A)}
-"""Maps each end of a flow to the paths of both addresses. The address of this end is first."""
+"""Maps each end of a flow to the path of its address, and to the path of the other address."""
 
 MESSAGES = 25
-"""Number of messages that a table processes per turn."""
+"""Number of messages per turn and table."""
 
 
 class PodNames(dict[str, tuple[str, ...] | None]):
@@ -43,10 +43,7 @@ class PodNames(dict[str, tuple[str, ...] | None]):
 
 
 def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
-    """Return names as in a cluster, with one string for equal names.
-
-    The addresses are either all ambiguous or all unambiguous.
-    """
+    """Return names as in a cluster. Equal names share one string."""
     chance = random.Random(3)
     strings: dict[str, str] = {}
     pods = []
@@ -103,7 +100,7 @@ class Lookups:
         tidy()
 
     def take_new(self) -> dict[str, list[float]]:
-        """Process first reports of all flows. Return the ns per flow in each turn, by table."""
+        """Process first reports of all flows, and return the ns per flow in each turn, by table."""
         ns: dict[str, list[float]] = defaultdict(list)
         messages = self._flows.messages(range(self._flows.count), FIRST_ROUND)
         for batch in in_batches(messages, MESSAGES):
@@ -120,10 +117,7 @@ class Lookups:
             yield name, self._parts[name]
 
     def relabel(self, pods: int, budget: int) -> list[float]:
-        """Move ``pods`` pods to another host, and relabel their flows in slices.
-
-        Returns the ms of each slice.
-        """
+        """Move ``pods`` pods to another host, and return the ms of each slice of relabeling."""
         moved = {pod: (pod[0], pod[1] + "x", *pod[2:]) for pod in {*self.names.resolved.values()}}
         changed = [address for n, address in enumerate(self.names) if n % PODS < pods]
         for address in changed:

@@ -59,7 +59,7 @@ class Response:
     seconds: float
     received_bytes: int
     body: bytes
-    """The decompressed content; empty if the caller did not ask to keep it."""
+    """The decompressed content, or empty if `get` was called without ``keep``."""
 
 
 def get(port: int, path: str, *, compressed: bool = False, keep: bool = True) -> Response:
@@ -185,7 +185,7 @@ class Program:
         return time.clock_gettime(self._cpu_clock)
 
     def settle(self) -> float:
-        """Wait until the program is idle. Return its CPU time."""
+        """Wait until the program is idle, and return its CPU time."""
         before_s = self.cpu_s()
         while True:
             time.sleep(SETTLE_INTERVAL_S)
@@ -293,7 +293,7 @@ def storage(argv: Sequence[str], target: int, interval_s: int) -> Program:
 
 
 GO_CONNECTOR = os.environ.get("PROM_SKY_CON", "")
-"""The path of the Go connector. If the path is empty, the Go connector is not measured."""
+"""The path of the Go connector, or empty if it is not measured."""
 
 
 def go(analyzer: Remote[Analyzer]) -> Program:

@@ -563,7 +563,7 @@ LIMITS: Final = {
     "samples": history.SAMPLES + 1,
     "top_values": cardinality.TOP_VALUES,
 }
-"""The limits that descriptions of the API can mention: a name in braces stands for the number."""
+"""The numbers that replace names in braces in descriptions of the API."""
 
 
 def filled(text: str) -> str:
@@ -688,10 +688,9 @@ COSTS: Final = (
     ),
     ("Memory per connection", "1,000,000 connections", "after a scrape", "bytes", 1, 0),
 )
-"""Rows of the README's table of costs.
-
-A row has its title, the name of the measurement for skyfast and for the Go connector, the unit, the
-factor to convert to this unit, and the number of decimals."""
+"""Rows of the README's table of costs: title, measurement of skyfast, measurement of the Go
+connector, unit, factor to convert to this unit, and number of decimals.
+"""
 
 
 @part("costs")

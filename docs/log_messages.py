@@ -24,10 +24,10 @@ LEVELS = {
 """Maps the methods of a logger to their levels."""
 
 ANALYZER = re.escape("analyzer ") + ".+" + re.escape(": ")
-"""The prefix of many messages. The explanations omit this prefix."""
+"""A prefix of many messages that the explanations omit."""
 
 RECONNECT = "subscription"
-"""The module whose messages belong to the reasons of a metric."""
+"""The module that logs the reasons for reconnects."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,6 @@ CONFIG = (
     "pipeline.store.prom_sky_con: {{port: 0, listen_address: 127.0.0.1, interfaces_interval: 1}}\n"
 )
 WORLD_WRITABLE = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"))
-"""Directories that all users may write to."""
 
 STANDARD = (0, 1, 2)
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 HOUR_S = 3_600
 STEP_S, REPORT_S = 15, 60
 TICK_S = 5
-"""The length of a tick of the virtual clock. skyfast would treat a longer tick as a pause."""
+"""A tick of the virtual clock. skyfast would treat a longer tick as a pause."""
 START_S = 1_700_000_000
 STEP_REAL_S = 0.5
 """The real time that passes while the virtual time advances by `STEP_S`."""

@@ -33,7 +33,7 @@ PROTOCOLS = {
 FEATURES = "--enable-feature=created-timestamp-zero-ingestion,openmetrics2"
 TIMEOUT_S = 3
 SHORT, RETURNING = 1, 2
-"""The initiator ports of two connections. The test below describes the connections."""
+"""The initiator ports of two connections, described in the test below."""
 
 
 def report(port: int, total: int, *, start_ms: int, update: int, update_ms: int) -> dict[str, Any]:

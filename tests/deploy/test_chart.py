@@ -337,7 +337,7 @@ def test_chart_has_the_alerting_rules(tmp_path: Path) -> None:
 
 @needs_helm
 def test_package_contains_the_alerts(tmp_path: Path) -> None:
-    """In the source tree, this file is a symbolic link."""
+    """In the source tree, the file of alerts is a symbolic link."""
     tools.output("helm", "package", CHART, f"--destination={tmp_path}")
     with tarfile.open(tmp_path / f"skyfast-{skyfast.__version__}.tgz") as package:
         alerts = package.extractfile("skyfast/files/alerts.yml")

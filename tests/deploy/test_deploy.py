@@ -134,7 +134,7 @@ def test_recording_drop_in_adds_only_the_recording(tmp_path: Path) -> None:
     echo_program = tmp_path / "program"
     echo_program.write_text('#!/bin/sh\necho "$@"\n')
     echo_program.chmod(0o700)
-    # See "Command lines" in systemd.service(5).
+    # systemd expands commands in this way: see systemd.service(5).
     shell = shlex.split(
         command.replace("$$", "$").replace("%%", "%").replace(program, str(echo_program))
     )

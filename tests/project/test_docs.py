@@ -153,10 +153,9 @@ COSTS = (
         *("skyfast, 1,000,000 connections", 1),
     ),
 )
-"""Costs in the guides. Each entry has a file, a regular expression for a number in this file, the
-name of a benchmark's measurement, and a factor.
-
-The number must agree with the measurement multiplied by the factor."""
+"""Costs in the guides: a file, a pattern for the number, a measurement, and a factor. The number
+must agree with the measurement multiplied by the factor.
+"""
 
 
 @pytest.mark.parametrize(("file", "expression", "measurement", "factor"), COSTS)

@@ -326,8 +326,8 @@ def test_flows_of_a_capture_also_go_to_flow_subscribers() -> None:
 def test_topology_has_the_time_of_the_messages_around_it(tmp_path: Path) -> None:
     """A replay sends each update between the same messages as in the recording.
 
-    This is true even if the clock was set back meanwhile. Updates before the first message get its
-    time.
+    This is true even if the clock was set back meanwhile. Updates before the first message get the
+    time of this message.
     """
     update = recording.Update(removed=["x"])
 
