@@ -97,7 +97,7 @@ class Analyzer:
     def send_paced(
         self, seconds: float, flows_per_s: int, ping_interval_s: float
     ) -> tuple[int, float, list[float]]:
-        """Send rounds at a constant rate. Each round reports every flow once.
+        """Send rounds, each with one report per flow, at a constant rate.
 
         Returns the number of reports, the duration in s, and the response time of each ping in s.
         If the connector reads too slowly, messages are late, but none is left out.

@@ -78,7 +78,7 @@ class Crowd(Parts):
     def expire(self, seconds: float) -> tuple[float, float]:
         """Advance the time, and process all rows that are due.
 
-        Returns the ns per flow, and the ms of the longest slice of `SLICE_ROWS` rows.
+        Returns the ns per flow, and the ms of the longest slice.
         """
         self.now_s += seconds
         took_ns = longest_ns = 0

@@ -22,7 +22,7 @@ BOUND = 1.6
 
 
 class Growing(Protocol):
-    """A connector with a growing table. See `Core` for the methods."""
+    """See `Core` for the methods."""
 
     def held_bytes(self) -> int: ...
     def fill(self, stop: int, /) -> tuple[float, ...]: ...
@@ -63,10 +63,7 @@ class Naive:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The costs of a table with ``connections`` connections.
-
-    ``new_ns`` and ``known_ns`` are CPU time per flow. ``bytes_`` is memory per connection.
-    """
+    """``new_ns`` and ``known_ns`` are CPU time per flow. ``bytes_`` is memory per connection."""
 
     connections: int
     new_ns: float

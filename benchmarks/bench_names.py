@@ -90,7 +90,7 @@ def run(report: Report) -> None:
 
 
 def _move(report: Report, program: Program, analyzer: Remote[TopologyAnalyzer]) -> None:
-    """Move pods to another workload. Measure the time until all flows have new labels."""
+    """Move pods to another workload, and measure how long the relabeling of all flows takes."""
     resolutions = program.metric("skyfast_names_resolutions_total")
     created = program.metric("skyfast_connections_created_total")
     program.command("begin")

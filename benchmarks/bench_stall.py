@@ -30,7 +30,7 @@ NICE = 10
 
 
 class Scraper:
-    """Requests one page after the other. `run` returns the seconds of each request."""
+    """Requests one page after the other, and returns the seconds of each request."""
 
     def run(self, port: int, seconds: float) -> list[float]:
         end_s = time.monotonic() + seconds
@@ -66,8 +66,7 @@ def _cycles(
 ) -> tuple[list[float], list[float]]:
     """Fill and empty the table repeatedly.
 
-    Returns two lists with one value per cycle: the MiB of the process with the full table, and with
-    the empty table.
+    Returns the memory of the process in MiB for each cycle, with the full and with the empty table.
     """
     delays: list[float] = []
     filled, emptied, took_s = [], [], []

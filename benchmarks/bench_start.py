@@ -48,7 +48,7 @@ def run(report: Report) -> None:
 
 
 def _import(names: str, environment: Mapping[str, str]) -> tuple[float, int]:
-    """Return the ms to import ``names`` in a new interpreter, and the number of loaded modules."""
+    """Return the ms to start Python and import ``names``, and the number of loaded modules."""
     began_s = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", f"import {names}{_DONE}"], stdout=subprocess.PIPE, env=environment

@@ -43,7 +43,7 @@ def run(report: Report) -> None:
         program.round(FIRST_ROUND)
         assert program.metric("skyfast_connections") == LARGE
         _idle(report, program)
-        # The snapshot comes first, because it could reuse memory freed by other scans.
+        # Measure the snapshot first, because it could reuse memory freed by other scans.
         _rates(report, program)
         for what, path, limit_ms in (
             ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),
@@ -80,7 +80,7 @@ def _rates(report: Report, program: Program) -> None:
 
 
 def _together(report: Report, program: Program) -> None:
-    """Send identical requests at once. Together, they should cost as much as one."""
+    """Send identical requests at once, which together should cost as much as one."""
 
     def fetch() -> None:
         programs.get(program.port, "/api/top?n=51")

@@ -39,7 +39,7 @@ LIMIT_S = 180 + 8 * (SCRAPES + 2) * INTERVAL_S * 2
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A server and its command. See `Program` for the placeholders in ``argv``."""
+    """A server. See `Program` for the placeholders in ``argv``."""
 
     name: str
     argv: Sequence[str]
@@ -87,7 +87,7 @@ def run(report: Report) -> None:
 def _steady(
     report: Report, analyzer: Remote[Analyzer], connections: int, kinds: Sequence[Kind]
 ) -> None:
-    """Scrape a constant set of connections. Flows are reported every `FLOW_UPDATE_S`."""
+    """Scrape a constant set of connections, with reports of flows every `FLOW_UPDATE_S`."""
     with programs.skyfast(analyzer) as program:
         analyzer.call(Analyzer.load, 0, connections)
         rounds = itertools.count(FIRST_ROUND)

@@ -176,7 +176,7 @@ class Parts:
         return size, series
 
     def bound(self, min_bytes: int) -> None:
-        """Set ``min_bytes`` of the first view. Other views have no bounds."""
+        """Set ``min_bytes`` of the first view, and remove all other bounds."""
         others = [(0, 0)] * len(self.table.view_connections)
         self.table.set_limits(**self._limits, bounds=[(min_bytes, 0), *others])
 

@@ -34,8 +34,7 @@ LAST_ROUND = 99
 _HEAD = b'{"Namespace":"flow","Type":"store","UUID":"%032x","Status":200,"Obj":['
 
 
-def _recorded() -> dict[str, Any]:
-    """Return the longest TCP flow of the recording."""
+def _longest_recorded_tcp_flow() -> dict[str, Any]:
     flows = [
         flow
         for line in RECORDING.read_bytes().splitlines()
@@ -48,7 +47,7 @@ def _recorded() -> dict[str, Any]:
 
 def _template() -> bytes:
     """Return a flow as Go writes it, with a placeholder for each value of `Flows._flow`."""
-    flow = _recorded()
+    flow = _longest_recorded_tcp_flow()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
     # Rounds are 0.1 s apart, and the first is 9 to 19 s in the past. If times were minutes off,

@@ -63,7 +63,6 @@ def versions() -> dict[str, str]:
 
 
 def header() -> str:
-    """Return the machine, the versions and the scale as text."""
     about = machine()
     return (
         f"{about['cores']} cores of {about['cpu']}, {about['memory_gib']} GiB,"
@@ -106,8 +105,6 @@ def ratio_at_least(limit: float) -> Target:
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """A figure with its samples, ratio and target."""
-
     what: str
     unit: str
     samples: list[float]

@@ -28,10 +28,7 @@ MESSAGES = 25
 
 
 class PodNames(dict[str, tuple[str, ...] | None]):
-    """Maps addresses to names, and ambiguous addresses to None.
-
-    ``resolved`` has the names of all addresses.
-    """
+    """Maps addresses to names, and ambiguous addresses to None. ``resolved`` has all names."""
 
     resolved: dict[str, tuple[str, ...]]
 
@@ -62,9 +59,9 @@ def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
 
 
 def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
-    """Return a copy of the plan with labels in the first view that show names.
+    """Return a copy of the plan with labels that show names of initiators.
 
-    These are names of initiators, and also of targets if ``ends`` is 2.
+    If ``ends`` is 2, there are also labels that show names of targets.
     """
     view = plan.views[0]
     columns = [*view.columns]
@@ -81,8 +78,9 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 class Lookups:
     """Four tables that take turns to process the same flows.
 
-    They look up: no names, names of initiators, names of both ends, and names of both ends with
-    only ambiguous addresses. Each turn begins with another table, so that the order favors none.
+    The first table looks up no names. The second looks up names of initiators. The others look up
+    names of both ends, and the last table has only ambiguous addresses. Each turn begins with
+    another table, so that the order favors none.
     """
 
     def __init__(self, count: int) -> None:

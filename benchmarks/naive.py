@@ -3,7 +3,8 @@
     python -m benchmarks.naive ANALYZER_PORT PORT
 
 It uses websockets, json, a dict, and gauges of prometheus_client. Its functions and metrics are
-those of the Go connector, except that it exports only one of several flows with the same labels.
+those of the Go connector. There is one difference: of several flows with the same label values,
+only one is exported.
 """
 
 import asyncio

@@ -142,7 +142,7 @@ class Topology:
         return node
 
     def _host(self, number: int) -> tuple[Element, Element]:
-        """Add a host and its interfaces. Return the host and its Kubernetes node."""
+        """Add a host and its interfaces, and return the host and its Kubernetes node."""
         name = f"host-{number}"
         host = self._node("host", name, Name=name)
         node = self._node("node", "analyzer", Name=name)
@@ -203,7 +203,6 @@ class Topology:
         self._edge(self._services[-1], pod, "service")
 
     def _workload(self, number: int) -> None:
-        """Add a deployment, its replica set and its service."""
         name, namespace = f"app-{number}", f"team-{number % 40}"
         deployment = self._node("deployment", "analyzer", Name=name, Namespace=namespace)
         replica_set = self._node(
@@ -226,10 +225,7 @@ class Topology:
 
 
 def _samples() -> dict[str, str]:
-    """Return the JSON of recorded nodes.
-
-    Values that differ between copies are placeholders ``@KEY@``.
-    """
+    """Return the JSON of recorded nodes, with ``@KEY@`` for values that differ between copies."""
     recorded = json.loads(RECORDING.read_text())
     graph = recorded[0] if isinstance(recorded, list) else recorded
     return dict(_templates(graph["Nodes"]))

@@ -411,7 +411,11 @@ def configuration_keys() -> str:
     for section in sections:
         parts.append(f"## {section['title']}\n\n{section.get('text', '')}".rstrip() + "\n")
         rows = [
-            [f"[{code(path)}](#{anchor(path)})", _default(path, key, default), _unit(path, key)]
+            [
+                f"[{code(path)}](#{github_anchor(path)})",
+                _default(path, key, default),
+                _unit(path, key),
+            ]
             for path, key in section["keys"].items()
         ]
         parts.append(table(["Key", "Default", "Unit"], rows))
@@ -428,8 +432,7 @@ def configuration_keys() -> str:
     return "\n".join(parts)
 
 
-def anchor(heading: str) -> str:
-    """Return GitHub's anchor for a heading."""
+def github_anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -650,7 +653,6 @@ def endpoints() -> str:
 
 @part("modules")
 def modules() -> str:
-    """Return a table of the modules, by folder, with the first paragraph of each docstring."""
     folders: dict[str, list[list[str]]] = {}
     for path in sorted(SOURCES.rglob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text()))
@@ -695,7 +697,6 @@ connector, unit, factor to convert to this unit, and number of decimals.
 
 @part("costs")
 def costs() -> str:
-    """Return the costs of skyfast and the Go connector, from ``benchmarks.md``."""
     return table(
         ["", "skyfast", "prom_sky_con"],
         [

@@ -32,10 +32,9 @@ RECONNECT = "subscription"
 
 @dataclass(frozen=True, slots=True)
 class LogMessage:
-    """A log message.
+    """``pattern`` is a regular expression in which ``.+`` stands for the arguments.
 
-    ``pattern`` is a regular expression in which ``.+`` stands for the arguments. ``module`` is a
-    path in the package, without the suffix.
+    ``module`` is a path in the package, without the suffix.
     """
 
     pattern: str
@@ -44,7 +43,6 @@ class LogMessage:
 
 
 def log_messages() -> list[LogMessage]:
-    """Return all messages of the package that can be logged at ``WARNING`` or above."""
     found = {
         re.escape(text): LogMessage(re.escape(text), "warning", RECONNECT)
         for text in subscription.REASON_TEXTS.values()

@@ -130,7 +130,6 @@ def test_zsh_completes_in_a_terminal(tmp_path: Path) -> None:
 
 
 def type_until(terminal: int, typed: str, expected: str) -> None:
-    """Type, and wait until the terminal shows the expected text."""
     os.write(terminal, typed.encode())
     shown = ""
     while expected not in shown:

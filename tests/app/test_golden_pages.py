@@ -449,7 +449,7 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Split the page into sections of one kind, such as "flows". Return pairs of kind and text."""
+    """Split the page into pairs of a kind, such as "flows", and the text."""
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}

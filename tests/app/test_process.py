@@ -38,7 +38,7 @@ def connections(page: bytes) -> set[str]:
 
 
 async def finished(*arguments: str) -> tuple[int, str]:
-    """Run skyfast until it exits. Return its exit code and its log."""
+    """Run skyfast until it exits, and return its exit code and its log."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "skyfast", *arguments), stderr=asyncio.subprocess.PIPE, cwd=ROOT
     )

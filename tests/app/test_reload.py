@@ -84,7 +84,7 @@ class Operator:
         self.keys = dict(keys)
 
     def write(self, changes: Keys) -> None:
-        """Change some keys. None removes a key."""
+        """Change keys, and remove keys whose new value is None."""
         self.keys |= changes
         self.file.write_text(text_of({k: v for k, v in self.keys.items() if v is not None}))
 
@@ -911,8 +911,7 @@ LIMITS: Mapping[str, tuple[Keys, Keys]] = {
 }
 
 
-def differing(old: Any, new: Any) -> list[str]:
-    """Return the fields in which two instances of a dataclass differ."""
+def differing_fields(old: Any, new: Any) -> list[str]:
     names = [field.name for field in dataclasses.fields(old)]
     return [name for name in names if getattr(old, name) != getattr(new, name)]
 
@@ -925,7 +924,6 @@ def config_of_store(keys: Keys) -> Config:
 
 
 async def has_new_table(keys: Keys, changes: Keys) -> bool:
-    """Return whether these changes start a new table."""
     app = App(config_of_store(keys), load=lambda: config_of_store({**keys, **changes}))
     table = app._parts.table
     assert await app.reload() is None
@@ -938,7 +936,7 @@ async def test_changed_selection_starts_a_new_table(
 ) -> None:
     keys, changes = SELECTIONS[name]
     old, new = config_of_store(keys), config_of_store({**keys, **changes})
-    assert differing(old.export, new.export) == [name]
+    assert differing_fields(old.export, new.export) == [name]
     assert old.limits == new.limits or name == "further_views"
     assert await has_new_table(keys, changes)
     (line,) = (line for line in lines(caplog) if "all connections removed from the table" in line)
@@ -953,7 +951,7 @@ async def test_changed_view_starts_a_new_table(name: str) -> None:
     old, new = (
         config_of_store({"views": [view]}).export.further_views[0] for view in (first, second)
     )
-    assert name in differing(old, new)
+    assert name in differing_fields(old, new)
     assert await has_new_table({"views": [first]}, {"views": [second]})
 
 
@@ -962,7 +960,7 @@ async def test_changed_first_view_starts_a_new_table(name: str) -> None:
     keys, changes = VIEWS[name]
     first: Keys = {"labels": ["protocol"], **keys}
     second: Keys = {**first, **changes}
-    assert name in differing(
+    assert name in differing_fields(
         config_of_store(first).export.first_view, config_of_store(second).export.first_view
     )
     assert await has_new_table(first, second)
@@ -972,7 +970,7 @@ async def test_changed_first_view_starts_a_new_table(name: str) -> None:
 async def test_changed_limits_keep_the_table(name: str) -> None:
     keys, changes = LIMITS[name]
     old, new = config_of_store(keys), config_of_store({**keys, **changes})
-    assert differing(old.limits, new.limits) == [name]
+    assert differing_fields(old.limits, new.limits) == [name]
     assert old.export == new.export
     assert pipeline._table_limits(old.limits) != pipeline._table_limits(new.limits)
     assert not await has_new_table(keys, changes)

@@ -1415,7 +1415,7 @@ def trees(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def attempt(text: str, environ: dict[str, str]) -> Config | None:
-    """Parse a file. If it is invalid, check the errors and return None."""
+    """Parse a file, or check its errors and return None."""
     try:
         return loader.parse(text, environ, source="x.yml")
     except ConfigError as caught:

@@ -120,7 +120,7 @@ async def test_prometheus_scrapes_the_demo_and_evaluates_the_rules(tmp_path: Pat
             # The data of the row "Who talks to whom".
             workloads = 'skydive_workloads_bytes_total{initiator_workload!="",target_workload!=""}'
             await growing(server, workloads, 2)
-            # All rules work. After the first scrape, no alert is pending or firing.
+            # All rules work, and no alert is pending or firing after the first scrape.
             states: set[tuple[str, str]] = set()
             while states != {("ok", "inactive")}:
                 groups = json.loads(await ask(f"{server}/api/v1/rules"))["data"]["groups"]

@@ -74,7 +74,6 @@ def test_dashboard_can_be_imported() -> None:
 
 
 def metrics_of_a_preset(preset: str) -> set[str]:
-    """Return all metrics that can be queried with a preset."""
     text = f"pipeline.store.prom_sky_con.preset: {preset}"
     views = loader.parse(text, {}, source="x.yml").export.views
     flows = {family.name for view in views for family in families(view, naming="compatible")}
@@ -429,7 +428,6 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         owners = {sample["metric"]["name"] for sample in shown}
         assert {"shop/cart-5c8d7f9b4-abcde", "db", "h1"} <= owners
 
-        # No alert is pending or firing.
         for alert in alerts():
             assert await query(server, alert["expr"]) == [], alert["alert"]
 

@@ -78,8 +78,7 @@ def without_variables() -> dict[str, str]:
 # systemd
 
 
-def setting(name: str) -> list[str]:
-    """Return the values of a setting in the unit."""
+def unit_setting(name: str) -> list[str]:
     return re.findall(rf"(?m)^{name}=(.*)$", UNIT.read_text())
 
 
@@ -93,7 +92,7 @@ def unit(tmp_path: Path) -> Path:
 
 
 def with_existing_program(text: str) -> str:
-    (command,) = setting("ExecStart")
+    (command,) = unit_setting("ExecStart")
     return text.replace(command.split()[0], sys.executable)
 
 
@@ -130,7 +129,7 @@ def test_recording_drop_in_adds_only_the_recording(tmp_path: Path) -> None:
     (drop_in,) = DROP_IN.findall(RECORDINGS)
     (directory,) = re.findall(r"(?m)^StateDirectory=(\w+)$", drop_in)
     (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
-    (program, *arguments) = setting("ExecStart")[0].split()
+    (program, *arguments) = unit_setting("ExecStart")[0].split()
     echo_program = tmp_path / "program"
     echo_program.write_text('#!/bin/sh\necho "$@"\n')
     echo_program.chmod(0o700)
@@ -154,7 +153,7 @@ def test_configuration_drop_in_sets_variables_that_skyfast_reads() -> None:
 def test_socket_drop_in_adds_only_the_socket() -> None:
     _, drop_in = DROP_IN.findall(INSTRUCTIONS)
     (command,) = re.findall(r"(?m)^ExecStart=(.+)$", drop_in)
-    (program, path) = setting("ExecStart")[0].split()
+    (program, path) = unit_setting("ExecStart")[0].split()
     assert command.split() == [program, "--web.systemd-socket", path]
     assert f"Requires={SOCKET_UNIT.name}\n" in drop_in
     assert f"ListenStream={schema.PORT.default}\n" in SOCKET_UNIT.read_text()
@@ -169,9 +168,9 @@ def test_systemd_accepts_the_socket_unit(unit: Path) -> None:
     ("text", "problems"), [("host_id: a\n", 0), ("pipeline: {a: 1, b: 2}\n", 2)]
 )
 def test_reload_of_the_unit_starts_with_a_check(tmp_path: Path, text: str, problems: int) -> None:
-    first, second = setting("ExecReload")
+    first, second = unit_setting("ExecReload")
     assert second == "/bin/kill -HUP $MAINPID"
-    (program, path) = setting("ExecStart")[0].split()
+    (program, path) = unit_setting("ExecStart")[0].split()
     file = tmp_path / "a.yml"
     file.write_text(text)
     command = first.replace(program, f"{sys.executable} -m skyfast").replace(path, str(file))
@@ -184,8 +183,8 @@ def test_reload_of_the_unit_starts_with_a_check(tmp_path: Path, text: str, probl
 
 
 def test_unit_matches_the_documented_installation() -> None:
-    (command,) = setting("ExecStart")
-    (secrets,) = setting("EnvironmentFile")
+    (command,) = unit_setting("ExecStart")
+    (secrets,) = unit_setting("EnvironmentFile")
     assert f"    {command}\n" in INSTRUCTIONS
     assert f"install -m 600 /dev/null {secrets.removeprefix('-')}\n" in INSTRUCTIONS
 
@@ -196,7 +195,7 @@ def test_unit_is_hardened(unit: Path) -> None:
 
 
 def test_skyfast_runs_with_memory_deny_write_execute() -> None:
-    assert setting("MemoryDenyWriteExecute") == ["yes"]
+    assert unit_setting("MemoryDenyWriteExecute") == ["yes"]
     libc = ctypes.CDLL(None, use_errno=True)
 
     def deny() -> None:
@@ -270,7 +269,6 @@ class Build:
             self.environ[name] = self.known[name]
 
     def expand(self, text: str) -> str:
-        """Return ``text`` with the values of known arguments."""
         return re.sub(r"\$\{(\w+)\}", lambda match: self.known[match[1]], text)
 
     def do_from(self, rest: str) -> None:
@@ -619,8 +617,7 @@ MANIFESTS = [*manifest("kustomization.yml")["resources"], "statefulset.yml"]
 MONITORS = ("servicemonitor.yml", "servicemonitor-shards.yml")
 
 
-def container() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the specifications of the pod and its only container."""
+def pod_and_container() -> tuple[dict[str, Any], dict[str, Any]]:
     pod = manifest("deployment.yml")["spec"]["template"]["spec"]
     (spec,) = pod["containers"]
     return pod, spec
@@ -662,7 +659,7 @@ def test_manifests_refer_to_each_other() -> None:
     service = manifest("service.yml")
     monitor = manifest("servicemonitor.yml")["spec"]
     policy = manifest("networkpolicy.yml")["spec"]
-    pod, spec = container()
+    pod, spec = pod_and_container()
     assert selects(manifest("deployment.yml")["spec"]["selector"]["matchLabels"], labels)
     assert selects(service["spec"]["selector"], labels)
     assert selects(policy["podSelector"]["matchLabels"], labels)
@@ -684,7 +681,7 @@ def test_manifests_refer_to_each_other() -> None:
 
 def test_shards_run_the_same_pod_as_the_deployment() -> None:
     single, shards = manifest("deployment.yml"), manifest("statefulset.yml")
-    pod, spec = container()
+    pod, spec = pod_and_container()
     template = shards["spec"]["template"]
     (shard,) = template["spec"]["containers"]
     option, *arguments = shard["args"]
@@ -715,7 +712,7 @@ def test_shards_are_scraped_with_their_own_instance_labels() -> None:
 
 
 def test_pod_meets_the_restricted_profile() -> None:
-    pod, spec = container()
+    pod, spec = pod_and_container()
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert spec["securityContext"]["allowPrivilegeEscalation"] is False
@@ -737,7 +734,7 @@ def test_network_policy_allows_dns_on_ports_53_and_5353() -> None:
 
 
 def test_configuration_of_the_pod_is_valid() -> None:
-    _, spec = container()
+    _, spec = pod_and_container()
     environ = {variable["name"]: "given" for variable in spec["env"]}
     loaded = loader.load(str(KUBERNETES / "prom_sky_con.yml"), environ)
     assert (loaded.credentials.username, loaded.credentials.password) == ("given", "given")
@@ -748,7 +745,7 @@ def test_configuration_of_the_pod_is_valid() -> None:
 
 
 async def test_paths_of_probes_and_prometheus_are_served() -> None:
-    _, spec = container()
+    _, spec = pod_and_container()
     paths = [spec[probe]["httpGet"]["path"] for probe in ("livenessProbe", "readinessProbe")]
     paths += [endpoint["path"] for endpoint in manifest("servicemonitor.yml")["spec"]["endpoints"]]
     assert paths == ["/-/healthy", "/-/ready", "/metrics"]
@@ -771,11 +768,11 @@ def test_resources_follow_from_the_benchmarks() -> None:
     web = loader.parse("", {}, source="none").web
     message = loader.parse("", {}, source="none").subscriber.max_message_bytes / 2**20
     peak = EMPTY_PROCESS_MIB + limits.max_flows * connection / 2**20 + web.max_scrapes * page
-    _, spec = container()
+    _, spec = pod_and_container()
     limit = spec["resources"]["limits"]["memory"]
     assert limit == "1Gi"
     assert peak + 2 * message <= 1024 <= 1.5 * peak
-    assert setting("MemoryMax") == [limit.removesuffix("i")]
+    assert unit_setting("MemoryMax") == [limit.removesuffix("i")]
     typical = EMPTY_PROCESS_MIB + 100_000 * connection / 2**20 + page
     request = int(spec["resources"]["requests"]["memory"].removesuffix("Mi"))
     assert 1.3 * typical <= request <= 2 * typical

@@ -52,7 +52,7 @@ EVERY_METRIC = [metric.name for metric in METRICS]
 
 
 class Names(dict[str, tuple[str, ...]]):
-    """Maps keys to names. Each unknown key has ``count`` empty names."""
+    """Maps known keys to names, and other keys to ``count`` empty names."""
 
     def __init__(self, count: int, **known: tuple[str, ...]) -> None:
         super().__init__(known)
@@ -456,7 +456,6 @@ def test_metric_new_flows_has_one_value_for_both_directions() -> None:
 
 
 def histogram(name: str, *buckets: float, direction: str = "split") -> Family:
-    """Return the family of a histogram in a view."""
     entry = {"name": name, "type": "histogram", "buckets": list(buckets)}
     view = {"prefix": "lab", "labels": ["protocol"], "metrics": [entry], "direction": direction}
     (family,) = plan_of(views=[view]).views[1].families

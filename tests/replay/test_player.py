@@ -606,8 +606,7 @@ async def test_topology_changes_as_in_the_recording(tmp_path):
     assert [node["ID"] for node in after] == ["a", "c"]
     assert [node["ID"] for node in changed] == ["c"]
     assert len(updates) == 2
-    # All times are shifted by the same duration. The first message gets the start time of the
-    # replay.
+    # All times are shifted so that the first message gets the start time of the replay.
     updated_ms = [node["UpdatedAt"] for node in after]
     assert updated_ms[1] - updated_ms[0] == 70_900
     assert abs(updated_ms[1] - 900 - started_ms) < 2_000

@@ -338,7 +338,7 @@ async def test_anonymized_recording_has_no_names_but_the_same_connections(tmp_pa
             pages.append(await flows_page(skyfast, 117))
     assert len(pages[0]) == len(pages[1])
     assert not {*pages[0]} & {*pages[1]}
-    # Equal names have equal pseudonyms. Empty names stay empty.
+    # Equal names have equal pseudonyms, and empty names stay empty.
     for label in ("initiator_name", "initiator_pod", "target_name", "node_netns", "app"):
         counts = [
             sorted(Counter(re.findall(rf'\b{label}="([^"]*)"', "\n".join(page))).items())

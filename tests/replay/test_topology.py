@@ -72,7 +72,7 @@ def answered(topology: ReplayedTopology, query: Query) -> dict[str, Any]:
 def test_replayed_responses_equal_the_recorded_responses(
     history: list[dict[str, Any]], data: st.DataObject
 ) -> None:
-    """Responses have the recorded elements. An unchanged topology causes no update."""
+    """An unchanged topology causes no update."""
     recorded, topology = ResponseChanges(), ReplayedTopology()
 
     def record(query: Query, found: list[dict[str, Any]], time: int) -> int:

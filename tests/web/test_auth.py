@@ -133,7 +133,7 @@ async def test_outdated_password_does_not_block_other_clients(plain, monkeypatch
         assert len(computed) == 2
         for user in ("alice", "bob"):
             assert (await site.get("/", authorization=basic(user))).status == 200
-        # This password was cached as wrong. The new web configuration makes it valid.
+        # The new web configuration makes a password valid that was cached as wrong.
         plain(users(alice=bcrypt.hashpw(b"last year's", bcrypt.gensalt(4)).decode()))
         assert (await site.get("/", authorization=basic(password="last year's"))).status == 200
 
@@ -179,7 +179,7 @@ async def test_guesses_do_not_delay_authenticated_clients(plain, monkeypatch):
                 asyncio.create_task(site.get("/", authorization=basic(password=f"guess {i}")))
                 for i in range(3 * auth.MAX_CHECKS)
             ]
-            # `MAX_CHECKS` guesses wait for their hashes. All others are rejected at once.
+            # `MAX_CHECKS` guesses wait for their hashes, and all others are rejected at once.
             await until(lambda: sum(guess.done() for guess in guesses) == 2 * auth.MAX_CHECKS)
             for _ in range(3):
                 assert (await site.get("/metrics/flows", authorization=basic())).body == FLOWS

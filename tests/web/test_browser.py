@@ -67,7 +67,7 @@ async def browser():
 
 @pytest.fixture
 def visited(browser):
-    """Return a context manager that opens a page. On exit, it checks for errors."""
+    """Return a context manager that opens a page, and checks for errors on exit."""
 
     @asynccontextmanager
     async def visit(site, path="/", **screen):

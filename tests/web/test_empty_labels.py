@@ -35,7 +35,7 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 def found(
     tmp_path: Path, *flows: dict[str, Any], min_share: float = 0.0, **settings: Any
 ) -> dict[str, float]:
-    """Process flows without a topology. Map each set of empty labels to its share of the bytes."""
+    """Map each set of empty labels to its share of the bytes, without a topology."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(message(*flows) + b"\n")
     config = configured(**settings)
@@ -184,7 +184,7 @@ async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture)
 async def test_traffic_with_outside_addresses_causes_no_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The initiators are outside of the topology. The targets have names."""
+    """The initiators are outside of the topology, but the targets have names."""
     async with FakeAnalyzer() as analyzer:
         (analyzer.graph,) = json.loads((DATA / "topology-containers" / "graph.json").read_bytes())
         async with running_app(configured(analyzer.url)) as app:

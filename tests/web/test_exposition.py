@@ -189,7 +189,7 @@ async def test_label_values_are_cached_briefly(monkeypatch):
 
 @on_both_loops
 async def test_new_source_applies_to_new_pages():
-    """A reload replaces the source. Unfinished pages keep the old one."""
+    """A reload replaces the source, but unfinished pages keep the old one."""
     pages = exposition(FakeTable(BIG))
     stream = pages.stream(Part.ALL, gzip=False)
     first = await anext(stream)

@@ -7,10 +7,9 @@ from skyfast.web.ranked_views import RankedView
 
 
 def views(**labels):
-    """Map prefixes to views.
+    """Map prefixes to views, given the labels of each view.
 
-    Each argument is a view: its name is the prefix, and its value lists the labels. The first view
-    has no prefix: its argument is ``main``.
+    ``main`` stands for the first view, which has no prefix.
     """
     named = {"" if name == "main" else name: each for name, each in labels.items()}
     return {

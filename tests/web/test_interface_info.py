@@ -37,7 +37,6 @@ def rendered(info: InterfaceInfo, *node_tids: str, openmetrics: bool = False) ->
 
 
 def samples(page: str, *, openmetrics: bool) -> list[Sample]:
-    """Parse a page with the Prometheus client library."""
     if openmetrics:
         families = [*text_string_to_openmetrics_families(f"{page}# EOF\n")]
         assert [(family.name, family.type) for family in families] == [
@@ -66,7 +65,7 @@ def test_unknown_capture_point_has_empty_names() -> None:
 
 
 def test_labels_do_not_conflict_with_target_labels() -> None:
-    """Prometheus adds ``instance`` and ``job``. A ServiceMonitor adds more labels."""
+    """Prometheus and ServiceMonitors add the labels in ``added``."""
     added = {"namespace", "service", "pod", "container", "endpoint", "node", "instance", "job"}
     assert not added & {*LABELS}
 
@@ -87,7 +86,7 @@ def test_standard_naming_changes_the_family_name() -> None:
 
 
 def test_page_is_divided_into_small_chunks() -> None:
-    """The names have the usual length. Longer names make larger chunks."""
+    """The limit applies only to names of the usual length."""
     count = 2 * CHUNK_SERIES + 1
     names = NodeNames({f"{n:036}": ("n" * 36,) * len(NODE_NAMES) for n in range(count)})
     chunks = [*InterfaceInfo(names).render([*names])]
@@ -131,7 +130,7 @@ def test_names_that_change_while_a_page_is_rendered_cause_no_second_series(
     had = {node_tid: {names[node_tid]} for node_tid in node_tids}
 
     def pieces() -> Iterator[bytes]:
-        """Yield the chunks of the page. Change names after each chunk."""
+        """Yield the chunks of the page, and change names after each chunk."""
         info = InterfaceInfo(names, naming="standard" if standard else "compatible")
         rest = iter(later)
         for chunk in info.render(node_tids, openmetrics=standard):

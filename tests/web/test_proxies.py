@@ -163,7 +163,7 @@ async def test_analyzer_can_have_a_path_prefix(tmp_path: Path) -> None:
 
 @needs_nginx
 async def test_unexpected_responses_of_a_proxy_are_explained(tmp_path: Path) -> None:
-    """One proxy expects TLS. The other redirects to a login page."""
+    """One proxy expects TLS, and the other redirects to a login page."""
     issued = Authority(tmp_path).issue("127.0.0.1")
     secure = (
         "    listen 127.0.0.1:$PORT ssl;\n"

@@ -10,7 +10,7 @@ from tests.support.web_fixtures import on_both_loops
 
 
 class Scans:
-    """A scan cache and its scans. If ``paused``, scans wait for ``go_on``."""
+    """A scan cache and its scans. If ``paused`` is true, scans wait for ``go_on``."""
 
     def __init__(self, *, keep_s=60.0, max_results=8, queue=True, paused=False):
         self.cache = ScanCache(keep_s=keep_s, max_results=max_results, queue=queue)

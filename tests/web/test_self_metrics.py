@@ -249,7 +249,6 @@ def test_numbers_of_label_values_are_rendered():
 
 
 def test_openmetrics_page_has_the_same_samples():
-    """Both formats are read by the reference parsers."""
     stats = Stats()
     stats.analyzer('a\\b"c\nd').messages["other", "other"] = 2**63 - 1
     stats.flows_filtered = {"keep": 1}

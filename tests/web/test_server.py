@@ -1266,7 +1266,8 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         for i in range(1000):
             idle.append(await stack.enter_async_context(await site.ask(b"GET" if i % 2 else b"")))
             if i % 50 == 0:
-                # The connections that have been idle longest are closed. ``kept`` sends requests.
+                # The connections that have been idle longest are closed. This request keeps
+                # ``kept`` open.
                 await kept.send(request("/metrics/flows"))
                 assert (await kept.read_response()).body == FLOWS
                 assert (await site.get("/metrics/flows")).body == FLOWS

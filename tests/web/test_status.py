@@ -708,7 +708,6 @@ async def test_connections_are_ranked_by_rates():
 
 
 def with_older_snapshots(ranks, seconds):
-    """Make the snapshots of a ranking ``seconds`` older, and drop the cached results."""
     for family, taken in ranks._snapshots.items():
         ranks._snapshots[family] = [replace(one, taken_s=one.taken_s - seconds) for one in taken]
     ranks._results._results.clear()
@@ -893,7 +892,6 @@ async def test_page_shows_whether_there_was_a_reload(monkeypatch):
 
 
 def shown_values(response, key):
-    """Return the texts of the elements with this ``data-key``."""
     return re.findall(rf'data-key="{re.escape(key)}"[^>]*>([^<]*)<', response[1])
 
 
