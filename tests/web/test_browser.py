@@ -245,7 +245,7 @@ async def test_grouping_and_view_can_be_chosen(visited):
         await tab.click(".choice a[data-group=target_port]")
         await tab.until("location.search === '?by=packets&filter=&n=20&group=target_port'")
         await tab.until(f"{RANKS}.join() === '443'")
-        # This view has no packets, so the ranking changes to its default metric.
+        # This view has no packets, so it is ranked by its default metric.
         await tab.click(".choice a[data-view=ports]")
         await tab.until("location.search.includes('view=ports')")
         await tab.until(f"{RANKS}.join() === '443'")

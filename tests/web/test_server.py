@@ -411,7 +411,7 @@ async def test_cardinality_can_be_estimated_without_a_label():
 
 @on_both_loops
 async def test_one_cardinality_scan_runs_at_a_time():
-    """A scan continues after its client has disconnected. Until it ends, other requests fail."""
+    """A scan continues after its client disconnects. Until the scan ends, other requests fail."""
     async with Site(FakeTable(pause_scans=True)) as site:
         async with await site.ask(request("/cardinality")):
             await until(lambda: site.table.scans)
