@@ -183,8 +183,8 @@ class Parts:
     def render(self, parts: int = 1, openmetrics: int = 0, created: bool = False) -> float:
         """Render and discard a page in ``parts`` parts. Return the seconds for all parts.
 
-        See `Table.page` for ``openmetrics`` and ``created``. Parts are read without a break, so
-        only rendering uses the CPU cache.
+        See `Table.page` for ``openmetrics`` and ``created``. Nothing else runs between two reads,
+        so only rendering uses the CPU cache.
         """
         began_ns = time.thread_time_ns()
         for part in range(parts):

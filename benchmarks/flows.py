@@ -58,7 +58,7 @@ def _template() -> bytes:
     flow["UUID"] = texts
     flow["Network"] |= {"A": texts, "B": texts}
     flow["Transport"] |= {"A": numbers, "B": numbers}
-    # In first reports, ``LastUpdateMetric`` starts with the flow.
+    # In first reports, ``LastUpdateMetric.Start`` equals ``Start``.
     flow["Start"] = flow["Metric"]["Start"] = int(f"{before}{FIRST_ROUND}{after}")
     flow["LastUpdateMetric"] |= {"Start": time_ms, "Last": time_ms}
     flow["Metric"] |= dict.fromkeys(("ABPackets", "ABBytes", "BAPackets", "BABytes"), total)

@@ -174,7 +174,7 @@ async def test_empty_topology_causes_a_warning(caplog: pytest.LogCaptureFixture)
             await until(lambda: names.empty_labels)
             assert f"{NO_NAMES}: the topology is empty." in await warnings_of(app)
             assert caplog.text.count(f"{NO_NAMES}: the topology is empty") == 1
-            # The labels of the new table have not been checked yet.
+            # After the reload, the labels of the new table have not been checked yet.
             configs.append(configured(analyzer.url, labels=[*ENDS, "node_tid"]))
             assert await app.reload() is None
             assert names.empty_labels == ()

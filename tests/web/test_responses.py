@@ -76,8 +76,8 @@ def test_encoding_is_negotiated(accept_encoding, chosen):
         ("application/openmetrics-text;q=0.5, text/*, text/plain;q=0.1", 1),
         ("application/openmetrics-text;q=0.5, */*;q=0.6", 0),
         ("application/*, text/plain;q=0.1", 0),
-        # OpenMetrics 2.0 needs an explicit 2.0.0. Of versions with the same weight, the newest is
-        # chosen.
+        # Only an explicit 2.0.0 selects OpenMetrics 2.0. Of versions with the same weight, the
+        # newest is chosen.
         (PROMETHEUS_OPENMETRICS_2, 2),
         ("application/openmetrics-text;version=2.0.0;q=0.5, */*;q=0.4", 2),
         ("application/openmetrics-text;version=2.0.0;q=0.3, */*;q=0.4", 0),
