@@ -389,7 +389,11 @@ def test_responses_are_dropped_if_writing_is_too_slow(
     assert any("writing to" in message for message in caplog.messages)
 
 
-def test_large_topology_takes_several_updates_and_little_memory(tmp_path: Path) -> None:
+def test_large_topology_takes_several_updates_and_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # tracemalloc makes writing slow.
+    monkeypatch.setattr(record, "STOP_TIMEOUT_S", 60.0)
     path = tmp_path / "r.jsonl.gz"
     recorder = Recorder(str(path))
     recorder.message(MESSAGE % 1, "a")

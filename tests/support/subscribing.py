@@ -19,7 +19,7 @@ from skyfast.stats import AnalyzerStats, Stats
 from tests.support.analyzer import FakeAnalyzer, Subscriber
 
 FAST = Timing(
-    open_timeout_s=0.5,
+    open_timeout_s=2.0,
     close_timeout_s=0.3,
     ping_interval_s=5.0,
     ping_timeout_s=5.0,
