@@ -1,20 +1,16 @@
-# Bounds: a view can hide rows until their bytes or packets reach a bound. `_table.pyx` includes
-# this file.
+# Bounds: a view can hide rows until their bytes or packets reach a bound.
 #
-# Rows store no flag: the counters of a row determine whether the row is hidden. So a bound can
-# change at any time. Counters never decrease, so a shown row becomes hidden again only if a bound
-# is raised. Overflow rows are always shown.
+# Rows store no flag: their counters are compared with the bounds, so bounds can change at any time.
+# Overflow rows are always shown.
 #
-# Before a page renders the first family of a view with bounds, `list_rows` lists the rows to show.
-# For all families of the view, the page visits only the listed rows. So the page has all families
-# of a row or none, and the label values of hidden rows are not read.
+# Before a page renders the first family of such a view, `list_rows` lists the rows to show. The
+# page uses this list for all families of the view, so it has all families of a row or none.
 #
 # `Table.page`, `hidden` and `forecast` call this code from any thread. Scans take the table's mutex
 # for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # Find the counters of an amount (bytes or packets) in a view, and set their indexes in the
-    # view's rows.
+    # Set `amount.values`: the indexes of `counters` in the rows of a view.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:
@@ -28,7 +24,6 @@ cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except
 
 
 cdef int check_bounds(const TableState *table, bounds) except -1:
-    # Raise ValueError unless `bounds` is empty, or has a valid pair for each view.
     cdef uint32_t i
     if len(bounds) not in (0, table.view_count):
         raise ValueError("bounds must be empty, or have a pair for each view")
@@ -46,8 +41,7 @@ cdef int check_pair(const View *view, min_bytes, min_packets) except -1:
 
 
 cdef int set_bounds(TableState *table, bounds) except -1:
-    # The caller must call `check_bounds` first. Takes the mutex, because other threads read the
-    # bounds.
+    # The caller must call `check_bounds` first.
     cdef Bounds pairs[MAX_VIEWS]
     cdef uint32_t i
     memset(pairs, 0, sizeof(pairs))
@@ -69,8 +63,8 @@ cdef inline bint bounds_are_set(const Bounds *bounds) noexcept nogil:
 
 cdef inline uint64_t amount_of(const View *view, const Amount *amount,
                                Connection *row) noexcept nogil:
-    # The amount of a row, both directions together; 0 if the view does not count the amount. These
-    # counters are never ABSENT, and the sum of two counters fits into 64 bits.
+    # The bytes or packets of a row, both directions together; 0 if the view does not count them.
+    # These counters are never ABSENT, and the sum of two fits into 64 bits.
     cdef const int64_t *values = values_of(view, row)
     if amount.count == 2:
         return <uint64_t>values[amount.values[0]] + <uint64_t>values[amount.values[1]]
@@ -79,8 +73,7 @@ cdef inline uint64_t amount_of(const View *view, const Amount *amount,
 
 cdef inline bint reaches_bounds(const View *view, Connection *row,
                                 const Bounds *bounds) noexcept nogil:
-    # Whether a row is shown. The code does not branch on a counter, because the processor could not
-    # predict such a branch.
+    # Uses `|` instead of `or`, because the processor cannot predict branches on counters.
     cdef uint64_t least_bytes = bounds.min_bytes if bounds.min_bytes else <uint64_t>-1
     cdef uint64_t least_packets = bounds.min_packets if bounds.min_packets else <uint64_t>-1
     return ((amount_of(view, &view.bytes, row) >= least_bytes)
@@ -90,7 +83,7 @@ cdef inline bint reaches_bounds(const View *view, Connection *row,
 
 cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
                      Cursor *cursor) noexcept nogil:
-    # List the rows that a page without parts shows in a view with bounds.
+    # For a page without parts, in a view with bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -108,8 +101,8 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # List the rows that one part of a page shows in a view with bounds. A row's bounds are checked
-    # before its part is computed, because `part_of` is slow.
+    # For a part of a page, in a view with bounds. The bounds are checked first, because `part_of`
+    # is slow.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -129,7 +122,7 @@ cdef void list_shown_part(TableState *table, const View *view, const Bounds *bou
 # Sums over rows
 
 cdef struct RowSums:
-    # Sums over rows of a view. The sum of the bytes has 128 bits.
+    # `bytes_low` and `bytes_high` are the halves of one sum.
     uint64_t rows
     uint64_t series
     uint64_t bytes_low

@@ -1,21 +1,19 @@
-# Connection rows: creating, finding and removing rows, and adding reports to rows. `_table.pyx`
-# includes this file.
+# Connection rows: creating, finding and removing rows, and adding reports to rows.
 #
-# Update, expiry and relabeling call this code. Rows are changed only under the table's mutex. The
-# thread that updates may read and find rows without the mutex.
+# Rows are changed only under the table's mutex. The thread that updates may read and find rows
+# without the mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Sequence numbers: a page only shows rows that were created before the page began. Sequence numbers
-# have 32 bits, and wrap around. The sequence numbers of all rows in use stay within 2^30 of the
-# newest number, so the sign of a difference shows which row is older.
+# wrap around at 2^32. All rows in use stay within 2^30 of the newest number, so the sign of a
+# difference shows which row is older.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
     return <int32_t>(created_seq - page_seq) < 0
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # Keep a row's sequence number within 2^30 of the newest number. Must be called for every row at
-    # least once per 2^30 new rows.
+    # Must be called for every row at least once per 2^30 new rows.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 
@@ -36,7 +34,7 @@ cdef inline int64_t *values_of(const View *view, Connection *row) noexcept nogil
 
 
 cdef inline int64_t *new_flows_of(const View *view, Connection *row) noexcept nogil:
-    # The number of new flows; only valid if the view counts them.
+    # Only valid if `view.counts_new_flows` is set.
     return values_of(view, row) + view.values
 
 
@@ -45,9 +43,8 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. The links of a row without
-    # flows are invalid, because the linked rows may have been removed. Only an overflow row can be
-    # without flows.
+    # Whether row `number` of the first view (0: none) has valid links. An overflow row without
+    # flows has none: the linked rows may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -59,7 +56,7 @@ cdef inline bint is_full(const TableState *table, const View *view) noexcept nog
 
 
 cdef uint32_t used_rows(TableState *table, uint32_t view) noexcept nogil:
-    # The number of rows in use in a view. Takes the mutex; callable from any thread.
+    # Takes the mutex; callable from any thread.
     cdef uint32_t used
     lock_with_priority(table)
     used = table.views[view].rows.used
@@ -68,7 +65,6 @@ cdef uint32_t used_rows(TableState *table, uint32_t view) noexcept nogil:
 
 
 cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
-    # The row with these labels, or 0.
     cdef uint32_t number = bucket_of(&view.rows, key.hash)[0]
     cdef Connection *row
     while number:
@@ -81,8 +77,7 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
 
 
 cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept nogil:
-    # Add a row with these labels. The row has no flows, and is not in a wheel. Returns the row, or
-    # 0 if out of memory.
+    # The new row has no flows, and is not in a wheel. Returns 0 if out of memory.
     cdef uint32_t number = row_new(&view.rows)
     cdef uint32_t i
     cdef int64_t *sums
@@ -107,10 +102,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
-    # Find or add the row for these labels, in any view except the first. If the view is full, the
-    # result is the overflow row. The result is 0 in two cases: the view is full and the table has
-    # no overflow rows, or memory has run out. If the result is 0, the caller distinguishes the
-    # cases: memory has run out if `created` is set or if the table has overflow rows.
+    # For any view except the first. If the view is full, returns the overflow row, or 0 if the
+    # table has no overflow rows. If out of memory, also returns 0: then `created` is set, or the
+    # table has overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)
@@ -139,7 +133,7 @@ cdef void remove_row(TableState *table, View *view, uint32_t number) noexcept no
 
 
 cdef void free_row(TableState *table, View *view, uint32_t number) noexcept nogil:
-    # Free a row that is no longer in the index.
+    # The row must not be in the index.
     cdef Connection *row = connection_at(view, number)
     release_labels(table, label_ids_of(view, row), view.columns)
     row.deadline_s = 0
@@ -161,7 +155,7 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
 
 
 cdef inline bint replaces_gauge(int kind, int64_t value, int64_t current) noexcept nogil:
-    # Whether a gauge of this kind replaces its value `current` with `value`. `value` must not be 0.
+    # Whether `value`, which is not 0, replaces a gauge's `current` value.
     if kind == KEEP_LATEST or current == 0:
         return True
     return value < current if kind == KEEP_LEAST else value > current
@@ -182,8 +176,8 @@ cdef inline void count_new_flow(const View *view, Connection *row) noexcept nogi
 
 cdef inline void add_deltas(const TableState *table, const View *view, Connection *row,
                             const int64_t *deltas, const int64_t *values) noexcept nogil:
-    # Add a report to a row: add `deltas` to the row's counters, and combine `values` with its
-    # gauges, according to the kind of each gauge. The gauges of an overflow row do not change.
+    # Add `deltas` to the counters of a row, and combine `values` with its gauges. The gauges of an
+    # overflow row do not change.
     cdef int64_t *sums = values_of(view, row)
     cdef int64_t value
     cdef uint32_t i

@@ -1,16 +1,13 @@
-# Conversations: several capture points can report the same packets, so only the flows of one
-# capture point are counted. The row of a conversation stores this point. `_table.pyx` includes this
-# file.
+# Conversations: several capture points can report the same packets, so only the flows of one point
+# are counted.
 #
-# A capture point owns a conversation while one of its flows of this conversation is live, or has a
-# claim on the conversation. If a report of a dormant flow is counted, but the flow stays dormant,
-# the flow claims its conversation. This happens with two kinds of reports: a closing report that
-# repeats a lost report of the flow, and a report that is added to the overflow row. Without
-# the claim, another point could take over the conversation and count the same packets. A claim ends
-# after `timeout_s`, the time after which a live flow without reports becomes dormant.
+# A capture point owns a conversation while a flow from this point is live or claims the
+# conversation. A flow claims its conversation if its report is counted, but the flow stays dormant.
+# There are two such reports: a closing report that repeats a lost report, and a report that is
+# added to the overflow row. Without the claim, another point could take over and count the same
+# packets. A claim ends after `timeout_s`.
 #
-# Conversation rows exist only if `has_conversations` is set. Update and expiry call this code under
-# the table's mutex.
+# Conversation rows exist only if `has_conversations` is set. This code needs the table's mutex.
 
 cdef inline Conversation *conversation_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Conversation *>row_at(&table.conversations, number)
@@ -30,8 +27,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 cdef bint is_owned_by_other(const TableState *table, uint32_t number,
                             const Report *report) noexcept nogil:
-    # Whether the conversation in row `number` (0: none) is owned by a capture point other than that
-    # of the report.
+    # Whether another capture point than the report's owns the conversation in row `number` (0:
+    # none).
     cdef const Conversation *row
     if number == 0:
         return False
@@ -43,8 +40,7 @@ cdef bint ensure_conversation(TableState *table, const Report *report,
                               uint32_t *number) noexcept nogil:
     # If row `number` (0: none) does not belong to the report's capture point, set `number` to a new
     # row for this point. The caller must link a flow to the new row, or remove the new row with
-    # `discard_new_conversation`. Does nothing if the table has no conversation rows. False if out
-    # of memory.
+    # `discard_new_conversation`. Returns False if out of memory.
     if not table.has_conversations:
         return True
     if number[0] == 0 or conversation_at(table, number[0]).point != report.point:
@@ -54,15 +50,13 @@ cdef bint ensure_conversation(TableState *table, const Report *report,
 
 cdef void discard_new_conversation(TableState *table, uint32_t number,
                                    uint32_t before) noexcept nogil:
-    # Undo a call of `ensure_conversation`, which may have changed the row number from `before` to
-    # `number`.
+    # Undo `ensure_conversation`, which may have changed the row from `before` to `number`.
     if number != before:
         release_conversation(table, number)
 
 
 cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) noexcept nogil:
-    # Link a dormant flow to the conversation in row `number`, instead of its previous conversation
-    # row. `number` is 0 if there are no conversations.
+    # Link a dormant flow to row `number`, instead of its previous conversation row.
     cdef uint32_t before
     if number == 0:
         return
@@ -75,7 +69,7 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 cdef void mark_superseded(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
     # Mark row `number` (0: none) as replaced by `successor`, unless both are the same row. If the
-    # rows differ, no capture point may own the conversation of row `number`.
+    # rows differ, row `number` must not have an owner.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

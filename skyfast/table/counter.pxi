@@ -1,9 +1,7 @@
-# `Counter`: a hash table with open addressing that counts how often each key occurs. `_table.pyx`
-# includes this file.
+# `Counter`: a hash table with open addressing that counts how often each key occurs.
 #
-# A `Counter` belongs to one call of a method and is not part of the table's memory. Counting and
-# growing can run under the table's mutex, for one slice of rows at a time, so this code is plain C.
-# Keys cannot be removed: a used slot keeps its key.
+# A `Counter` belongs to one call of a method. This code may run under the table's mutex, so it is
+# plain C. Keys cannot be removed.
 
 cdef struct Counter:
     uint64_t *keys              # 0: a free slot
@@ -49,8 +47,7 @@ cdef inline size_t counter_place(const Counter *counter, uint64_t key) noexcept 
 
 
 cdef bint counter_count(Counter *counter, uint64_t key) noexcept nogil:
-    # Count a key. Returns False if out of memory. Key 0 is counted as key 1, because 0 stands for a
-    # free slot.
+    # Returns False if out of memory. Key 0 counts as key 1, because 0 stands for a free slot.
     cdef size_t slot
     key = max(key, <uint64_t>1)
     if 2 * counter.used >= counter.capacity and not counter_grow(counter):

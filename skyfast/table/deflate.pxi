@@ -1,33 +1,28 @@
 # Deflate: compresses pages in the format of RFC 1951. The renderer knows where the text repeats
-# itself, so the compressor need not search for repetitions. `_table.pyx` includes this file.
+# itself, so the compressor need not search for repetitions.
 #
 # Text consists of *pieces* (`pieces.pxi`). A piece has a length and a *source*, which says where
 # the same bytes may have occurred before. A slice of text is compressed in three steps:
 #
 # 1. Under the table's mutex, `render_lines` writes text, and notes about the text (`pieces.pxi`).
 #    After the mutex is released, `expand_notes` turns the notes into pieces.
-# 2. `find_matches` turns the pieces into *sequences*. A sequence consists of literals and of the
-#    match that follows them. The source of a piece is one of three things: the distance of its
-#    match (COPIED), the number of a fixed text (FIXED), or the number of an interned string. A
-#    fixed text or a string is compared with the latest piece that has the same source. If the next
-#    piece has the same distance, it extends the match. If the next piece has no match, its first
-#    bytes can still extend the match.
+# 2. `find_matches` turns the pieces into *sequences*: literals, then a match. A copied piece is
+#    compared with the text at its distance. A fixed text or a string is compared with the latest
+#    piece that has the same source. If the next piece has the same distance, it extends the match.
+#    If the next piece has no match, its first bytes can still extend the match.
 # 3. `write_sequences` writes the sequences as bits.
 #
-# Pieces are only hints: bytes are compared before they become a match. So the output is correct
-# even if another string has got the number of a removed string. Text without pieces becomes
-# literals.
+# Pieces are only hints: bytes are compared before they become a match. So a reused string number
+# does no harm. Text without pieces becomes literals.
 #
-# Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. New
-# codes are learnt from a slice that is much larger than the slice that the codes come from. After a
-# slice that needed too many bits per byte, new codes are learnt from the next slice with at least
-# MIN_SAMPLE bytes. A block ends only when its codes are replaced, so a block can contain many
-# slices. All symbols have codes, because later slices can contain any text. The codes are complete,
-# because some decoders reject incomplete codes. The codes have at most 12 bits, so that the codes
-# of four literals can be written at once.
+# Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. It
+# learns new codes after a slice that needs too many bits per byte (RELEARN_PERCENT), and from a
+# slice that is much larger than the sample (LARGER_SAMPLE). A block lasts until its codes are
+# replaced. All symbols have codes, because later slices can contain any text. The codes are
+# complete, because some decoders reject others. They have at most 12 bits, so that four literals
+# can be written at once.
 #
-# All memory belongs to a page or to the page's `Deflater`. The size of this memory does not depend
-# on the size of the table.
+# All memory belongs to a page or its `Deflater`, and does not grow with the table.
 
 cdef enum:
     LITERALS = 286              # symbols of literals, of the end of a block, and of lengths
@@ -71,7 +66,6 @@ cdef struct Sequence:
 
 
 cdef struct Code:
-    # An entry has a code in its low CODE_BITS bits, and the length of this code in the bits above.
     uint32_t literals[LITERALS]
     uint32_t distances[DISTANCES]
     uint32_t lengths[MAX_MATCH + 1]     # the code of each match length, with extra bits
@@ -149,7 +143,7 @@ cdef inline uint32_t common_bytes(const char *a, const char *b, uint32_t length)
 
 cdef inline Sequence *put_match(Sequence *out, uint32_t literals, uint32_t length,
                                 uint32_t distance) noexcept nogil:
-    # Writes a match of at least MIN_MATCH bytes. A match that is longer than MAX_MATCH is divided.
+    # `length` must be at least MIN_MATCH.
     cdef uint32_t taken
     while unlikely(length > MAX_MATCH):
         taken = MAX_MATCH if length >= MAX_MATCH + MIN_MATCH else MAX_MATCH - MIN_MATCH
@@ -201,8 +195,7 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
                 text += size
                 position += size
                 continue
-        # The earlier text must not be at the start of the page, because the byte before the earlier
-        # text is also compared.
+        # `candidate < position`, because the byte before the earlier text is also compared.
         if (0 < candidate <= HISTORY and candidate < position and size >= MIN_MATCH
                 and same_bytes(text, text - candidate, size)):
             if candidate == distance:
@@ -234,7 +227,7 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
 # Bits
 
 cdef inline void put_bits(BitWriter *writer, uint64_t bits, uint32_t count) noexcept nogil:
-    # Writes up to 56 bits. Whole bytes are moved to `out`. Overwrites 8 bytes at `out`.
+    # Writes up to 56 bits. Overwrites 8 bytes at `out`.
     writer.bits |= bits << writer.count
     writer.count += count
     memcpy(writer.out, &writer.bits, 8)
@@ -339,7 +332,7 @@ cdef void write_sequences(Deflater *deflater, const Sequence *last) noexcept nog
 # Codes
 
 cdef void learn_codes(Deflater *deflater, const Sequence *last) noexcept nogil:
-    # Learns codes from the sequences of a slice, and begins a block with these codes.
+    # Also begins a block with the new codes.
     cdef Code *code = &deflater.code
     cdef uint8_t lengths[LITERALS + DISTANCES]
     cdef uint32_t i, j, entry, extra_bits, extra
@@ -379,9 +372,8 @@ cdef void count_symbols(Deflater *deflater, const Sequence *last) noexcept nogil
 
 
 cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *lengths) noexcept nogil:
-    # Sets the lengths of a complete code with at most MAX_CODE_BITS bits. Huffman's algorithm, with
-    # two queues, computes the lengths. Then codes that are too long get MAX_CODE_BITS bits. To keep
-    # the code valid, some shorter codes become longer.
+    # Huffman's algorithm, with two queues. Then codes that are too long get MAX_CODE_BITS bits, and
+    # some shorter codes become longer to keep the code valid.
     cdef uint64_t weights[2 * LITERALS]     # the symbols by frequency, then the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
@@ -456,16 +448,15 @@ cdef void assign_codes(const uint8_t *lengths, uint32_t symbols, uint32_t *entri
 
 
 cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
-    # The entry for the codes of two entries, one after the other.
+    # One entry with the codes of two entries.
     cdef uint32_t count = first >> CODE_BITS
     return ((first & CODE_MASK) | (second & CODE_MASK) << count
             | (count + (second >> CODE_BITS)) << CODE_BITS)
 
 
 cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
-    # Begins a block with the lengths of its codes (RFC 1951, section 3.2.7). The lengths are
-    # written with another code, which is always the same: 3 bits for the lengths 11 and 12 and
-    # for REPEAT, and 4 bits for the lengths 1 to 10.
+    # Begins a block with the lengths of its codes (RFC 1951, section 3.2.7). The code for these
+    # lengths is constant: 3 bits for 11, 12 and REPEAT, and 4 bits for 1 to 10.
     cdef uint8_t sizes[LENGTH_SYMBOLS]
     cdef uint32_t entries[LENGTH_SYMBOLS]
     cdef uint32_t i, repeats
@@ -498,8 +489,8 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
     # Returns False if out of memory. In any case, the caller must destroy the deflater. On average,
-    # a slice has at most one piece per two bytes: label values, numbers and newlines can be shorter
-    # than two bytes, but the fixed texts between them are longer.
+    # a slice has at most one piece per two bytes: short label values and numbers alternate with
+    # longer fixed texts.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
     cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
     memset(deflater, 0, sizeof(Deflater))
@@ -522,9 +513,8 @@ cdef void deflater_destroy(Deflater *deflater) noexcept nogil:
 
 cdef size_t deflate_lines(TableState *table, Cursor *cursor, Deflater *deflater,
                           size_t size) noexcept nogil:
-    # Renders and compresses about `size` bytes of lines. Returns the number of bytes rendered, or 0
-    # at the end of the page. The compressed bytes are in `output`, up to `writer.out`. See
-    # `Page.deflate`.
+    # See `Page.deflate`. Returns the number of bytes rendered, or 0 at the end of the page. The
+    # compressed bytes are in `output`, up to `writer.out`.
     cdef char *start = deflater.text + HISTORY
     cdef char *limit = start + min(size, <size_t>DEFLATE_CHUNK)
     cdef char *end
@@ -550,7 +540,6 @@ cdef void deflate_begin(Deflater *deflater) noexcept nogil:
 
 
 cdef void deflate_slice(Deflater *deflater, const Piece *last, char *end) noexcept nogil:
-    # Compresses the text up to `end`.
     cdef Code *code = &deflater.code
     cdef uint64_t size = end - deflater.end
     cdef uint64_t bits
@@ -577,7 +566,7 @@ cdef void deflate_slice(Deflater *deflater, const Piece *last, char *end) noexce
 
 
 cdef void end_blocks(Deflater *deflater) noexcept nogil:
-    # Ends the current block. An empty block without compression then completes the last byte.
+    # An empty block without compression completes the last byte.
     if deflater.code.sample_bytes:
         put_entry(&deflater.writer, deflater.code.literals[END_OF_BLOCK])
         deflater.code.sample_bytes = 0

@@ -1,13 +1,12 @@
-# Distinct samples: they estimate the number of different keys in bounded memory. `_table.pyx`
-# includes this file.
+# Distinct samples: they estimate the number of different keys in bounded memory.
 #
 # A sample stores the keys whose first `level` bits are 0 (Gibbons, Tirthapura 2001). If a sample is
 # full, its level increases by one, and about half of its keys are removed. Keys are hashes, so each
-# key is stored with a probability of 2^-level. At level 0, the number of keys is exact. At higher
-# levels, the number is an estimate with a standard error below 0.8 %.
+# key is stored with a probability of 2^-level. At level 0, the number of keys is exact; at higher
+# levels, its standard error is below 0.8 %.
 #
-# The samples of one call of `Table.cardinality` share one spare array, which `sample_thin` needs.
-# All memory is allocated before the first row is visited. Keys are added without the table's mutex.
+# All samples of a call share one spare array for `sample_thin`. Keys are added without the table's
+# mutex.
 
 cdef struct DistinctSample:
     uint64_t *keys              # 2 * SAMPLE_KEYS slots with open addressing; 0: a free slot
@@ -16,7 +15,6 @@ cdef struct DistinctSample:
 
 
 cdef inline uint64_t distinct_keys(const DistinctSample *sample) noexcept nogil:
-    # The number of different keys, which is an estimate if the level is not 0.
     return <uint64_t>sample.used << sample.level
 
 
@@ -30,7 +28,7 @@ cdef inline void sample_key(DistinctSample *sample, uint64_t **spare, uint64_t k
 
 
 cdef inline bint sample_store(uint64_t *keys, uint64_t key) noexcept nogil:
-    # Store a key. Returns whether the key is new.
+    # Returns whether the key is new.
     cdef uint32_t slot = key & (2 * SAMPLE_KEYS - 1)
     while keys[slot]:
         if keys[slot] == key:
@@ -41,7 +39,7 @@ cdef inline bint sample_store(uint64_t *keys, uint64_t key) noexcept nogil:
 
 
 cdef void sample_thin(DistinctSample *sample, uint64_t **spare) noexcept nogil:
-    # Increase the level, and move the remaining keys to the spare array.
+    # The remaining keys move to the spare array, and the old array becomes the spare one.
     cdef uint64_t *kept = spare[0]
     cdef uint32_t slot
     sample.level += 1

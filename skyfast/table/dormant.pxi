@@ -1,12 +1,9 @@
 # Dormant flows: their three lists, their later reports, and the counters of removed connections.
-# `_table.pyx` includes this file.
 #
-# A list links rows in the order in which they were added. The links use fields that have another
-# meaning in live rows (see `Flow`). So a dormant row is in at most one list, and a live row is in
-# none. Adding a row, removing a row and finding the first row take constant time. Flows that claim
-# their conversation (see `conversations.pxi`) are in a separate list, and are never evicted. So
-# they count towards `max_flows` like live flows. Update, relabeling and expiry call this code; all
-# of it runs under the table's mutex.
+# Each list has its rows in the order in which they were added. The links use fields that have
+# another meaning in live rows (see `Flow`). Flows that claim their conversation (see
+# `conversations.pxi`) are never evicted, so they count towards `max_flows` like live flows. This
+# code needs the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -52,7 +49,6 @@ cdef void unlink_dormant(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether the dormant flow in row `number` claims its conversation.
     cdef uint32_t conversation
     if not table.has_conversations:
         return False
@@ -61,23 +57,21 @@ cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept 
 
 
 cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
-    # Set or clear the flag ENDED. The flow must be in the list `claims` or in no list, because the
-    # flag determines whether a flow belongs to the list `ended` or `dormant`.
+    # The flow must be in the list `claims` or in no list: the flag ENDED decides between the lists
+    # `ended` and `dormant`.
     cdef Flow *flow = flow_at(table, number)
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 
 
 cdef void link_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
-    # Add a flow to the list `ended` if its flag ENDED is set, or to the list `dormant` if not. The
-    # flow must be in no list. If space is needed, ended flows are forgotten before other dormant
-    # flows: they are kept only because reports may still be in transit.
+    # The flow must be in no list. Ended flows have their own list, because they are forgotten
+    # first: they are kept only for reports that may still be in transit.
     cdef bint ended = flow_at(table, number).connection & ENDED != 0
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
 
 
 cdef void link_and_claim(TableState *table, uint32_t number) noexcept nogil:
-    # Add a dormant flow to a list after the flow's report has been counted. The flow must be in no
-    # list. If there are conversations, the flow claims its conversation.
+    # Called after a report of a dormant flow has been counted. The flow must be in no list.
     cdef Conversation *conversation
     if not table.has_conversations:
         link_dormant(table, number, <uint32_t>floor(table.now))
@@ -90,13 +84,12 @@ cdef void link_and_claim(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef void end_claim(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
-    # End the claim of a flow. The flow stays dormant.
+    # The flow stays dormant.
     unlink_dormant(table, number)
     link_dormant(table, number, now_s)
 
 
 cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
-    # Remove a dormant row from the table.
     cdef Flow *flow = flow_at(table, number)
     cdef double reported_s
     if flow.connection & LABELS_KEY:
@@ -109,8 +102,7 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline void evict_surplus(TableState *table) noexcept nogil:
-    # If there are more rows than `max_flows`, forget up to MAX_EVICTIONS dormant rows. After the
-    # limit was lowered, `expire` forgets the rest of the surplus.
+    # Forgets at most MAX_EVICTIONS rows. After `max_flows` was lowered, `expire` forgets the rest.
     cdef uint32_t _row
     for _row in range(MAX_EVICTIONS):
         if likely(table.flow_rows.used <= table.max_flows) or not forget_first(table):
@@ -118,10 +110,9 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty.
-    # Returns False if both lists are empty. If a report of the first ended flow may still be in
-    # transit, the first row of `dormant` is forgotten instead, if there is one. If the ended flow
-    # were forgotten, the report in transit would be counted again.
+    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty. An
+    # ended flow whose reports may still be in transit is forgotten last: such a report would be
+    # counted again. Returns False if both lists are empty.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -154,7 +145,7 @@ cdef list list_uuids(const TableState *table, uint32_t head):
 # Reports of dormant flows
 
 cdef int apply_dormant(TableState *table, Report *report) noexcept nogil:
-    # Apply the report of a dormant flow. The result is like that of `apply_unknown`.
+    # Returns SKIP_NONE, a reason to skip the report, APPLY_STOP or APPLY_NO_MEMORY.
     cdef int64_t deltas[MAX_VALUES]
     cdef Flow *flow = flow_at(table, report.flow)
     cdef int change = find_deltas(table, flow, report, deltas)
@@ -231,7 +222,7 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
 cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
                                uint32_t number, uint32_t saved, uint32_t conversation,
                                const int64_t *deltas, int change) noexcept nogil:
-    # Apply a closing report that repeats a lost report, and has new totals. The flow stays dormant.
+    # For a closing report that repeats a lost report, and has new totals. The flow stays dormant.
     cdef uint32_t before = conversation
     if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
@@ -252,7 +243,7 @@ cdef int apply_dormant_closing(TableState *table, const Report *report, const La
 cdef int apply_dormant_when_full(TableState *table, const Report *report, const Labels *labels,
                                  uint32_t conversation, const int64_t *deltas,
                                  int change) noexcept nogil:
-    # Apply a report of a dormant flow that needs a new connection while the first view is full.
+    # The flow needs a new connection, but the first view is full.
     cdef uint32_t before = conversation
     if table.has_overflow_rows:
         if not ensure_conversation(table, report, &conversation):
@@ -279,8 +270,8 @@ cdef int apply_dormant_when_full(TableState *table, const Report *report, const 
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
                         uint32_t number, uint32_t saved) noexcept nogil:
-    # Apply the closing report of an unknown flow that has never been counted. The flow becomes
-    # dormant, not live. It is kept for a while, because its other reports may still be in transit.
+    # For the closing report of a flow that has never been counted. The flow becomes dormant,
+    # because its other reports may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
@@ -297,13 +288,11 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint add_closing_report(TableState *table, const Report *report, uint32_t flow,
                              const Labels *labels, uint32_t number, uint32_t saved,
                              const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
-    # Add `deltas` to all rows with the labels of a flow, without making the flow live. Only a live
-    # flow creates a row in the first view. If the first view has no row with these labels, `deltas`
-    # are added to the saved counters of a removed connection. If there are no saved counters, they
-    # are created, unless the flow's totals are enough to restore the connection, or dormant flows
-    # are not kept. Returns False if out of memory. `flow` is the row of the flow. `number` is the
-    # row in the first view, or 0. `saved` is the dormant row with the saved counters, or 0.
-    # `is_new` is true if the flow counts as new. `start_ms` is the start time of new rows.
+    # Add `deltas` to all rows with the flow's labels, without making the flow live. If the first
+    # view has no such row (`number` is 0), add `deltas` to the saved counters of the connection, in
+    # row `saved`. If there are none (`saved` is 0), create them, unless the flow's totals are
+    # enough to restore the connection. `start_ms` is the start time of new rows. Returns False if
+    # out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -317,8 +306,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
         flow_at(table, saved).last_ms = pack_saved(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, saved))[i] = ABSENT if table.optional[i] else 0
-    # If memory runs out in the next call, the row that `add_saved` has added stays. This row adds
-    # nothing to counters, because its counters are 0 or ABSENT.
+    # If the next call runs out of memory, the row of `add_saved` stays. It does no harm: its
+    # counters are 0 or ABSENT.
     if not find_or_add_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):
@@ -349,7 +338,6 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
 # Counters of removed connections, in flow rows whose key is a hash of the labels
 
 cdef uint32_t find_saved(const TableState *table, const uint32_t *label_ids) noexcept nogil:
-    # The dormant row with the saved counters of the connection with these labels, or 0.
     if table.saved_connections == 0:
         return 0
     return flow_find(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
@@ -371,8 +359,7 @@ cdef uint64_t labels_key(const TableState *table, const uint32_t *label_ids) noe
 
 cdef uint32_t add_saved(TableState *table, const uint32_t *label_ids,
                         uint32_t now_s) noexcept nogil:
-    # Add a dormant row for the counters of the connection with these labels. Returns the row, or 0
-    # if out of memory.
+    # Returns 0 if out of memory.
     cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
     if number:
         flow_at(table, number).last_ms = 0
@@ -401,10 +388,8 @@ cdef void restore_counters(TableState *table, uint32_t number, Connection *row) 
 
 cdef void save_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Save the counters of a connection that is about to be removed with its last flow. Nothing is
-    # saved if the totals of this flow are enough to restore the counters. This is the case if the
-    # counters equal the totals, the labels identify the connection, and only one flow has been
-    # counted as new.
+    # Called before a connection is removed with its last flow. Nothing is saved if this flow's
+    # totals are enough to restore the counters.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

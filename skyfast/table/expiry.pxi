@@ -1,9 +1,8 @@
 # Expiry: flows become dormant at their deadlines, connections without flows are removed, and
-# dormant flows are forgotten. `_table.pyx` includes this file.
+# dormant flows are forgotten.
 #
 # `Table.expire` calls `expire_slice`, which takes the table's mutex. No function in this file may
-# visit all rows: `max_rows` is the number of rows that may still be visited. The caller of
-# `Table.expire` repeats the call while there is more to do.
+# visit all rows: `max_rows` is the number of rows that may still be visited.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether there is more to do at this time.
@@ -53,11 +52,11 @@ cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) no
 
 
 cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Forget dormant flows. Returns whether there is more to do at this time.
+    # Returns whether more dormant flows are due.
     cdef DormantList *rows
     cdef double memory_s
     cdef uint32_t i, number
-    while claim_is_over(table, now_s):
+    while oldest_claim_is_over(table, now_s):
         if max_rows[0] == 0:
             return True
         max_rows[0] -= 1
@@ -85,8 +84,7 @@ cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) 
     return False
 
 
-cdef inline bint claim_is_over(const TableState *table, uint32_t now_s) noexcept nogil:
-    # Whether the oldest claim is over.
+cdef inline bint oldest_claim_is_over(const TableState *table, uint32_t now_s) noexcept nogil:
     return (table.claims.head != 0 and flow_at(table, table.claims.head).deadline_s
             + ceil(table.views[0].timeout_s) <= now_s)
 
@@ -104,7 +102,7 @@ cdef inline void prefetch_after(const TableState *table, uint32_t number) noexce
 
 cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
                       uint32_t *max_rows) noexcept nogil:
-    # Expire rows of any view except the first. Returns whether more rows are due.
+    # For any view except the first. Returns whether more rows are due.
     cdef TimerWheel *wheel = &view.wheel
     cdef uint32_t number
     cdef Connection *row
@@ -127,7 +125,7 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
 
 cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
                        uint32_t now_s) noexcept nogil:
-    # Make a live flow dormant. A connection of the first view is removed with its last live flow.
+    # A connection of the first view is removed with its last live flow.
     cdef uint32_t connection_row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], connection_row)
     cdef uint32_t *links = links_of(table, flow)

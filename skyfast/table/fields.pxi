@@ -1,16 +1,14 @@
 # Reading the fields of a flow: their locations in a decoded flow, and a function for each kind of
-# value. `_table.pyx` includes this file.
+# value.
 #
-# This code uses Python objects, so it needs the GIL and must not be called under the table's mutex.
-# It does not change the table. The contents of flows are untrusted, so an error in a flow does not
-# raise an exception: the flow is skipped, or the value is omitted. Values are borrowed from the
-# flow, and are valid as long as the flow exists.
+# This code uses Python objects, so it needs the GIL and must not run under the table's mutex. Flows
+# are untrusted: an invalid value raises no exception, but is omitted, or the flow is skipped.
+# Values are borrowed from the flow.
 
 cdef struct Field:
-    # The location of a value in a decoded flow, which is a struct with sub-structs (*parts*).
-    # `outer_offset` is the offset of a slot of the flow, and `inner_offset` is the offset of a slot
-    # of the part. If slots cannot be read, the fields are read by name. `Table.reader_objects` owns
-    # the names and types.
+    # The location of a value: a field of the flow (outer), or a field of one of its sub-structs,
+    # the *parts* (inner). Fields are read at the offset of their slot, or else by name.
+    # `Table.reader_objects` owns the names and types.
     Py_ssize_t outer_offset
     Py_ssize_t inner_offset     # -1: the value is a field of the flow itself
     PyTypeObject *inner_type
@@ -30,19 +28,17 @@ cdef struct Number:
 
 
 cdef struct Requirement:
-    # If `pair` is not set, a flow must have the first part. If only `pair` is set, a flow must have
-    # at least one of the two parts. If `pair` and `absent` are set, a flow with the second part
-    # must also have the first part.
+    # Which parts a flow must have. Without `pair`: the first part. With `pair`: at least one of two
+    # parts. With `pair` and `absent`: the first part, or none of the two.
     Field parts[2]
     bint pair
     bint absent                 # only set together with `pair`
 
 
 cdef struct Column:
-    # A label, or a field that lookups use. The plan owns the rewrite. The struct is not used for
-    # labels that come from lookups.
+    # A label that does not come from a lookup, or a field that lookups use.
     Field field
-    PyObject *rewrite           # NULL if the label has no rewrite
+    PyObject *rewrite           # owned by the plan; NULL if the label has no rewrite
 
 
 cdef struct Lookup:
@@ -56,13 +52,13 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    # the first lookup that takes its labels from the same indexes of a result as this lookup
+    # the first lookup with the same labels as this one: see `same_labels`
     uint32_t label_set
     Py_ssize_t length           # minimum length of a result
 
 
 cdef struct Reader:
-    # How to read the flows of one of the plan's types.
+    # How to read the flows of one type.
     PyTypeObject *type
     bint slots                  # values are read at slot offsets, otherwise as attributes
     bint has_labels             # whether the type has the fields of labels and conversations
@@ -114,8 +110,7 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
-    # Returns SKIP_NONE or the reason to skip the flow. A missing value counts as 0. A value that
-    # could not be decoded is None, which is invalid.
+    # Returns SKIP_NONE or the reason to skip the flow. A missing value counts as 0.
     cdef int overflow
     out[0] = 0
     if value == NULL:
@@ -161,7 +156,7 @@ cdef void init_omissions(Report *report) noexcept nogil:
 
 cdef void omit_value(Report *report, OmittedFields *omitted, uint32_t value,
                      int error) noexcept nogil:
-    # Omit a value. `omitted` is the report's `omitted_values` or `omitted_last_update`.
+    # `omitted` is the report's `omitted_values` or `omitted_last_update`.
     init_omissions(report)
     omitted.fields[1 if error & SECOND_FIELD else 0] |= <uint64_t>1 << value
 

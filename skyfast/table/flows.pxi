@@ -1,7 +1,7 @@
-# Flow rows: their keys, totals and links. `_table.pyx` includes this file.
+# Flow rows: their keys, totals and links.
 #
-# Expiry, relabeling and all steps of an update call this code. Rows are changed only under the
-# table's mutex. The thread that updates may read and find rows without the mutex.
+# Rows are changed only under the table's mutex. The thread that updates may read and find rows
+# without the mutex.
 
 cdef inline Flow *flow_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Flow *>row_at(&table.flow_rows, number)
@@ -24,8 +24,7 @@ cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *f
 
 
 cdef inline uint32_t *flags_of(const TableState *table, Flow *flow) noexcept nogil:
-    # The location of the flags FIRST_OBSERVED and CLOSING_OBSERVED. A row only has the flags if the
-    # plan has histograms.
+    # Rows have the flags FIRST_OBSERVED and CLOSING_OBSERVED only if the plan has histograms.
     return links_of(table, flow) + table.flags_link
 
 
@@ -52,13 +51,13 @@ cdef inline void flow_key(FlowKey *key, const char *uuid, uint32_t length,
 
 
 cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
-    # The key of a flow whose UUID is an interned string. The high half is the string's number; the
-    # low half is a hash of this number.
+    # For a flow whose UUID is an interned string. The high half of the key is the string's number,
+    # and the low half is a hash of this number.
     return (<uint64_t>string << 32) | <uint32_t>mix64(string)
 
 
 cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # The row with this key, or 0. `kind` is the kind of the key: STRING_KEY, LABELS_KEY or 0.
+    # `kind` is STRING_KEY, LABELS_KEY or 0.
     cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
     cdef Flow *row
     while number:
@@ -71,7 +70,7 @@ cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) n
 
 
 cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # Add a row with this key to the index, but to no list. Returns the row, or 0 if out of memory.
+    # The new row is in the index, but in no list. Returns 0 if out of memory.
     cdef uint32_t number = row_new(flows)
     cdef Flow *row
     if number:
@@ -104,7 +103,6 @@ cdef list live_uuids(const TableState *table, uint32_t first, uint32_t end):
 
 
 cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept nogil:
-    # The flow's row, or 0.
     cdef uint32_t string
     if likely(key.string == NULL):
         return flow_find(&table.flow_rows, key.number, 0)
@@ -118,8 +116,7 @@ cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept no
 
 
 cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept nogil:
-    # Add a row for an unknown flow. The row is neither live nor in a list yet. Returns the row, or
-    # 0 if out of memory.
+    # The new row is neither live nor in a list. Returns 0 if out of memory.
     cdef uint64_t key = report.key.number
     cdef uint32_t string = 0
     cdef uint32_t row
@@ -145,7 +142,7 @@ cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept
 
 
 cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
-    # Remove a row that is neither live nor in a list.
+    # The row must be neither live nor in a list.
     cdef Flow *flow = flow_at(table, number)
     cdef Batch *batch = table.batch
     if table.has_conversations and links_of(table, flow)[0]:
@@ -177,8 +174,8 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is -1. As a signed number, -1 is never higher than a total. As an unsigned number,
-        # -1 is never lower than a total.
+        # ABSENT is -1: never higher than a total as a signed number, never lower as an unsigned
+        # one.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total

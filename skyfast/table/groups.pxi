@@ -1,11 +1,9 @@
 # Groups: connections of a view that have the same values of some labels are added up.
-# `_table.pyx` includes this file.
 #
 # Groups belong to one call of `Table.top_groups`. Their memory is allocated before the first row is
-# visited, but the operating system provides only the memory that is used. If there are too many
-# groups after a slice of rows, the half with the lowest ranks is added to `Groups.other` and
-# removed. So the groups with the highest ranks are found even if there are many small groups. Later
-# connections of a removed group form a new group, whose sums lack the values in `other`.
+# visited, but takes space only when it is used. If there are too many groups after a slice of rows,
+# the half with the lowest ranks is added to `Groups.other` and removed. Later connections of a
+# removed group form a new group, whose sums lack the values in `other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # space for the label values of a group, on average
@@ -180,7 +178,7 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
 
 
 cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) noexcept nogil:
-    # Find or create the group of a row. If there is no space for its text, the result is `other`.
+    # If there is no space for the text of a new group, returns `other`.
     cdef const uint32_t *label_ids = label_ids_of(groups.view, row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
@@ -251,7 +249,7 @@ cdef void remove_half(Groups *groups) noexcept nogil:
 
 cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple columns,
                       const SnapshotValues *since, str containing, dict value_sets, uint32_t limit):
-    # The result of `Table.top_groups`. If `since` is NULL, groups are ranked by value.
+    # The result of `Table.top_groups`.
     cdef Search search
     cdef Groups groups
     cdef TopK top
@@ -315,7 +313,7 @@ cdef tuple shown_group(const Groups *groups, uint32_t index):
 
 
 cdef tuple shown_values(const Groups *groups, Group *group):
-    # Returns the rank and the values of a group. An absent rank or value is None.
+    # The rank and the values of a group. An absent rank or value is None.
     cdef const int64_t *values = values_of_group(group)
     cdef uint32_t i
     shown = [values[i] if values[i] >= 0 else None for i in range(groups.series)]

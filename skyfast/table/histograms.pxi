@@ -1,9 +1,9 @@
-# Histograms: the distribution of a value over the flows of a row. `_table.pyx` includes this file.
+# Histograms: the distribution of a value over the flows of a row.
 #
-# A histogram observes a flow once, on one of two *events*: the first report with a value above 0 in
-# the observed field, or the closing report of the flow. Flags in the row of the flow prevent a
-# second observation on the same event. The first view has no histograms. An observation changes a
-# row, so it needs the table's mutex. It also extends the deadline of the row.
+# A histogram observes a flow once, on one of two *events*: the first report whose observed field is
+# above 0, or the closing report. Flags in the flow's row prevent a second observation. The first
+# view has no histograms. An observation needs the table's mutex, and extends the deadline of the
+# row.
 
 cdef enum:
     # What to do if the observed field is above 0, and the flow lacks the flag FIRST_OBSERVED.
@@ -22,7 +22,6 @@ cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noex
 
 cdef inline void observe_live(TableState *table, Flow *flow, const Report *report,
                               int first) noexcept nogil:
-    # Observe a report in the rows that its live flow links to.
     if unlikely(table.events):
         observe_links(table, flow, report, due_events(table, flags_of(table, flow), report, first))
 
@@ -44,8 +43,8 @@ cdef void observe_links(TableState *table, Flow *flow, const Report *report,
 
 cdef void observe_in(TableState *table, uint32_t flow, const Report *report, const uint32_t *rows,
                      int first) noexcept nogil:
-    # Observe a report in `rows`, which has the row of each view, or 0. The first view is ignored.
-    # `flow` is the row of the report's flow, or 0 if the table does not store the flow.
+    # `rows` has the row of each view, or 0. `flow` is the row of the flow, or 0 if it is not
+    # stored.
     cdef uint32_t unknown = 0
     cdef uint32_t due, i
     cdef View *view
@@ -62,9 +61,8 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_events(const TableState *table, uint32_t *flags, const Report *report,
                                 int first) noexcept nogil:
-    # The events of a report on which the flow has not been observed yet. These events are also set
-    # in `flags`, the flags of the flow. With FIRST_IS_OLD, FIRST_OBSERVED is set in `flags`, but
-    # not returned.
+    # The events of a report that are not set yet in the flow's `flags`. Sets these events. With
+    # FIRST_IS_OLD, FIRST_OBSERVED is set, but not returned.
     cdef uint32_t found = 0
     if (table.events & FIRST_OBSERVED and first != IGNORE_FIRST
             and report.values[table.first_value] > 0):
@@ -98,7 +96,7 @@ cdef void observe_in_row(const View *view, Connection *row, const Report *report
 
 cdef bint read_observed(const Histogram *histogram, const Report *report,
                         int64_t *value) noexcept nogil:
-    # Read the value that a histogram observes. False if the report has no valid value.
+    # Returns False if the report has no valid value.
     cdef uint32_t i, source
     value[0] = 0
     for i in range(histogram.source_count):
@@ -119,8 +117,7 @@ cdef bint read_observed(const Histogram *histogram, const Report *report,
 # Closing reports that add nothing to counters
 
 cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogil:
-    # Observe the closing report of a dormant flow, if the report has no new totals. False if out of
-    # memory.
+    # For a closing report without new totals. Returns False if out of memory.
     cdef Flow *flow = flow_at(table, report.flow)
     cdef Labels labels
     cdef uint32_t number
@@ -143,8 +140,8 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
 
 
 cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
-    # Observe the closing report of an unknown flow that may have been counted before. The flow is
-    # stored for a while, so that a repeated report is not observed again. Returns SKIP_ENDED or
+    # For the closing report of an unknown flow that may have been counted before. The flow is
+    # stored, so that a repeated report is not observed again. Returns SKIP_ENDED or
     # APPLY_NO_MEMORY.
     cdef Labels labels
     cdef uint32_t row = 0
@@ -173,9 +170,9 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
 
 cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *report,
                             const Labels *labels, int first, int64_t start_ms) noexcept nogil:
-    # Observe a closing report in the rows with its labels. Missing rows are created. `flow` is the
-    # row of the report's flow, or 0 if the table does not store the flow. `start_ms` is the start
-    # time of new rows. If out of memory, changes nothing and returns False.
+    # Observe a closing report in the rows with its labels, which are created if missing. `flow` is
+    # the row of the flow, or 0 if it is not stored. `start_ms` is the start time of new rows. If
+    # out of memory, changes nothing and returns False.
     cdef uint32_t rows[MAX_VIEWS]
     cdef bint created[MAX_VIEWS]
     cdef RowKey key
@@ -264,8 +261,8 @@ cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
 
 
 cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
-    # Set the offsets of a view's histograms in a row. The first histogram is at `offset`. Returns
-    # the size of all histograms of a row, in bytes.
+    # `offset` is the offset of the first histogram. Returns the size of all histograms of a row, in
+    # bytes.
     cdef uint32_t i
     cdef uint32_t start = offset
     for i in range(view.histogram_count):
@@ -285,10 +282,9 @@ cdef list histogram_literals(list literals):
 
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
                                    size_t line) except 0:
-    # Set the texts of a family of histograms. `histogram` is the index of its first histogram in
-    # the view. `labelled` is true if there are labels besides `le`. `line` is the maximum size of
-    # the labels and the value of a line, added up for all directions. Returns the maximum size of a
-    # row's lines. Sizes are in bytes.
+    # `histogram` is the index of the family's first histogram in the view. `labelled` is true if
+    # there are labels besides `le`. `line` is the maximum size of a line's labels and value, added
+    # up for all directions. Returns the maximum size of a row's lines, in bytes.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10
@@ -340,8 +336,7 @@ cdef enum:
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
                              Connection *row, int starts, char *out,
                              Piece **notes) noexcept nogil:
-    # Render the histograms of a row in one family, one per direction. `starts` is one of
-    # START_HIDDEN, ...
+    # `starts` is one of START_HIDDEN, ...
     cdef uint32_t direction
     for direction in range(family.directions):
         if starts == START_INLINE:
@@ -352,15 +347,15 @@ cdef char *render_histograms(const TableState *table, const Family *family, cons
 
 
 cdef inline uint32_t histogram_lines(const Family *family, const View *view) noexcept nogil:
-    # The number of lines of a row. Each direction has a line per bucket (including +Inf), a line
-    # with the sum, and a line with the count.
+    # Each direction has a line per bucket (including +Inf), one with the sum, and one with the
+    # count.
     return family.directions * (view.histograms[family.histogram].bound_count + 3)
 
 
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t direction, int starts, char *out,
                             Piece **notes) noexcept nogil:
-    # Render a histogram as several lines. The labels are copied from line to line.
+    # Several lines: the labels are copied from line to line.
     cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -398,7 +393,7 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
 cdef char *render_composite(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t direction, char *out,
                             Piece **notes) noexcept nogil:
-    # Render a histogram for OpenMetrics 2.0: a single sample, with its start time.
+    # For OpenMetrics 2.0: a single sample, with its start time.
     cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -480,7 +475,7 @@ cdef inline char *put_value_with_note(char *out, uint64_t value, uint32_t decima
 
 cdef inline char *put_item(char *out, uint64_t value, uint32_t decimals,
                            Piece **notes) noexcept nogil:
-    # Write a number like `put_value_with_note`, but without a newline.
+    # Like `put_value_with_note`, but without a newline.
     cdef char *end = put_value(out, value, decimals) - 1
     put_note(notes, end - out, TEXT)
     return end

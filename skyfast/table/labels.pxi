@@ -1,13 +1,12 @@
-# Labels: the label values of flows, as label IDs. `_table.pyx` includes this file.
+# Labels: the label values of flows, as label IDs.
 #
 # A *label ID* is a label value in 32 bits: the number of an interned string (with IS_STRING), or a
-# small integer. Updates and relabeling call this code. This code changes only the table's strings,
-# under the table's mutex. `row_key` changes nothing, so the thread that updates may also call
-# `row_key` without the mutex.
+# small integer. Code that changes the table's strings needs the table's mutex. `row_key` changes
+# nothing, so the thread that updates may call it without the mutex.
 
 cdef struct Labels:
-    # The labels of one flow. `ids` has the label IDs of all columns of the plan, then those of the
-    # strings that lookups use.
+    # `ids` has the label IDs of all columns of the plan, then those of the strings that lookups
+    # use.
     uint32_t ids[MAX_COLUMNS]
     uint32_t interned[MAX_COLUMNS]      # strings that have a reference until `release_interned`
     uint32_t interned_count
@@ -15,14 +14,13 @@ cdef struct Labels:
 
 
 cdef struct RowKey:
-    # The key of a row in one view.
     uint32_t hash
     uint32_t label_ids[MAX_VIEW_COLUMNS]
 
 
 cdef inline void row_key(const TableState *table, const View *view, const uint32_t *label_ids,
                          RowKey *key) noexcept nogil:
-    # The key of a flow's row in a view. `label_ids` has all labels of the flow.
+    # `label_ids` has all labels of the flow.
     cdef uint32_t i
     for i in range(view.columns):
         key.label_ids[i] = label_ids[view.plan_columns[i]]
@@ -31,8 +29,7 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
 
 cdef inline void connection_key(const TableState *table, const Labels *labels,
                                 RowKey *key) noexcept nogil:
-    # The key of a flow's connection. A known hash is used again, because hashing many labels takes
-    # as long as a search in the index.
+    # Reuses a known hash, because hashing many labels takes as long as a search in the index.
     cdef const View *view = &table.views[0]
     cdef uint32_t i
     if labels.connection_hash == 0:
@@ -45,10 +42,9 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 
 cdef bint intern_labels(TableState *table, const LabelValue *label_values,
                         Labels *labels) noexcept nogil:
-    # Turn the label values of a report into `labels`, which are valid until `release_interned`.
-    # Strings that this function interns have a reference until `release_interned`. Strings that the
-    # lookup step has found need no reference, because no label is removed while a batch is applied.
-    # If out of memory, returns False, and there is nothing to release.
+    # `labels` are valid until `release_interned`. Strings that the lookup step has found need no
+    # reference, because no label is removed while a batch is applied. If out of memory, returns
+    # False, and there is nothing to release.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

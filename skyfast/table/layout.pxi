@@ -1,9 +1,8 @@
-# Layout: finds the locations of a plan's labels and values in rows and in lines. `_table.pyx`
-# includes this file. `readers.pxi` finds the locations in decoded flows.
+# Layout: finds the locations of a plan's labels and values in rows and in the lines of a page.
+# `readers.pxi` finds the locations in decoded flows.
 #
-# `Table.__cinit__` calls this code once, before other threads use the table. The code reads Python
-# objects of the plan, so it needs the GIL and may raise exceptions. Even after an exception,
-# `state_destroy` frees all memory that the state owns.
+# Most of this code runs once, in `Table.__cinit__`, before other threads use the table. It needs
+# the GIL. After an exception, `state_destroy` still frees all memory that the state owns.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)
@@ -14,9 +13,8 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # Allocate at least one slot per second of the timeout, but at most MAX_WHEEL_SLOTS. If the
-    # timeout has more seconds than the wheel has slots, rows are visited several times before they
-    # are due.
+    # At least one slot per second of the timeout, but at most MAX_WHEEL_SLOTS. With fewer slots
+    # than seconds, rows are visited several times before they are due.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -26,8 +24,7 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
 
 
 cdef list state_init(TableState *table, plan, bytes overflow_label):
-    # Prepare the state for a plan, except for the limits. `overflow_label` is the label value of
-    # overflow rows, and is borrowed. Returns the names of the fields, by number.
+    # `overflow_label` is borrowed. Returns the names of the fields, by number.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) + len(plan.closing_gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
@@ -130,8 +127,8 @@ cdef list lookups_of(plan):
 
 
 cdef list ordered_columns(plan):
-    # All columns in the order of their numbers: first the columns of each lookup, then the columns
-    # without a lookup.
+    # In the order of their numbers: first the columns of each lookup, then the columns without a
+    # lookup.
     lookup_columns = [c for lookup in lookups_of(plan) for c in plan.columns if c.lookup is lookup]
     return [*lookup_columns, *(c for c in plan.columns if c.lookup is None)]
 
@@ -195,7 +192,6 @@ cdef bint same_labels(const TableState *table, const Lookup *one, const Lookup *
 
 
 cdef int prepare_names(TableState *table) except -1:
-    # Initialize the rows of results, if there are lookups.
     cdef uint32_t i, labels = 0
     for i in range(table.lookup_count):
         labels = max(labels, table.lookups[i].columns)
@@ -249,7 +245,7 @@ cdef list number_fields(TableState *table, plan):
 # Locations of values in rows
 
 cdef int prepare_views(TableState *table, plan) except -1:
-    # Initialize the views with their rows, and the rows of flows and conversations.
+    # Also initializes the rows of flows and conversations.
     cdef uint32_t i, stride, connection_links = 0
     cdef uint32_t flow_links = 1 if table.has_conversations else 0
     cdef View *view
@@ -296,7 +292,6 @@ cdef int prepare_views(TableState *table, plan) except -1:
 
 
 cdef int number_view(const TableState *table, View *view, declared, plan) except -1:
-    # Set the columns and values of a view.
     cdef uint32_t j
     numbers = {column: i for i, column in enumerate(ordered_columns(plan))}
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
@@ -328,8 +323,8 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 
 # ---------------------------------------------------------------------------------------------
 # Locations of values in lines. In a line, each label value follows a literal, and the sample's
-# value follows the last literal. The direction is in one of the literals. The lines of the two
-# directions differ only in this literal.
+# value follows the last literal. The lines of the two directions differ only in the literal with
+# the direction.
 
 cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i, histogram
@@ -358,9 +353,8 @@ cdef int prepare_families(TableState *table, plan) except -1:
 
 cdef size_t prepare_family(Family *family, const View *view, declared, planned, plan,
                            uint32_t histogram) except? 0:
-    # `histogram` is the number of histograms in the preceding families of the view. Returns the
-    # larger of two sizes in bytes: the size of the family's largest head, and the maximum size of a
-    # connection's lines.
+    # `histogram` is the number of histograms in earlier families of the view. Returns the maximum
+    # size, in bytes, of a head or of the lines of a connection.
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0
     cdef bytes head
@@ -414,10 +408,9 @@ cdef int literal_init(Literal *literal, str text) except -1:
 
 
 cdef list line_literals(str metric, list columns, direction):
-    # The literals before, between and after the label values of a line. `columns` are the names of
-    # all labels except the direction. The result has a list for each value of `direction`, or a
-    # single list if `direction` is None. A list has one literal before each label value, and a last
-    # literal before the sample's value.
+    # A list of literals for each value of `direction`, or a single list if `direction` is None. A
+    # list has one literal before each label value, and a last literal before the sample's value.
+    # `columns` are the names of all labels except the direction.
     if direction is None:
         names = [f'{name}="' for name in columns]
         if not names:

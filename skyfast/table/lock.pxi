@@ -1,9 +1,9 @@
-# The table's mutex, and the order in which threads get the mutex. `_table.pyx` includes this file.
+# The table's mutex, and the order in which threads get the mutex.
 #
 # A scan or a page releases the mutex after each slice, and soon takes the mutex again, usually
-# before a waiting thread has woken up. So the waiting thread might not get the mutex until the scan
-# ends. Therefore `lock_with_priority` counts waiting threads, and scans and pages give way to these
-# threads between two slices.
+# before a waiting thread has woken up. So that thread might wait until the scan ends. Therefore
+# `lock_with_priority` counts waiting threads, and scans and pages give way to these threads between
+# two slices.
 
 cdef extern from "unistd.h" nogil:
     int usleep(unsigned int)
@@ -40,9 +40,8 @@ cdef inline void lock_with_priority(TableState *table) noexcept nogil:
 
 
 cdef inline void lock_for_page(TableState *table) noexcept nogil:
-    # Take the mutex to render a slice. If another page has the mutex, that page usually releases
-    # the mutex after about 20 µs. Falling asleep and waking up would take longer, so first try for
-    # about 20 µs without falling asleep.
+    # If another page has the mutex, it usually releases the mutex after about 20 µs. Falling asleep
+    # and waking up would take longer, so first try for about 20 µs without falling asleep.
     cdef uint32_t _i, _j
     for _i in range(LOCK_ATTEMPTS):
         if likely(pthread_mutex_trylock(&table.lock) == 0):

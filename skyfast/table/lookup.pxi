@@ -1,10 +1,10 @@
-# Looking up the rows of a batch's reports. `_table.pyx` includes this file. This is the second of
-# the three steps of `Table.update`: read, look up, apply.
+# Looking up the rows of a batch's reports. This is the second of the three steps of `Table.update`:
+# read, look up, apply.
 #
 # This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
-# it processes other flows. The thread that updates calls this code, so the code can read the table
-# without the lock. The code writes only to the batch. The rows of live flows stay valid while the
-# batch is applied. The rows of all other flows are looked up again when their reports are applied.
+# it processes other flows. The thread that updates runs it without the lock, because it writes only
+# to the batch. The rows of live flows stay valid while the batch is applied. The rows of other
+# flows are looked up again.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.
@@ -36,7 +36,6 @@ cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
 
 
 cdef inline void prefetch_views(const TableState *table, Flow *flow) noexcept nogil:
-    # Prefetch the rows of a live flow in all views except the first.
     cdef Connection *connection = connection_at(&table.views[0], flow.connection & ROW)
     cdef uint32_t i, number
     for i in range(1, table.view_count):
@@ -46,7 +45,7 @@ cdef inline void prefetch_views(const TableState *table, Flow *flow) noexcept no
 
 
 cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
-    # For flows that are not live, look up the strings of labels, and prefetch the connections.
+    # For flows that are not live. Also prefetches their connections.
     cdef uint32_t i, j, number
     cdef Report *report
     cdef const LabelValue *label_values

@@ -1,11 +1,11 @@
 # Moves: flows whose labels have changed leave their connections, and are added to the connections
-# of their new labels. `_table.pyx` includes this file.
+# of their new labels.
 #
 # Step 5 of a slice of relabeling calls this code, under the table's mutex: see `relabel.pxi`.
 
 cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
-    # Move the flows. Returns False if out of memory. All flows are detached before the first flow
-    # is attached, so that the order of the flows has no effect.
+    # Returns False if out of memory. All flows are detached before the first flow is attached, so
+    # that the order of the flows has no effect.
     cdef uint32_t new_label_ids[MAX_COLUMNS]
     cdef uint32_t *emptied
     cdef uint32_t i, flow, number, emptied_count = 0
@@ -59,7 +59,7 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *new_label_ids,
                              uint32_t *label_ids) noexcept nogil:
     # Set `label_ids` to the new labels of a flow in row `number`, for the columns of the view.
-    # Returns whether any label changes. If `number` is 0 or the overflow row, no label changes.
+    # Returns whether any label changes.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -74,9 +74,8 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Detach a flow from those of its rows whose labels change. If the flow leaves its connection
-    # and was its last flow, the result is the row of the connection. This row is removed from the
-    # index, so that no other flow is attached to it. In all other cases, the result is 0.
+    # If the last flow of a connection leaves it, returns the row of the connection, otherwise 0.
+    # This row is removed from the index, so that no other flow is attached to it.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -102,8 +101,7 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_id
 
 
 cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Attach a flow to the rows with its new labels. If out of memory, returns False, and the flow
-    # may keep its old labels in some views.
+    # If out of memory, returns False, and the flow may keep its old labels in some views.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link
@@ -135,7 +133,7 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
     cdef uint32_t *link
     cdef uint32_t i, number, saved
     cdef bint created = False
-    cdef bint links_are_set         # whether the links to the rows of other views are set
+    cdef bint links_are_set
     cdef bint done = True
     row_key(table, first, label_ids, &key)
     number = find_row(first, &key)
@@ -169,9 +167,8 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # Returns the row for a flow that keeps its labels because memory ran out. `number` is the
-    # flow's previous row. If the index has a row with the same labels, the result is that row. If
-    # not, `number` is put back into the index.
+    # The row for a flow that keeps its labels because memory ran out. Its previous row `number`
+    # returns to the index, unless the index has another row with these labels.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing
@@ -186,8 +183,7 @@ cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
 
 cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *flow,
                     const uint32_t *label_ids) noexcept nogil:
-    # Link to the row with these labels, in any view except the first. If out of memory, the link
-    # does not change.
+    # For any view except the first. If out of memory, the link does not change.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)
@@ -209,8 +205,8 @@ cdef inline uint32_t row_deadline_s(const TableState *table, const View *view,
 
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
-    # Count a moved flow in its new row. The flow's totals are not added to the row's counters.
-    # However, an ABSENT counter becomes 0 if the flow has a total.
+    # The flow's totals are not added to the counters of its new row. However, an ABSENT counter
+    # becomes 0 if the flow has a total.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)

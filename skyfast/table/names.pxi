@@ -1,12 +1,10 @@
 # Names: results of lookups, together with their interned labels. The row of a result has all labels
-# of the result, so a single search finds them. `_table.pyx` includes this file.
+# of the result, so a single search finds them.
 #
-# A result is a tuple of strings, and its key is the address of the tuple in memory. The address
-# identifies the strings for two reasons: a tuple of strings cannot change, and the row owns a
-# reference to the tuple, so the address is not reused. The row also owns references to the interned
-# labels. A row is removed if no new or dormant flow has used this row for the duration of the
-# connection timeout. Only the thread that updates the table uses the rows of results. This thread
-# takes the mutex to intern and to release strings.
+# A result is a tuple of strings, and its key is the address of the tuple in memory. The row owns a
+# reference to the tuple, so the address is not reused. A row is removed if no new or dormant flow
+# has used it for `timeout_s`. Only the thread that updates the table uses these rows. It takes the
+# mutex to intern and to release strings.
 
 cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
     return <NamesRow *>row_at(&table.names, number)
@@ -18,7 +16,6 @@ cdef inline uint32_t names_hash(const Lookup *lookup, PyObject *result) noexcept
 
 cdef inline uint32_t find_names_row(const TableState *table, const Lookup *lookup,
                                     PyObject *result) noexcept nogil:
-    # The row of a result, or 0.
     cdef uint32_t number = bucket_of(&table.names, names_hash(lookup, result))[0]
     cdef NamesRow *row
     while number:
@@ -31,9 +28,8 @@ cdef inline uint32_t find_names_row(const TableState *table, const Lookup *looku
 
 cdef void add_names_row(TableState *table, const Lookup *lookup, PyObject *result,
                         const LabelValue *label_values) noexcept:
-    # Add a row for a valid result that has no row. `label_values` has the result's labels. If
-    # memory runs out or if there are too many rows, nothing is added. The caller must hold the
-    # mutex. The caller must also hold the GIL, because the row gets a reference to the result.
+    # `label_values` has the labels of the result. If memory runs out or if there are too many rows,
+    # nothing is added. The caller must hold the mutex, and the GIL for the reference to the result.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.used >= MAX_NAMES or find_names_row(table, lookup, result):
@@ -58,7 +54,7 @@ cdef void add_names_row(TableState *table, const Lookup *lookup, PyObject *resul
 
 cdef bint intern_names(TableState *table, const Lookup *lookup, const LabelValue *label_values,
                        uint32_t *strings) noexcept nogil:
-    # Intern the labels of a lookup. Returns False if out of memory, after releasing all references.
+    # Returns False if out of memory, after releasing all references.
     cdef uint32_t i
     for i in range(lookup.columns):
         strings[i] = intern_label(table, &label_values[lookup.column + i])
@@ -76,8 +72,8 @@ cdef void release_strings(TableState *table, const uint32_t *strings,
 
 
 cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Free the rows that are due. Freed rows keep their results until `release_results`, because
-    # releasing a result requires the GIL. Returns whether more rows are due.
+    # Freed rows keep their results until `release_results`, because releasing a result requires the
+    # GIL. Returns whether more rows are due.
     cdef TimerWheel *wheel = &table.names_wheel
     cdef uint32_t number
     cdef NamesRow *row
@@ -109,7 +105,6 @@ cdef int release_results(TableState *table) except -1:
 
 
 cdef int release_all_results(TableState *table) except -1:
-    # Release the results of all rows, before the table is destroyed.
     cdef uint32_t number
     for number in range(1, table.names.end):
         if names_at(table, number).result != NULL:

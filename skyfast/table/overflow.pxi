@@ -1,12 +1,11 @@
 # Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
-# `View.overflow`. `_table.pyx` includes this file.
+# `View.overflow`.
 #
-# Updates call this code under the table's mutex. If `TableState.has_overflow_rows` is false, there
-# are no overflow rows, and reports of flows that cannot be stored are skipped.
+# If `TableState.has_overflow_rows` is false, such reports are skipped. This code needs the table's
+# mutex.
 
 cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
-    # The view's overflow row, or 0 if out of memory. The row is created on first use. Its deadline
-    # is NEVER_S.
+    # The row is created on first use. Returns 0 if out of memory.
     cdef RowKey key
     cdef uint32_t string, i
     cdef Connection *row
@@ -32,9 +31,8 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 
 cdef inline void set_overflowed(TableState *table, const Targets *targets) noexcept nogil:
-    # Set `overflowed` if a flow uses an overflow row of any view except the first. The flag means
-    # that an overflow row can have a part of a flow's totals. The flag must only affect later
-    # reports, so the caller must add the current report to its rows first.
+    # Set `overflowed` if a flow uses an overflow row of any view except the first. The flag must
+    # only affect later reports, so the caller must add the current report to its rows first.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:
@@ -65,7 +63,7 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
                          const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
     # Add a report to the overflow row of the first view, and to the flow's rows in all other views.
-    # `is_new` is true if the flow counts as new. `start_ms` is the start time of new rows.
+    # `start_ms` is the start time of new rows.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]
     cdef uint32_t i

@@ -1,14 +1,13 @@
-# Pieces: where the text of a page may repeat itself. `_table.pyx` includes this file.
+# Pieces: where the text of a page may repeat itself.
 #
-# The text between two label values is the same in all lines of a family. The second line of a
-# connection is mostly a copy of the first line. So the text of a page is described by *pieces*. A
-# piece has a length and a *source*, which says where the same bytes may have occurred before.
+# A *piece* of text has a length and a *source*, which says where the same bytes may have occurred
+# before. Example: the text between two label values is the same in all lines of a family.
 # `deflate.pxi` uses pieces to compress the text.
 #
-# Only label values and numbers differ from row to row. So the renderer, which runs under the
-# table's mutex, writes only *notes*, which contain the lengths of label values and numbers. After
-# the mutex is released, `expand_notes` turns the notes into pieces. Each function `expand_…` writes
-# pieces in the order in which a function `render_…` writes the text.
+# Under the table's mutex, the renderer only writes *notes*: the lengths of label values and
+# numbers, which differ from row to row. After the mutex is released, `expand_notes` turns the notes
+# into pieces. Each function `expand_…` writes pieces in the order in which a function `render_…`
+# writes the text.
 #
 # Notes are stored as pieces, with a length and a source:
 #
@@ -64,7 +63,7 @@ cdef inline Piece *put_piece(Piece *piece, size_t length, uint32_t source) noexc
 
 
 cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcept nogil:
-    # Adds a note if the page is compressed. If not, `notes` is NULL.
+    # `notes` is NULL if the page is not compressed.
     if notes != NULL:
         notes[0] = put_piece(notes[0], length, source)
 
@@ -73,7 +72,7 @@ cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcep
 # Pieces: without the mutex
 
 cdef struct LabelPieces:
-    # The pieces of the labels of a family, without label values.
+    # The pieces between the label values of a family.
     Piece literals[MAX_VIEW_COLUMNS + 1]
     uint32_t length             # length of all literals together
     uint32_t before             # length of the literals before the direction
@@ -93,8 +92,7 @@ cdef void label_pieces_init(LabelPieces *pieces, const Family *family,
 cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, const Piece *note,
                          const Piece *last, Piece *piece) noexcept nogil:
     # Writes the pieces for the notes from `note` up to `last`, and returns the end of the pieces.
-    # `note` is the first note of a row or of a head. `number` is the family of the first row.
-    # `starts` is one of START_HIDDEN, ...
+    # `number` is the family of the first row.
     cdef const Family *family = &table.families[number]
     cdef const View *view = &table.views[family.view]
     cdef LabelPieces labels
@@ -122,8 +120,8 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view,
                                        const LabelPieces *pieces, bint is_second,
                                        const Piece *note, Piece **out,
                                        uint32_t *length, uint32_t *before) noexcept nogil:
-    # Writes the pieces of labels. Sets `length` to the length of the labels, and `before` to the
-    # length of the text before the literal with the direction. Returns the next note.
+    # Sets `length` to the length of the labels, and `before` to the length of the text before the
+    # literal with the direction.
     cdef Piece *piece = out[0]
     cdef uint32_t i, values = 0
     for i in range(view.direction_index):
@@ -150,7 +148,7 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view,
 cdef inline const Piece *expand_lines(const Family *family, const View *view,
                                       const LabelPieces *label_pieces, int starts,
                                       const Piece *note, Piece **pieces) noexcept nogil:
-    # Writes the pieces of the lines that `render_connection` writes. Returns the next note.
+    # The pieces of the lines that `render_connection` writes.
     cdef uint32_t first = note.length & LENGTH_MASK
     cdef uint32_t second = note.length >> SECOND_SHIFT & LENGTH_MASK
     cdef uint32_t time = note.length >> TIME_SHIFT
@@ -202,7 +200,7 @@ cdef inline const Piece *expand_lines(const Family *family, const View *view,
 cdef const Piece *expand_histogram(const Family *family, const View *view,
                                    const LabelPieces *label_pieces, uint32_t direction,
                                    const Piece *note, Piece **pieces) noexcept nogil:
-    # Writes the pieces of the lines that `render_histogram` writes. Returns the next note.
+    # The pieces of the lines that `render_histogram` writes.
     cdef const HistogramText *text = family.text
     cdef uint32_t bound_count = view.histograms[family.histogram + direction].bound_count
     cdef uint32_t time = note.length
@@ -244,7 +242,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
 cdef const Piece *expand_composite(const Family *family, const View *view,
                                    const LabelPieces *label_pieces, uint32_t direction,
                                    const Piece *note, Piece **pieces) noexcept nogil:
-    # Writes the pieces of the line that `render_composite` writes. Returns the next note.
+    # The pieces of the line that `render_composite` writes.
     cdef const HistogramText *text = family.text
     cdef uint32_t bound_count = view.histograms[family.histogram + direction].bound_count
     cdef uint32_t time = note.length

@@ -1,11 +1,10 @@
-# Readers: the locations of values in a flow, for each flow type. `_table.pyx` includes this file.
+# Readers: the locations of values in a flow, for each flow type.
 #
-# `Table.set_flow_types` calls this code. The code reads Python objects of the plan, so it needs the
-# GIL and may raise exceptions.
+# `Table.set_flow_types` calls this code, with the GIL.
 
 cdef int resolve_readers(Reader *readers, types, plan, bint slots, list owned) except -1:
-    # Set the readers of all flow types. Objects that the readers borrow are added to `owned`. If a
-    # check shows that the offsets of a reader are wrong, `slots` of this reader is set to False.
+    # Objects that the readers borrow are added to `owned`. If a check shows that the offsets of a
+    # reader are wrong, its `slots` becomes False.
     cdef Reader *reader
     cdef uint32_t i
     owners = (types.KnownReport, types.Update, types.FirstReport, types.FullReport)

@@ -1,17 +1,18 @@
 # Relabeling: after names have changed, flows move to the connections of their new labels.
-# `_table.pyx` includes this file.
 #
 # Relabeling works in passes. A pass fetches some of the changed keys from an iterator, and then
-# visits all flow rows in slices: `Relabeling.step` calls `relabel_slice` for each slice. Between
-# two slices, a pass keeps only its keys and the number of the next row, so the table and the names
-# can change in any way. If a flow becomes live during a pass, `Table.update` looks up the new
-# names, so the pass need not visit this flow.
+# visits all flow rows in slices: one per call of `Relabeling.step`. Between two slices, the table
+# and the names can change in any way. A flow that becomes live during a pass gets the new names
+# from `Table.update`.
 #
-# A slice has five steps. Step 1 finds the strings of the keys. Step 2 finds flows with these
-# strings. Step 3 looks up the new names of the keys of these flows. Step 4 resolves ambiguous keys,
-# with the contexts of the flows. Step 5 moves the flows. Steps 1, 3 and 4 use Python objects, so
-# they need the GIL. They take the table's mutex only to intern new labels. Step 2 only reads the
-# table, which no other thread changes. Step 5 runs under the mutex.
+# A slice has five steps. Steps 1, 3 and 4 need the GIL, and take the table's mutex only to intern
+# new labels. Step 2 only reads the table, which no other thread changes.
+#
+# 1. `find_keys` finds the strings of the keys.
+# 2. `find_moves` finds the flows with these strings.
+# 3. `resolve_keys` looks up the new names of the keys of these flows.
+# 4. `resolve_contexts` resolves ambiguous keys, with the contexts of the flows.
+# 5. `apply_moves` moves the flows, under the mutex.
 
 cdef struct RowRange:
     # The flow rows that a pass has not visited yet: from `next` up to but not including `end`.
@@ -22,11 +23,9 @@ cdef struct RowRange:
 
 
 cdef struct Changes:
-    # The state of one slice. A slice handles one mapping of names, which one or more lookups use.
-    # The result of a lookup is a tuple, and each lookup takes its labels from some indexes of this
-    # tuple. A *change* has the new labels of a key: one label for each index that any of these
-    # lookups uses. Changes are numbered from 1. Changes own references to their strings until
-    # `changes_destroy`.
+    # The state of one slice. All its lookups use the same mapping of names. A *change* has the new
+    # labels of a key: one label for each index of a result that any of these lookups uses. Changes
+    # are numbered from 1. They own references to their strings until `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result
@@ -50,9 +49,8 @@ cdef struct Changes:
 
 cdef bint relabel_slice(TableState *table, names, keys, list pass_keys, RowRange *rows,
                         Py_ssize_t budget) except -1:
-    # The arguments and the result are those of `Table.relabel` and `Relabeling.step`. `pass_keys`
-    # has the keys that the current pass has fetched. After an exception, the next call repeats the
-    # slice.
+    # See `Table.relabel` and `Relabeling.step`. `pass_keys` are the keys of the current pass. After
+    # an exception, the next call repeats the slice.
     cdef Changes changes
     cdef RowRange left
     cdef bint done
@@ -131,7 +129,7 @@ cdef int changes_destroy(TableState *table, Changes *changes) except -1:
 
 
 cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size) noexcept nogil:
-    # Make space for one more item. Returns False if out of memory.
+    # Makes space for one more item, or returns False if out of memory.
     cdef uint32_t larger = 2 * capacity[0] + 64
     cdef void *moved
     if count < capacity[0]:
@@ -148,8 +146,8 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # Changed names
 
 cdef bint fetch_keys(const TableState *table, keys, list pass_keys, Py_ssize_t count) except -1:
-    # Fetch up to `count` keys from the iterator. Keys that are interned strings of the table are
-    # appended to `pass_keys`; all other keys are ignored. Returns whether there may be more keys.
+    # Fetches up to `count` keys, and ignores keys that are not strings of the table. Returns
+    # whether there may be more keys.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)
@@ -161,7 +159,7 @@ cdef bint fetch_keys(const TableState *table, keys, list pass_keys, Py_ssize_t c
 
 
 cdef int find_keys(const TableState *table, Changes *changes, list pass_keys) except -1:
-    # Find the strings of the keys. A string may have been removed after its key was fetched.
+    # A string may have been removed after its key was fetched.
     cdef uint32_t i, string
     changes.keys = <ChangedKey *>allocate(len(pass_keys) * sizeof(ChangedKey))
     for i in range(<uint32_t>len(pass_keys)):
@@ -176,7 +174,6 @@ cdef int find_keys(const TableState *table, Changes *changes, list pass_keys) ex
 
 
 cdef int resolve_keys(TableState *table, Changes *changes, names, list pass_keys) except -1:
-    # Look up the new names of the keys that flows have.
     cdef list owned = []                # owns the pending labels
     cdef ChangedKey *key
     cdef uint32_t i
@@ -206,8 +203,8 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
 
 
 cdef uint32_t add_change(TableState *table, Changes *changes, result, list owned) except? 0:
-    # Add a change with the names in `result`. The labels of the change are pending until
-    # `intern_pending`. Returns the change's number, or 0 if the names are invalid.
+    # The labels of the change are pending until `intern_pending`. Returns the change's number, or 0
+    # if the names are invalid.
     cdef LabelValue *label_values
     cdef uint32_t i
     if not has_names(<PyObject *>result, changes.length):
@@ -279,8 +276,7 @@ cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
 
 cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *changed,
                      RowRange *rows, Py_ssize_t budget) noexcept nogil:
-    # Find the moves. `changed` is an empty bit set with one bit per string. Returns False if out of
-    # memory.
+    # `changed` is an empty bit set with one bit per string. Returns False if out of memory.
     cdef const uint32_t *strings
     cdef uint32_t i, string
     cdef uint32_t end = <uint32_t>min(<int64_t>rows.end, rows.next + RELABEL_ROWS * <int64_t>budget)
@@ -308,7 +304,7 @@ cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *change
 
 cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
                    uint32_t string) noexcept nogil:
-    # Add a move of a flow whose changed key is `string`. Returns False if out of memory.
+    # Returns False if out of memory.
     cdef Move *move
     if not reserve(<void **>&changes.moves, changes.move_count, &changes.move_capacity,
                    sizeof(Move)):
@@ -323,7 +319,7 @@ cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
 
 
 cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nogil:
-    # The index of the key with this string. There must be such a key.
+    # There must be a key with this string.
     cdef uint32_t low = 0
     cdef uint32_t high = changes.key_count
     cdef uint32_t middle

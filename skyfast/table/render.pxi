@@ -1,10 +1,8 @@
-# Rendering: a page's lines, family by family. `_table.pyx` includes this file. `text_format.pxi`
-# writes the values.
+# Rendering: a page's lines, family by family. `text_format.pxi` writes the values.
 #
 # `Page.read` calls `render_lines` from any thread, without the GIL. Rendering takes the table's
 # mutex for RENDER_ROWS rows at a time, and changes nothing but the cursor. Rows may be created and
-# removed between two slices. The cursor's time and sequence number determine which rows are on the
-# page.
+# removed between two slices.
 
 cdef struct Cursor:
     # The current position in a page.
@@ -15,9 +13,8 @@ cdef struct Cursor:
     uint32_t head_index         # index in `Family.heads`
     int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index of the part, and number of parts (1: the whole page)
-    # A list of the rows that the page shows in one view. The first row is at index 1. The list is
-    # used if there are several parts, or if the view has bounds. The page owns the array. The array
-    # is only allocated if at least one view needs a list.
+    # The rows that the page shows in one view, from index 1. The list is only used if there are
+    # several parts, or if the view has bounds. The page owns the array.
     uint32_t *row_list
     uint32_t row_list_end       # the index after the last row
     uint32_t row_list_capacity
@@ -52,7 +49,7 @@ ctypedef fused Lines:
 
 
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
-    # Returns a cursor at the start of a whole page in the text format. Callable from any thread.
+    # The cursor of a whole page in the text format. Callable from any thread.
     cdef Cursor cursor
     cdef uint32_t i
     memset(&cursor, 0, sizeof(Cursor))
@@ -68,9 +65,8 @@ cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
 
 cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit,
                         Piece **notes) noexcept nogil:
-    # Writes lines until `limit` is reached or the page ends. The lines of the last connection, or
-    # the head of a family, may exceed the limit by up to `max_lines` bytes. If `notes` is not NULL,
-    # notes about the lines are written to `notes` (see `pieces.pxi`), and the function may also
+    # Writes lines until `limit` is reached or the page ends. The last lines may exceed the limit by
+    # up to `max_lines` bytes. If `notes` is not NULL, also writes notes (see `pieces.pxi`), and may
     # stop at the end of a family.
     cdef const char *start = out
     cdef const Family *family
@@ -109,8 +105,8 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
 cdef inline char *render_in_format(const TableState *table, const Cursor *cursor,
                                    const Family *family, uint32_t *next_row, uint32_t end,
                                    char *out, const char *limit, Piece **notes) noexcept nogil:
-    # Render rows up to `end`, at most RENDER_ROWS, in the format of the page. Histograms have their
-    # own loop, so that they do not slow down the other families.
+    # Renders at most RENDER_ROWS rows. Histograms have their own loop, so that they do not slow
+    # down the other families.
     cdef PlainLines plain
     cdef NotedLines noted
     cdef TimedLines timed
@@ -172,7 +168,6 @@ cdef inline bint is_on_page(const Cursor *cursor, const Connection *row) noexcep
 
 cdef inline void prefetch_rows(const TableState *table, const View *view, uint32_t row,
                                uint32_t end) noexcept nogil:
-    # Prefetch the rows after `row`, and their strings.
     if row + 2 * AHEAD < end:
         prefetch(row_at(&view.rows, row + 2 * AHEAD))
         prefetch(row_at(&view.rows, row + 2 * AHEAD) + CACHE_LINE)
@@ -200,8 +195,7 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 cdef inline char *render_connection(const TableState *table, const Family *family,
                                     const View *view, Connection *row, char *out,
                                     Lines *lines) noexcept nogil:
-    # Write the lines of a row. The line of the second direction is a copy of the first line with
-    # another direction and value.
+    # The line of the second direction is a copy of the first line with another direction and value.
     cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
@@ -278,8 +272,8 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 
 cdef char *render_row_list(const TableState *table, Cursor *cursor, const Family *family, char *out,
                            const char *limit, Piece **notes) noexcept nogil:
-    # Render at most RENDER_ROWS listed rows. Rows with consecutive numbers are rendered together,
-    # so a list with nearly all rows is rendered as fast as all rows.
+    # Renders at most RENDER_ROWS rows. Rows with consecutive numbers are rendered together, so
+    # listing nearly all rows does not slow down rendering.
     cdef const View *view = &table.views[family.view]
     cdef const uint32_t *row_list = cursor.row_list
     cdef uint32_t i = cursor.row
@@ -300,7 +294,7 @@ cdef char *render_row_list(const TableState *table, Cursor *cursor, const Family
 
 cdef inline void prefetch_row_list(const TableState *table, const View *view, const Cursor *cursor,
                                    uint32_t start, uint32_t end) noexcept nogil:
-    # Prefetch later rows of the list, as `render_rows` does for the rows of a view.
+    # Like `prefetch_rows`, but for the rows of the list.
     cdef const Rows *rows = &view.rows
     cdef const uint32_t *row_list = cursor.row_list
     cdef uint32_t i
@@ -313,9 +307,8 @@ cdef inline void prefetch_row_list(const TableState *table, const View *view, co
 
 
 cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept nogil:
-    # List the rows that the page shows in a view. Rows that are created later are not on the page,
-    # so all families of the view use the same list. Rows past their deadline are also listed,
-    # because a report can renew such a row before the page reads the row.
+    # Rows past their deadline are also listed, because a report can renew such a row before the
+    # page reads the row.
     cdef const View *view = &table.views[number]
     cdef const Bounds *bounds = &cursor.bounds[number]
     if cursor.parts == 1:
@@ -327,7 +320,7 @@ cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept
 
 
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
-    # List the rows of the page's part in a view without bounds.
+    # For a part of a page, in a view without bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -363,10 +356,9 @@ for _length in range(9):
 
 cdef inline uint32_t part_of(const TableState *table, const View *view, Connection *row,
                              uint32_t parts) noexcept nogil:
-    # The part of a row. The part depends only on the label values, and never changes. The hashes in
-    # the table are not used, because they differ between processes. This function is called for
-    # every row of a view, so it must be fast. Each step multiplies only once. The hash of a label
-    # value does not depend on other labels, so the processor can compute several hashes at once.
+    # The part depends only on the label values, and never changes. The hashes in the table are not
+    # used, because they differ between processes. The hash of a label value does not depend on
+    # other labels, so the processor can compute several hashes at once.
     cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const String *string
     cdef uint64_t total = 0

@@ -1,10 +1,9 @@
-# Reading reports: for each flow of a batch, the fields that the table needs. `_table.pyx` includes
-# this file. This is the first of the three steps of `Table.update`: read, look up, apply.
+# Reading reports: for each flow of a batch, the fields that the table needs. This is the first of
+# the three steps of `Table.update`: read, look up, apply.
 #
-# This code uses Python objects, so it needs the GIL and must not run under the table's mutex. In
-# the table, the code reads only constant parts, the rows of names, and the index of flows. The code
-# writes only to the batch, and to the deadlines of names. Until the batch has been applied, the
-# batch borrows values from the flows, from `Table.batch_objects` and from the rows of names.
+# This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
+# writes only to the batch, and to the deadlines of names. The batch borrows values from the flows,
+# from `Table.batch_objects` and from the rows of names.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -16,8 +15,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Begin a batch, and read the fields that every flow needs. The batch ends before the first
-    # object that has none of the plan's flow types.
+    # Read the fields that every flow needs. The batch ends before the first object that is not a
+    # flow of the plan.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -118,7 +117,7 @@ cdef int read_not_live(const TableState *table, const Reader *readers, list flow
 
 
 cdef inline void add_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
-    # For report `number`, add to `batch.missed` the indexes of the results without a row.
+    # For report `number`, add the results without a row to `batch.missed`.
     cdef uint32_t i
     for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):
         if batch.names[i].row == 0:
@@ -127,7 +126,7 @@ cdef inline void add_missed(const TableState *table, Batch *batch, uint32_t numb
 
 
 cdef inline bint is_not_live(const Report *report) noexcept nogil:
-    # Whether the report is not skipped, and its flow is not live: the flow is unknown or dormant.
+    # Whether the report is not skipped, and its flow is unknown or dormant.
     return report.skip == SKIP_NONE and (report.flow == 0 or report.dormant)
 
 
@@ -167,7 +166,7 @@ cdef int prepare_not_live(const TableState *table, const Reader *readers, list f
 
 cdef int check_shard(const TableState *table, PyObject *flow, const Reader *reader,
                      Report *report) except -1:
-    # Returns SKIP_NONE if the flow belongs to this shard, otherwise the reason to skip the flow.
+    # Returns SKIP_NONE or the reason to skip the flow.
     cdef int error
     if table.shards == 1:
         return SKIP_NONE
@@ -179,9 +178,9 @@ cdef int check_shard(const TableState *table, PyObject *flow, const Reader *read
 
 cdef inline int find_result(const TableState *table, PyObject *flow, const Reader *reader,
                             const Lookup *lookup, FoundNames *names) except -1:
-    # Read the key of a lookup. If the names are a dict, also look up the key. If the key is
-    # invalid, `names.key` stays NULL, and the flow is skipped later. All other work is done in
-    # later loops, so that the CPU can fetch the memory of several results at once.
+    # Also looks up the key if the names are a dict. If the key is invalid, `names.key` stays NULL,
+    # and the flow is skipped later. Other work is left to later loops, so that the CPU fetches the
+    # memory of several results at once.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     names.result = NULL
     names.row = 0
@@ -196,8 +195,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
 
 
 cdef int find_names_rows(const TableState *table, Batch *batch, list owned) except -1:
-    # Find the rows of the results. Results without a row are added to `owned`, because other Python
-    # code may remove them from the dict.
+    # Results without a row are added to `owned`, because other Python code may remove them from the
+    # dict.
     cdef const Lookup *lookup
     cdef FoundNames *names
     cdef uint32_t i, number
@@ -221,8 +220,8 @@ cdef int find_names_rows(const TableState *table, Batch *batch, list owned) exce
 
 cdef int complete_names(const TableState *table, PyObject *flow, const Reader *reader,
                         const Lookup *lookup, FoundNames *names, list owned) except -1:
-    # Look up the names if they are not in a dict, and resolve an ambiguous key. If a string of the
-    # lookup is invalid, the result is NULL, and the flow is skipped later.
+    # Look up names that are not in a dict, and resolve ambiguous keys. If a string of the lookup is
+    # invalid, the result is NULL, and the flow is skipped later.
     cdef PyObject *other
     cdef PyObject *point
     if names.result == NULL:
@@ -250,15 +249,13 @@ cdef inline PyObject *add_owned(value, list owned) except NULL:
 
 cdef inline PyObject *string_of(PyObject *flow, const Reader *reader,
                                 uint32_t column) except NULL:
-    # A string that a lookup uses. If the flow lacks the part that contains the string, the string
-    # is empty.
+    # The string is empty if the flow lacks the part that contains it.
     cdef PyObject *value = value_of(flow, &reader.columns[column].field, reader.slots)
     return <PyObject *>EMPTY if value == NULL else value
 
 
 cdef inline bint is_valid(PyObject *value) noexcept:
-    # Whether a value is a string of at most MAX_TEXT_BYTES characters. The size in bytes is checked
-    # later.
+    # The size in bytes is checked later.
     return PyUnicode_CheckExact(value) and PyUnicode_GET_LENGTH(value) <= MAX_TEXT_BYTES
 
 
@@ -283,8 +280,7 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
 cdef int read_labels_and_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
                                    Report *report, const FoundNames *names,
                                    const LabelValue *previous, list owned) except -1:
-    # Read the fields that are only needed if a flow is not live. `previous` has the labels of an
-    # earlier flow of the batch, or is NULL.
+    # `previous` has the labels of an earlier flow of the batch, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, owned)
     if unlikely(error):
         return error
@@ -303,8 +299,8 @@ cdef int read_labels_and_lifecycle(const TableState *table, PyObject *flow, cons
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
                             LabelValue *label_values, const FoundNames *names,
                             const LabelValue *previous, list owned) except -1:
-    # Many flows of a message have the same protocol and interface as the previous flow. The hashes
-    # of equal labels are copied from `previous`.
+    # The hashes of labels that are equal to those in `previous` are copied: many consecutive flows
+    # have the same protocol and interface.
     cdef uint32_t i
     cdef int error
     for i in range(table.lookup_columns, table.columns):
@@ -366,8 +362,7 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Lab
 
 cdef int read_names(const TableState *table, const Lookup *lookup, const FoundNames *names,
                     LabelValue *label_values, const LabelValue *previous) except -1:
-    # Read the labels of a lookup from its result. If the labels are interned, `string` is set, and
-    # `text` is NULL.
+    # If the labels are interned, sets `string`, and sets `text` to NULL.
     cdef NamesRow *row
     cdef uint32_t i
     cdef int error
@@ -393,13 +388,12 @@ cdef int read_names(const TableState *table, const Lookup *lookup, const FoundNa
 
 
 cdef inline bint has_names(PyObject *names, Py_ssize_t length) noexcept:
-    # Whether the result of a lookup is a tuple that has at least this length.
     return names != NULL and PyTuple_CheckExact(names) and PyTuple_GET_SIZE(names) >= length
 
 
 cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
                             Report *report) except -1:
-    # Set the hashes of the conversation and of its capture point.
+    # Also sets the hash of the conversation.
     cdef const char *text
     cdef uint32_t length
     cdef int error = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
@@ -411,7 +405,7 @@ cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
                            uint64_t *hash) except -1:
-    # Hash a conversation. Both directions of a conversation have the same hash.
+    # Both directions of a conversation have the same hash.
     cdef uint64_t hashes[3]                 # hashes of the protocol and of each end
     cdef const char *text
     cdef uint32_t length, i
@@ -438,9 +432,9 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
                         Report *report) except -1:
-    # Set `initial_delta`: what the report adds if the flow is unknown. If the report adds the
-    # deltas of the last update, also set `last_update`. If the fields do not show whether this is
-    # the first report, these deltas are 0.
+    # Set `initial_delta`: what the report adds if the flow is unknown. If the report adds its last
+    # update, also set `last_update`. If the fields do not show whether this is the flow's first
+    # report, `last_update` is 0.
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     cdef bint invalid_update_start, invalid_last

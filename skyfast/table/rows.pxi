@@ -1,22 +1,20 @@
 # Rows: the arena that provides memory for rows, the slabs that contain rows, and the index that
-# finds rows by hash. `_table.pyx` includes this file. The structs are in `_table.pxd`.
+# finds rows by hash. The structs are in `_table.pxd`.
 #
-# This code is the same for all kinds of rows: it may only use the first fields (`RowHead`) and the
-# size of a row. It is plain C, because most of it runs under the table's mutex. If memory runs out,
-# functions return False, 0 or NULL, and existing data stays intact. An insert may split a few
-# buckets, but must never visit all rows.
+# This code may only use the first fields (`RowHead`) and the size of a row. It is plain C, because
+# most of it runs under the table's mutex. If memory runs out, functions return False, 0 or NULL,
+# and existing data stays intact. An insert must never visit all rows.
 #
-# A function that allocates a row must call `row_used`. A function that frees a row must call
-# `row_unused`. All memory must come from an allocation function that `_checked.pyx` replaces. Code
-# that breaks these rules hides memory errors from the tests that use `_checked.pyx`.
+# `_checked.pyx` finds memory errors only if this code follows two rules. Code that allocates a row
+# must call `row_used`, and code that frees a row must call `row_unused`. All memory must come from
+# functions that `_checked.pyx` replaces.
 
 cdef enum:
     FREE_ROW_BYTES = 16  # bytes of a row that are read even if the row is free: its link and state
 
 
 cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:
-    # Make space for one more pointer. Returns False if out of memory. Copying the array is cheap,
-    # because the array is small.
+    # Makes space for one more pointer, or returns False if out of memory.
     cdef uint32_t larger
     cdef void *moved
     if used < capacity[0]:
@@ -127,7 +125,7 @@ cdef void rows_destroy(Rows *rows) noexcept nogil:
 
 
 cdef uint32_t row_new(Rows *rows) noexcept nogil:
-    # Returns the number of a new row, or 0 if out of memory. The contents of the row are undefined.
+    # Returns 0 if out of memory. The contents of the row are undefined.
     cdef uint32_t number = rows.free_head
     if number:
         rows.free_head = head_at(rows, number).next
@@ -146,7 +144,6 @@ cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
     row.next = rows.free_head
     rows.free_head = number
     rows.used -= 1
-    # The fields that are read in free rows come before this offset.
     row_unused(<char *>row + FREE_ROW_BYTES, rows.stride - FREE_ROW_BYTES)
 
 
@@ -160,8 +157,7 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
         return                  # out of memory: the chains just get longer
-    # Buckets are split in order, so the rows of later buckets can be prefetched: the first row of a
-    # chain 2 * AHEAD splits ahead, and the second row AHEAD splits ahead.
+    # Prefetch the first two rows of buckets that are split later.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:
         prefetch(row_at(rows, number))

@@ -1,10 +1,8 @@
-# Scans visit all rows of a view. They count label values, list the values on a page, find the
-# connections with the highest values, and take snapshots. `_table.pyx` includes this file.
+# Scans visit all rows of a view, to count label values, rank connections, or take a snapshot.
 #
-# `Table.label_values`, `cardinality`, `top` and `snapshot`, and `Page.distinct_values`, call this
-# code from any thread. A scan only reads. It takes the table's mutex for RENDER_ROWS rows at a
-# time, without the GIL. Rows may be removed after the mutex is released, so the contents of rows
-# are counted or copied under the mutex.
+# Any thread may scan. A scan takes the table's mutex for RENDER_ROWS rows at a time, without the
+# GIL. Rows may be removed after the mutex is released, so their contents are counted or copied
+# under the mutex.
 
 cdef struct Scan:
     const View *view
@@ -94,9 +92,8 @@ cdef dict count_label_values(TableState *table, tuple names):
 
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
-    # Count the different values of each label. Each label has a bit set of `words` words in `seen`,
-    # with a bit for each string and for each integer below 2^16. A larger integer uses the bit of
-    # its low 16 bits, so two integers with the same low 16 bits count as one value.
+    # Each label has a bit set of `words` words in `seen`, with a bit for each string and for each
+    # integer below 2^16. Two integers with the same low 16 bits count as one value.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
@@ -177,9 +174,8 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
 
 
 cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
-    # Count the rows of a view by the value of each label. The label IDs of each slice are copied,
-    # and counted without the lock, because growing a `Counter` takes time. Returns False if out of
-    # memory.
+    # The label IDs of each slice are copied, and counted without the lock, because growing a
+    # `Counter` takes time. Returns False if out of memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
     cdef uint32_t columns = labels.view.columns
     cdef Connection *row
@@ -200,7 +196,7 @@ cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
 
 
 cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed) noexcept nogil:
-    # Count one row. Overwrites an item of `label_ids`. Returns False if out of memory.
+    # Overwrites an item of `label_ids`. Returns False if out of memory.
     cdef uint32_t columns = labels.view.columns
     cdef uint64_t hashes[MAX_VIEW_COLUMNS]
     cdef uint64_t key, total = 0
@@ -221,8 +217,7 @@ cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # The `count` most frequent values with their counts, found with a bounded heap, because a label
-    # can have a million values.
+    # Uses a bounded heap, because a label can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
     cdef size_t slot
@@ -273,11 +268,9 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 
 cdef bint count_page_labels(TableState *table, const View *view, uint32_t column,
                             uint32_t page_seq, Counter *counter) noexcept nogil:
-    # Count the values in one column, for the rows that were created before the page began. A key
-    # consists of a label ID and the hash of the string with this ID. The hash is needed to
-    # recognize the string, because a string's number can be reused after the mutex is released.
-    # Rows past their deadline are counted, because a report can renew such a row before the page
-    # reads the row. Returns False if out of memory.
+    # A key consists of a label ID and the hash of its string, because the number of a string can be
+    # reused after the mutex is released. Rows past their deadline are counted, because a report can
+    # renew such a row before the page reads the row. Returns False if out of memory.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef String *string
@@ -358,8 +351,7 @@ cdef inline int64_t rank_of(const View *view, const Family *family,
 
 
 cdef int take_snapshot(TableState *table, uint32_t family, SnapshotValues *snapshot) except -1:
-    # Copy the current values of a family to `snapshot`. The caller frees the copy, even if this
-    # function raises an exception.
+    # The caller frees the arrays, even if this function raises an exception.
     cdef const View *view = view_of(table, &table.families[family])
     with nogil:
         snapshot.rows = rows_end(table, &view.rows)
@@ -387,7 +379,7 @@ cdef void fill_snapshot(TableState *table, const Family *family,
 
 cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const SnapshotValues *since,
                    str containing, dict value_sets):
-    # The result of `Table.top`. If `since` is NULL, rows are ranked by value.
+    # The result of `Table.top`.
     cdef const View *view = view_of(table, &table.families[family])
     cdef Search search
     cdef TopK top
@@ -447,8 +439,8 @@ cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
 
 cdef inline const char *label_bytes(const TableState *table, uint32_t label_id, char *digits,
                                     uint32_t *length) noexcept nogil:
-    # A label value as it appears on a page. An integer is written to `digits`, which has space for
-    # twice the maximum number of digits.
+    # A label value as it appears on a page. Integers are written to `digits`, which has space for 2
+    # * MAX_INTEGER_DIGITS bytes.
     cdef const String *string
     if label_id & IS_STRING:
         string = <const String *>row_at(&table.strings, label_id & ~IS_STRING)
@@ -536,8 +528,7 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
 
 cdef inline bint has_values(const TableState *table, const Family *family,
                             const View *view) noexcept nogil:
-    # Whether a family belongs to a view, and is not a histogram. Each row has several series of
-    # a histogram.
+    # Whether a family belongs to a view, and is not a histogram.
     return view_of(table, family) == view and family.text == NULL
 
 

@@ -1,17 +1,12 @@
-# Searches label values for a text (ignoring case) or for given values. `_table.pyx` includes
-# this file.
+# Searches label values for a text (ignoring case) or for given values.
 #
-# A search belongs to one call of `Table.top` or `top_groups`. All of its memory is allocated before
-# the first row is visited. A text is compared with label values as they appear on a page, that is,
-# with escapes.
+# A search belongs to one call of `Table.top` or `top_groups`, and allocates its memory before the
+# first row is visited. Label values are compared as they appear on a page, with escapes.
 #
-# The label ID of a value is the number of an interned string, or an integer. If a value does not
-# match, its label ID is remembered in `misses`, so that the value is compared only once per column.
-# During the search, the value's string can be removed, and a new string can get the same number.
-# The new string then counts as a miss. This error is allowed: rows with the new string were created
-# during the search, and a scan may omit such rows. Values that match are not remembered: a new
-# string could get the number of a string that matched, and rows that do not match must never be
-# shown.
+# `misses` has the label IDs of values that do not match, so that each value is compared only once
+# per column. During the search, a new string can get the ID of a removed one, and then counts as a
+# miss. This does no harm: a scan may omit rows that were created during the scan. IDs that match
+# are not stored, because rows that do not match must never be shown.
 
 cdef enum:
     MAX_VARIANTS = 4            # variants of a character: itself, lower, upper and title case
@@ -31,7 +26,7 @@ cdef struct SearchedValue:
 
 
 cdef struct ValueSet:
-    # A hash table with open addressing. The table is at most half full.
+    # A hash table with open addressing, at most half full.
     SearchedValue *slots
     uint32_t mask               # number of slots - 1; undefined if there are no slots
 
@@ -58,9 +53,8 @@ cdef list case_variants(str character):
 
 cdef int search_init(Search *search, TableState *table, const View *view, str text,
                      dict value_sets) except -1:
-    # `value_sets` maps columns to values in UTF-8 with escapes. A newline follows each value. The
-    # search borrows these values. The caller must destroy the search, even if this function raises
-    # an exception.
+    # `value_sets` maps columns to values in UTF-8 with escapes; a newline follows each value. The
+    # search borrows these values. The caller must destroy the search, even after an exception.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start
@@ -170,7 +164,7 @@ cdef bint matches_at(const Search *search, const char *text, uint32_t length) no
 
 cdef inline uint32_t character_at(const Character *character, const char *text,
                                   uint32_t length) noexcept nogil:
-    # If the text begins with a variant of the character, the length of this variant; if not, 0.
+    # The length of the variant of the character with which the text begins, or 0.
     cdef uint32_t i
     for i in range(character.variants):
         if (character.lengths[i] <= length

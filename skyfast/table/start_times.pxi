@@ -1,11 +1,8 @@
-# Start times: when the counters of each row were 0, in Unix milliseconds. `_table.pyx` includes
-# this file.
+# Start times: when the counters of each row were 0, in Unix milliseconds.
 #
-# A row keeps the start time that it gets from its first report. A later report can belong to a flow
-# that began earlier, but a changed start time would look like a counter reset. Start times come
-# from an agent's clock. This clock may be ahead of the local clock, so start times are limited to
-# the local system time. Updates and relabeling call this code under the table's mutex; pages read
-# the start times under the mutex.
+# A row keeps the start time of its first report, because a changed start time would look like a
+# counter reset. Start times come from an agent's clock, which may be ahead, so they are limited to
+# the local system time. This code needs the table's mutex.
 
 cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
     # The start time of a row: 0 if it is unknown, NO_START before the first report.
@@ -13,15 +10,13 @@ cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
 
 
 cdef inline int64_t clamp_to_now(const TableState *table, int64_t start_ms) noexcept nogil:
-    # `start_ms`, or the current time if `start_ms` is in the future.
     return min(start_ms, table.wall_ms) if table.wall_ms else start_ms
 
 
 cdef inline int64_t start_of_report(const TableState *table, const Report *report,
                                     bint counts_total) noexcept nogil:
-    # The start time of a row that an unknown flow creates; 0 if the report lacks this time. If the
-    # row gets the flow's total, the start time is the start of the flow. If the row gets only the
-    # deltas of the last update, the start time is the start of the last update.
+    # The start time of a row that an unknown flow creates, or 0 if the report lacks this time: the
+    # start of the flow if the row gets the flow's total, otherwise the start of its last update.
     return clamp_to_now(table, report.start_ms if counts_total else report.update_start_ms)
 
 
@@ -33,9 +28,8 @@ cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) n
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
-    # The start time of a removed connection that a dormant flow creates again. The counters of the
-    # connection are restored from the flow's total. Prometheus may have samples of the removed
-    # connection. A start time after these samples would look like a counter reset, so the result is
+    # The start time of a removed connection that is restored from a dormant flow's totals. A start
+    # time after earlier samples of the connection would look like a counter reset. So the result is
     # at most the estimated time of the flow's previous report. `dormant_s` is the time at which the
     # flow became dormant.
     cdef double reported_s = dormant_s - floor(table.min_timeout_s)
@@ -46,7 +40,6 @@ cdef int64_t start_of_total(const TableState *table, const Report *report,
 
 
 cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) noexcept nogil:
-    # Set the start time of a row, if the row is new.
     if start_of(view, row)[0] == NO_START:
         start_of(view, row)[0] = start_ms
 

@@ -1,15 +1,14 @@
 # Strings: hash functions, and interned strings. Each interned string is stored once, with the
-# escapes of a label value. `_table.pyx` includes this file.
+# escapes of a label value.
 #
 # Code that stores a string's number must own a reference to the string, and give the reference back
 # with `string_release`. Rendering copies whole blocks of 16 bytes, so a string must be readable up
-# to the end of its last block. `mix64`, `load` and `hash_bytes` must never change: all shards must
-# compute the same hash of a conversation (see `SHARD_SEED`). If the hash changed, shards of
-# different versions would export some flows twice and omit others.
+# to the end of its last block. `mix64`, `load` and `hash_bytes` must never change, because shards
+# that run different versions must compute the same hash of a conversation (see `SHARD_SEED`).
 
 # ---------------------------------------------------------------------------------------------
-# Hashes have a seed, because untrusted hosts choose addresses. Without a seed, a host could cause
-# collisions on purpose.
+# Hashes have a seed, because untrusted hosts choose addresses and could cause collisions on
+# purpose.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
     # The finalizer of splitmix64 (Steele, Lea, Flood 2014). `mix64` is a bijection, so the UUID of

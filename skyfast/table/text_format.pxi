@@ -1,11 +1,9 @@
-# Writing lines: strings, numbers and label values, one after another. `_table.pyx` includes this
-# file.
+# Writing lines: strings, numbers and label values, one after another.
 #
-# Rendering spends most of its time in these functions, mostly under the table's mutex. So these
-# functions are plain C, inline, and do not check for space. Callers provide space for the longest
-# line, and for the blocks that are copied beyond the end of the line (`max_lines`). Bytes are
-# copied in whole blocks, so a source must be readable up to the end of its last block. Numbers are
-# written exactly, without an exponent.
+# Rendering spends most of its time in these functions, mostly under the table's mutex. So they are
+# plain C, inline, and do not check for space. Callers provide space for the longest line, and for
+# the blocks that are copied beyond its end (`max_lines`). Numbers are written exactly, without an
+# exponent.
 
 cdef const char *DIGITS = (
     "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
@@ -31,7 +29,6 @@ cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nog
 
 
 cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
-    # Writes the digits into a scratch buffer, two at a time, from right to left.
     cdef char scratch[2 * MAX_INTEGER_DIGITS]
     cdef char *end = scratch + MAX_INTEGER_DIGITS
     cdef char *start = end

@@ -1,12 +1,10 @@
 # Timer wheels: one list of rows per second. A row is added to the list of its deadline, and stays
-# there if the deadline becomes later. `_table.pyx` includes this file.
+# there if the deadline becomes later.
 #
-# A wheel contains only the first row number of each list. Each row contains the link to the next
-# row of its list; callers pass the location of this link. Only the first row of a list can be
-# removed, so a row in a wheel must not be freed before its slot is due. When the slot is due, the
-# row is removed from the list. If the row's deadline has passed, the row expires. If not, the row
-# is added again. A later deadline has no other cost. Update, relabeling and expiry call this code
-# under the table's mutex.
+# Each row contains the link to the next row of its list; callers pass the location of this link.
+# Only the first row of a list can be removed, so a row in a wheel must not be freed before its slot
+# is due. When the slot is due, the row expires, or is added again if its deadline is later. This
+# code needs the table's mutex.
 
 cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                            uint32_t *next) noexcept nogil:
@@ -20,9 +18,8 @@ cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t numb
 
 cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t count, uint32_t now_s,
                                uint32_t *max_rows) noexcept nogil:
-    # The first due row, or 0. A result of 0 has one of two reasons: `max_rows` is used up, or no
-    # row is due. Only in the second case is `next_s` later than `now_s`. `count` is the number of
-    # rows in the wheel.
+    # The first due row. The result is 0 if no row is due, or if `max_rows` is used up. In the
+    # second case, `next_s` is not later than `now_s`. `count` is the number of rows in the wheel.
     cdef uint32_t number
     while wheel.next_s <= now_s:
         if count == 0:
@@ -39,5 +36,5 @@ cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t count, uint32_t now_s
 
 
 cdef inline void wheel_remove(TimerWheel *wheel, uint32_t next) noexcept nogil:
-    # Remove the due row from its slot. `next` is the row after the due row.
+    # `next` is the row after the due row.
     wheel.slots[wheel.next_s & wheel.mask] = next

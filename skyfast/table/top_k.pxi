@@ -1,7 +1,7 @@
-# Top k: a bounded min-heap finds the rows with the highest values. `_table.pyx` includes this file.
+# Top k: a bounded min-heap finds the rows with the highest values.
 #
-# A heap belongs to one call of a method, and never grows. All of its memory is allocated before the
-# first row is visited, because rows are visited under the table's mutex.
+# A heap belongs to one call of a method, and never grows, because rows are visited under the
+# table's mutex.
 
 cdef struct SnapshotValues:
     # The values of a family when a snapshot was taken, by row number (from 1). The hash of the
@@ -12,7 +12,7 @@ cdef struct SnapshotValues:
 
 
 cdef struct TopRow:
-    # One of the top rows. The heap's root is the row with the lowest rank.
+    # The heap's root is the row with the lowest rank.
     int64_t rank
     uint32_t row
     uint32_t hash               # hash of the row's labels when the row was added to the heap
@@ -33,7 +33,7 @@ cdef inline bint top_k_accepts(const TopK *top, int64_t rank) noexcept nogil:
 
 cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
                            uint32_t hash) noexcept nogil:
-    # Add a row to the heap. If the heap is full, the row replaces the row with the lowest rank.
+    # If the heap is full, the row replaces the row with the lowest rank.
     cdef TopRow *heap = top.heap
     cdef uint32_t index, child
     if top.count < top.capacity:
@@ -58,7 +58,7 @@ cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
 
 
 cdef int compare_ranks(const void *one, const void *other) noexcept nogil:
-    # Sorts by rank, the highest first. Rows of equal rank are sorted by row number.
+    # Sorts by rank, the highest first, then by row number.
     cdef const TopRow *a = <const TopRow *>one
     cdef const TopRow *b = <const TopRow *>other
     if a.rank != b.rank:

@@ -1,9 +1,9 @@
-# Applying reports to the table's rows. `_table.pyx` includes this file. This is the last of the
-# three steps of `Table.update`, and the only step that changes flows and connections.
+# Applying reports to the table's rows. This is the last of the three steps of `Table.update`, and
+# the only step that changes flows and connections.
 #
-# `Table.update` calls `update_flows`, which takes the mutex once per batch for `apply_batch`. All
-# code that `apply_batch` calls runs under the mutex. The rules are in docs/architecture.md. If an
-# allocation fails, the current report has no effect.
+# `update_flows` takes the mutex once per batch: `apply_batch`, and all code that it calls, runs
+# under the mutex. The rules are in docs/architecture.md. If an allocation fails, the current report
+# has no effect.
 
 cdef enum:
     # Results of `apply_unknown`, in addition to the reasons to skip.
@@ -20,7 +20,7 @@ cdef struct Targets:
 
 cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *readers, list flows,
                              Py_ssize_t start, double now, list owned) except -1:
-    # Apply `flows[start:]` in batches. Returns the index after the last flow applied.
+    # Returns the index after the last flow applied.
     cdef Py_ssize_t position = start
     cdef int done
     begin_update(table, batch, now)
@@ -51,8 +51,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void add_missed_names(TableState *table, const Batch *batch, int done) noexcept:
-    # Intern the results in `batch.missed`, except those of reports that were skipped or not
-    # processed. The first `done` reports were processed. Takes the mutex.
+    # Intern the results in `batch.missed`, except those of skipped reports. Only the first `done`
+    # reports were processed.
     cdef uint32_t i, number, position
     lock_with_priority(table)
     for i in range(batch.missed_count):
@@ -176,8 +176,8 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
 # Unknown flows
 
 cdef int apply_by_state(TableState *table, Report *report) noexcept nogil:
-    # Apply a report according to the current state of its flow. The flow was not live when the
-    # batch was read, but earlier reports of the batch may have made the flow live or evicted it.
+    # The flow was not live when the batch was read, but earlier reports of the batch may have made
+    # the flow live or evicted it.
     report.flow = find_flow(table, &report.key)
     report.uses_lifecycle = report.uses_last_update = False
     if report.flow:
@@ -240,10 +240,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the horizon (see `Table.horizon_s`), so it has never been
-    # counted. `age_ms` is the difference of two times of one agent, because the clocks of two hosts
-    # may differ. If flows are deduplicated, the result is False, because the table does not
-    # remember skipped duplicates.
+    # Whether an unknown flow began after the horizon (see `Table.horizon_s`). `age_ms` is the
+    # difference of two times of one agent, because the clocks of two hosts may differ. With
+    # conversations, the result is False, because the table does not remember skipped duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - MAX_REPORT_DELAY_S
                  > table.horizon_s))
@@ -252,16 +251,16 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 cdef inline bint adds_whole_total(const TableState *table, const View *view,
                                   bint creates) noexcept nogil:
     # Whether an unknown flow adds its whole total to a row, even if the report is not the flow's
-    # first report. This requires that the flow creates the row, that the labels identify the
-    # connection, and that no overflow row can have a part of the flow's total.
+    # first report. If the table has overflowed, an overflow row may already have a part of this
+    # total.
     return creates and view.identifies_connection and not table.overflowed
 
 
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t saved) noexcept nogil:
-    # Whether the flow adds `initial_delta`, instead of its whole total, to its row in at least one
-    # view (see `adds_whole_total`). `number` is the flow's row in the first view, or 0 if the row
-    # must be created. `saved` is the dormant row with the saved counters for the new row, or 0.
+    # Whether the flow adds `initial_delta`, instead of its whole total, in at least one view.
+    # `number` is the flow's row in the first view, or 0. `saved` is the dormant row with the saved
+    # counters for a new row, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -284,8 +283,7 @@ cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uin
 
 cdef int add_flow(TableState *table, const Report *report, const Labels *labels, uint32_t number,
                   uint32_t saved, uint32_t conversation) noexcept nogil:
-    # Add a flow, and the rows that it links to. If out of memory, adds nothing. `number` and
-    # `saved` are as in `needs_initial_delta`.
+    # If out of memory, adds nothing. `number` and `saved` are as in `needs_initial_delta`.
     cdef Targets targets
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
@@ -304,8 +302,7 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
 cdef bint find_or_add_all_targets(TableState *table, const Report *report, const Labels *labels,
                                   uint32_t number, uint32_t *conversation,
                                   Targets *targets) noexcept nogil:
-    # Find or create the rows and the conversation of a flow that becomes live. If out of memory,
-    # creates nothing and returns False.
+    # Also finds or adds the conversation. If out of memory, adds nothing and returns False.
     cdef uint32_t before = conversation[0]
     if not ensure_conversation(table, report, conversation):
         return False
@@ -318,8 +315,8 @@ cdef bint find_or_add_all_targets(TableState *table, const Report *report, const
 
 cdef bint find_or_add_targets(TableState *table, const Labels *labels, uint32_t number,
                               Targets *targets) noexcept nogil:
-    # Find or create the rows of a flow. `number` is the flow's row in the first view, or 0 if the
-    # row must be created. If out of memory, creates nothing and returns False.
+    # `number` is the flow's row in the first view, or 0. If out of memory, adds nothing and returns
+    # False.
     cdef View *first = &table.views[0]
     cdef RowKey key
     targets.created[0] = number == 0
@@ -361,9 +358,8 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
                     const Targets *targets, uint32_t conversation, uint32_t saved,
                     const int64_t *deltas) noexcept nogil:
     # Link a flow to its rows, and add its report to these rows. A dormant flow adds `deltas`. For
-    # an unknown flow, `deltas` is NULL, and the flow adds its total or the deltas of its last
-    # update. If the flow's row in the first view is new, `saved` is the dormant row with the saved
-    # counters for the new row, or 0.
+    # an unknown flow, `deltas` is NULL: it adds its total or its last update. `saved` is the
+    # dormant row with the saved counters for a new row of the first view, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
@@ -413,7 +409,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             elif deltas != NULL and view.identifies_connection:
                 target.flows |= RESTORED
                 add_to_counters(view, target, totals_of(flow))
-                count_new_flow(view, target)        # see `save_counters`
+                count_new_flow(view, target)        # `save_counters` saves other numbers
                 start_ms = start_of_total(table, report, dormant_s)
         set_start(view, target, start_ms)
         add_deltas(table, view, target, added, report.values)
