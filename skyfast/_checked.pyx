@@ -426,7 +426,7 @@ cdef class _Check:
         return 0
 
     cdef set check_list(self, str kind, DormantList *rows):
-        # Check a list of dormant rows. Returns the row numbers in the list.
+        # Returns the row numbers in the list.
         cdef uint32_t number = rows.head, previous = 0, since_s = 0
         cdef set numbers = set()
         cdef Flow *flow

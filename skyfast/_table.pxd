@@ -1,8 +1,7 @@
 # The data structures of the table: sizes, units and ownership of memory.
 #
-# The table owns the memory of all these structures, and allocates the memory with C functions.
-# Structures refer to rows by row number, because a number takes 4 bytes and a pointer takes 8. Row
-# number 0 means "none". Pointers to rows are only used during a call.
+# The table owns all this memory, and allocates it with C functions. Structures refer to rows by row
+# number, because a number takes 4 bytes and a pointer takes 8. Row number 0 means "none".
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -23,19 +22,19 @@ cpdef enum:
 
 
 cdef struct RowHead:
-    # The first fields of every kind of row. If the row is in use, `next` is the next row in the
-    # same bucket of the index. If the row is free, `next` is the next free row.
+    # The first fields of every kind of row. `next` is the next row in the same bucket of the index,
+    # or the next free row.
     uint32_t hash
     uint32_t next
 
 
 cdef struct Arena:
-    # The memory for slabs and index segments. The memory is allocated in large blocks, and freed
-    # with the table. All blocks except the first use huge pages, because rows are visited in random
-    # order: with small pages, almost every visit would miss the TLB.
+    # The memory for slabs and index segments, in large blocks that are freed with the table. All
+    # blocks except the first use huge pages: rows are visited in random order, so with small pages,
+    # almost every visit would miss the TLB.
     char **blocks
     uint32_t block_count
-    uint32_t block_capacity     # capacity of `blocks`
+    uint32_t block_capacity
     char *free                  # unused part of the newest block
     size_t free_bytes
     size_t bytes                # size of the slabs, segments and long strings in use
@@ -43,60 +42,54 @@ cdef struct Arena:
 
 cdef struct Rows:
     # A slab allocator for rows of one size, with an index by hash. The index uses linear hashing:
-    # it grows by one bucket at a time. Row numbers start at 1.
+    # it grows by one bucket at a time.
     Arena *arena
     char **slabs                # SLAB_ROWS rows each; never moved, freed with the table
     uint32_t slab_count
-    uint32_t slab_capacity      # capacity of `slabs`
+    uint32_t slab_capacity
     uint32_t stride             # bytes per row
-    uint32_t end                # lowest row number that has never been used
-    uint32_t used               # rows in use
-    uint32_t free_head          # first row of the list of free rows
+    uint32_t end                # lowest row number that has never been used; numbers start at 1
+    uint32_t used
+    uint32_t free_head
     uint32_t **segments         # SEGMENT_BUCKETS buckets each; a bucket is a row number
     uint32_t segment_count
     uint32_t segment_capacity
-    uint32_t buckets            # buckets in use
+    uint32_t buckets
     uint32_t mask               # 2^k - 1, with buckets <= mask < 2 * buckets
 
 
 cdef struct String:
-    # An interned string in UTF-8. Label values are stored with their escapes, as on a page. A row
-    # takes 64 bytes: one cache line. `refs` counts the references to the string: a label ID or a
-    # key that contains the string's number is a reference.
+    # An interned string in UTF-8; label values have their escapes. A row takes 64 bytes: one cache
+    # line.
     uint32_t hash
     uint32_t next
-    uint32_t refs               # 0 in a free row
+    uint32_t refs               # label IDs and keys that have the string's number; 0 in a free row
     uint32_t length             # bytes
     char inline[48]             # the string, or a pointer to it if it is longer than 48 bytes
 
 
 cdef struct TimerWheel:
-    # One list of row numbers per second, in a ring of slots. If a deadline is too far ahead for the
-    # ring, the row is added to the farthest slot.
+    # One list of row numbers per second, in a ring of slots.
     uint32_t *slots
     uint32_t mask
     uint32_t next_s             # the next second whose slot is visited
 
 
 cdef struct DormantList:
-    # Dormant flows in the order in which they became dormant.
     uint32_t head               # the row that is forgotten first
     uint32_t tail
     uint32_t count
 
 
 cdef struct Flow:
-    # One flow, as an agent reports it. The key of the row is the flow's UUID; the row stores the
-    # flow's latest totals. A row takes 32 bytes, plus 8 per counter and 4 per link (64 with the
-    # default plan).
+    # One flow, as an agent reports it, with its latest totals. The key is the flow's UUID. A row
+    # takes 32 bytes, plus 8 per counter and 4 per link (64 with the default plan).
     #
-    # A dormant flow (see `_table.pyx`) belongs to a `DormantList`, not to a connection or the timer
-    # wheel. Therefore three fields of a dormant row have another meaning. `connection` is the
-    # previous row of the list. `wheel_next` is the next row of the list. `deadline_s` is the time
-    # at which the flow was added to the list. Instead of a flow, a dormant row can store the
-    # counters of a removed connection. The key of such a row is a hash of the connection's labels.
-    # The field `last_ms` of the row contains the connection's number of new flows and start time
-    # (see `pack_saved`).
+    # A dormant flow (see `_table.pyx`) is in a `DormantList`, not in a connection or the timer
+    # wheel. `connection` is then the previous row of the list, `wheel_next` the next row, and
+    # `deadline_s` the time at which the flow was added to the list. Instead of a flow, a dormant
+    # row can store the counters of a removed connection. Its key is then a hash of the connection's
+    # labels, and `last_ms` is as in `pack_saved`.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
@@ -104,17 +97,18 @@ cdef struct Flow:
     uint32_t deadline_s         # time of the table's clock at which the flow becomes dormant
     uint32_t wheel_next         # next flow in the same slot of the timer wheel
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
-    # The struct is followed by int64_t totals[counters] and by uint32_t links. A total is ABSENT if
-    # no report contained it. If there are conversations, the first link is the flow's conversation.
-    # The next links are only valid for live flows: the flow's rows in views with
-    # `linked_from_flow`, then the strings that lookups use as keys and context. If there are
-    # histograms, the last link contains the flags FIRST_OBSERVED and CLOSING_OBSERVED, which
-    # dormant flows keep.
+    # After the struct: int64_t totals[counters], which are ABSENT if no report had the total. Then
+    # uint32_t links in this order:
+    # * the flow's conversation, if there are conversations
+    # * only valid in live flows: the flow's rows in views with `linked_from_flow`
+    # * only valid in live flows: the strings that lookups use as keys and context
+    # * if there are histograms: the flags FIRST_OBSERVED and CLOSING_OBSERVED
     #
-    # Flags in `connection`: STRING_KEY means that the UUID is not a 64-bit number. LABELS_KEY means
-    # that the key is a hash of labels: the row has the counters of a removed connection. DORMANT
-    # means that the flow is not live. ENDED means that the flow's latest report was its closing
-    # report.
+    # Flags in `connection`:
+    # * STRING_KEY: the UUID is not a 64-bit number.
+    # * LABELS_KEY: the key is a hash of labels; the row has the counters of a removed connection.
+    # * DORMANT: the flow is not live.
+    # * ENDED: the flow's latest report was its closing report.
 
 
 cdef struct Connection:
@@ -125,11 +119,15 @@ cdef struct Connection:
     uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # in the first view: rows of other views; else: next in wheel slot
-    # The struct is followed by int64_t values[counters + gauges]. If the view counts new flows, an
-    # int64_t with their number comes next. The row ends with an int64_t start time, the view's
-    # histograms, and uint32_t label_ids[columns]. The flag RESTORED means that the row started with
-    # the counters of a removed connection. Only the first view uses this flag.
+    uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
+    # After the struct, in this order:
+    # * int64_t values[counters + gauges]
+    # * int64_t number of new flows, if the view counts new flows
+    # * int64_t start time
+    # * the view's histograms
+    # * uint32_t label_ids[columns]
+    #
+    # Flag RESTORED: this row of the first view started with the counters of a removed connection.
 
 
 cdef struct NamesRow:
@@ -147,8 +145,7 @@ cdef struct NamesRow:
 
 cdef struct Conversation:
     # The capture point whose flows are counted for a conversation: see `table/conversations.pxi`.
-    # The row exists while any live or dormant flow links to the row. If all these flows are dormant
-    # and none of them claims the conversation, a row of another capture point can replace this row.
+    # The row exists while any live or dormant flow links to it.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high
@@ -159,10 +156,9 @@ cdef struct Conversation:
 
 
 cdef struct LabelValue:
-    # A label value of a report. The value is only valid for one batch: its text is borrowed from
-    # the decoded flow, or from the result of a rewrite or lookup. `text` is NULL if the value is an
-    # integer.
-    const char *text            # also NULL if `string` was copied from a `NamesRow`
+    # A label value of a report. The value is only valid for one batch, because its text is
+    # borrowed.
+    const char *text            # NULL: the value is an integer, or `string` comes from a `NamesRow`
     uint32_t length
     uint32_t hash
     uint32_t string             # number of the interned string, 0 if not known
@@ -173,9 +169,8 @@ cdef struct LabelValue:
 
 cdef struct OmittedFields:
     # The values of a report that are omitted because a field is invalid. A value is read from one
-    # or two fields: for example, a sum is read from one field per direction. `fields[0]` has a bit
-    # for each value whose first field is invalid. `fields[1]` has a bit for each value whose second
-    # field is invalid.
+    # or two fields, for example one per direction. `fields[0]` has a bit for each value whose first
+    # field is invalid, and `fields[1]` for each value whose second field is invalid.
     uint64_t fields[2]
 
 
@@ -187,15 +182,14 @@ cdef struct FlowKey:
 
 
 cdef struct Report:
-    # A report: the fields of one decoded flow, as read for one batch.
+    # The fields of one decoded flow, as read for one batch.
     FlowKey key
     int64_t last_ms
     uint32_t flow               # row number, 0 if the flow is unknown
     bint dormant                # whether the flow was dormant when the batch was read
     int skip                    # reason to skip the report, or SKIP_NONE
     int finish                  # FinishType
-    # All counters, then gauges, then closing gauges, which are only set in closing reports. The
-    # batch owns the array.
+    # counters, gauges, and closing gauges (only set in closing reports); owned by the batch
     int64_t *values
     # the fields up to `last_update` are only read if the flow is not live
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
@@ -250,9 +244,7 @@ cdef struct Literal:
 
 
 cdef struct Histogram:
-    # The distribution of a value over the flows of a row. At `offset`, a row has int64_t
-    # counts[bound_count + 1], the number of values in each bucket. The int64_t sum of the values
-    # follows.
+    # At `offset`, a row has int64_t counts[bound_count + 1] and the int64_t sum of the values.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
     uint32_t event              # the event that it observes: FIRST_OBSERVED or CLOSING_OBSERVED
     uint32_t sources[2]         # indexes of the observed values in `Report.values`
@@ -263,9 +255,8 @@ cdef struct Histogram:
 
 
 cdef struct HistogramText:
-    # The literals of a histogram's lines, except those between its label values. There are five
-    # kinds of lines. Each of the first five literals begins one kind of line, up to the first
-    # label.
+    # The literals of a histogram's lines, except those between its label values. Each of the first
+    # five begins one kind of line, up to the first label.
     Literal bucket
     Literal sum
     Literal count
@@ -289,8 +280,8 @@ cdef struct Family:
     Literal created             # the name of the samples with start times in OpenMetrics 1.0
     Literal *literals           # columns + 1 literals: before, between and after label values
     Literal second              # replaces the literal at `direction_index` for the second direction
-    # For a family of histograms, `values` is not used. The histogram of the first direction is at
-    # this index of `View.histograms`, and that of the second direction follows.
+    # instead of `values` in a family of histograms: index of the first direction in
+    # `View.histograms`; the second direction follows
     uint32_t histogram
     HistogramText *text         # NULL if the family is not a histogram
 
@@ -318,9 +309,9 @@ cdef struct View:
     uint32_t values             # number of counters and gauges
     uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
     bint counts_new_flows       # whether the number of new flows follows the counters and gauges
-    Amount bytes                # of both directions together
-    Amount packets              # of both directions together
-    Bounds bounds               # read and written under the mutex
+    Amount bytes
+    Amount packets
+    Bounds bounds               # written under the mutex
     Histogram *histograms
     uint32_t histogram_count
     # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows

@@ -3,70 +3,61 @@
 """The table: flows, connections, expiry and rendering, without clock, sockets or logging.
 
 Data structures
-    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. The key
-    of the row is the flow's UUID, and the row stores the flow's latest totals. A *connection* row
-    represents one label tuple on the page. Each report adds its *deltas*, the increase of its
-    flow's totals, to connection rows. A label value is stored in 32 bits: the number of an interned
-    string (with bit 31 set), or a small integer. A *plan* defines which labels and metrics are
-    exported. It has one or more *views*: a view is a set of metrics with the same labels, and has
-    its own connection rows. Each flow row links to one row of the first view. If the labels of
-    another view are a subset of the first view's labels, all flows of a connection share one row of
-    the other view. The connection's row in the first view then contains the link to the shared row.
-    If the labels are not a subset, each flow row contains the link to its row of the other view.
-    Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
-    and index (`Rows`). The index uses linear hashing, which splits one bucket at a time, so no
-    insert has to rehash all rows. The structs are in ``_table.pxd``.
+    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. Its key
+    is the flow's UUID, and it stores the flow's latest totals. A *connection* row represents one
+    label tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
+    connection rows.
 
-    Flows expire with a timer wheel that has one slot per second. A flow is added to the slot of its
-    deadline. A report only writes a later deadline into the row; the row stays in its slot. When
-    the slot is due, a flow with a later deadline moves to the slot of that deadline. Any other flow
-    in the slot becomes dormant. A connection of the first view is removed with its last live flow.
-    Each other view has its own wheel, because its connections can outlive their flows.
+    A *plan* defines which labels and metrics are exported. It has one or more *views*: a view is a
+    set of metrics with the same labels, and has its own connection rows. Each flow row links to one
+    row of the first view. If the labels of another view are a subset of the first view's labels,
+    connection rows of the first view link to rows of the other view. If not, flow rows link to
+    them.
+
+    Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
+    and index (`Rows`). The index splits one bucket at a time, so no insert has to rehash all rows.
+
+    Flows expire with a timer wheel (see ``table/timer_wheel.pxi``). A connection of the first view
+    is removed with its last live flow. Each other view has its own wheel, because its connections
+    can outlive their flows.
 
     A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
     the flow's next report arrives, only the increase over the stored totals is added. Each dormant
     row is in one of three lists: flows that claim a conversation (see ``table/conversations.pxi``),
-    flows that have ended, and all others. Each list is in the order in which its rows were added.
-    The lists need no extra space: their links use the fields that link a live flow to its
-    connection and wheel slot. The oldest rows of a list are forgotten first: after a limited time,
-    or when a new flow needs the space. The counters of a removed connection are stored in a
-    separate dormant row. This row is not needed if the counters can be restored from the totals of
-    the connection's last flow. The key of the separate row is a hash of the labels. See
-    ``table/dormant.pxi``.
+    flows that have ended, and all others. The oldest rows of a list are forgotten first: after a
+    limited time, or when a new flow needs the space. The counters of a removed connection are
+    stored in a separate dormant row, unless the totals of its last flow are enough to restore them.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
     new or dormant flow takes two searches, plus one per label string. If the table knows the result
     of a lookup from a recent report, one search finds all labels of this result. Expiry takes time
     in proportion to the number of expired rows. In addition, each live flow is added to the wheel
-    again once per timeout. Adding a row to a dormant list and removing a row from it take constant
-    time. For each family, a page visits all connections of the family's view once.
+    again once per timeout. For each family, a page visits all connections of the family's view
+    once.
 
 Memory
-    Slabs and index segments are allocated from an arena of large blocks (`Arena`). The text of a
-    string longer than 48 bytes is allocated with malloc. Slabs and segments are kept until the
-    table is destroyed; freed rows are reused first. The table keeps no Python objects per flow or
-    connection. Its only Python objects are the plan, the names and types of fields, and up to
-    MAX_NAMES results of lookups. If an allocation fails, `update` raises MemoryError, and the
-    report that is being applied has no effect.
+    Slabs and index segments are allocated from an arena of large blocks (`Arena`), and kept until
+    the table is destroyed. The table keeps no Python objects per flow or connection. Its only
+    Python objects are the plan, the names and types of fields, and up to MAX_NAMES results of
+    lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
+    applied has no effect.
 
 Lock
-    There is one mutex. A thread holds it for one slice of work at a time. There are three kinds of
-    slices: a batch of reports, some rows that expire or are relabeled, and up to RENDER_ROWS
-    connections of a page or scan. Only one thread, *the thread that updates*, may call `update`,
-    `expire` and `Relabeling.step`. No other thread changes rows, so this thread may read rows
-    without the mutex. Any thread may read pages. Between two slices, pages and scans yield to the
-    thread that updates, because the mutex itself is not fair. A thread that holds the mutex never
-    waits for the GIL, because a thread that has the GIL may be waiting for the mutex. Therefore all
-    code under the mutex is plain C. Even memory is allocated with C functions: Python's allocators
-    may take the GIL if allocations are traced.
+    There is one mutex. A thread holds it for one slice of work at a time: a batch of reports, some
+    rows that expire or are relabeled, or up to RENDER_ROWS connections of a page or scan. Only one
+    thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`. No other
+    thread changes rows, so this thread may read rows without the mutex. Any thread may read pages.
+    A thread that holds the mutex never waits for the GIL, because a thread that has the GIL may be
+    waiting for the mutex. Therefore all code under the mutex is plain C. Even memory is allocated
+    with C functions: Python's allocators may take the GIL if allocations are traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
     constants that several files share. The methods of `Table` are implemented in ``table/``, one
-    file per concern, as free functions on `TableState`. Cython includes these files, so that all
-    code is one compilation unit: the C compiler only inlines functions of the same unit. The
-    functions cannot be methods, because ``include`` is not possible in a class body.
+    file per concern, as free functions on `TableState`. They cannot be methods, because ``include``
+    is not possible in a class body. Cython includes the files, because the C compiler only inlines
+    functions of the same compilation unit.
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
@@ -182,8 +173,8 @@ cdef enum:
     NAMES_AHEAD = 4             # names are prefetched this many reports ahead
     CACHE_LINE = 64
 
-# Sizes and steps of growth. _checked.pyx defines smaller sizes, so that every kind of growth occurs
-# in tests with a few rows. _checked.pyx also tells AddressSanitizer which rows are unused.
+# Sizes and steps of growth. _checked.pyx defines smaller ones, so that every kind of growth occurs
+# in tests with a few rows.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -270,7 +261,7 @@ cdef extern from *:
     const uint64_t SHARD_SEED       # must never change: shards of different versions would overlap
     const uint64_t PART_SEED        # must be odd; another number would move rows to other parts
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
-    const int64_t MAX_INTEGER       # largest valid number in a field of a flow: MAX_NUMBER
+    const int64_t MAX_INTEGER       # the same as MAX_NUMBER
     const uint64_t EACH_BYTE        # the number 1 in each byte
     # The maximum delay of a report, on top of the agent's update interval. An analyzer keeps a
     # batch for up to 5 s. The other 10 s cover transport and sockets that have not been read yet.
@@ -356,8 +347,7 @@ cdef struct FoundNames:
 
 
 cdef struct Batch:
-    # Up to BATCH reports, which are processed in three steps. They are read with the GIL, then
-    # their rows are looked up, then they are applied under the lock.
+    # Up to BATCH reports, which are read, looked up and applied together.
     Report reports[BATCH]
     uint32_t size
     # each report has pointers into `values`, `last_update` and `label_values`
@@ -395,11 +385,11 @@ cdef struct TableState:
     uint64_t next_seq           # sequence number for the next connection row of any view
     # layout: set when the table is created
     uint64_t seed               # seed of all hashes except the hashes for sharding
-    uint32_t counters, values   # number of counters; number of counters and gauges
-    uint32_t all_values         # number of counters, gauges and closing gauges
-    uint32_t columns            # number of labels
-    uint32_t label_value_count  # number of labels plus number of strings that lookups use
-    uint32_t lookup_columns     # number of labels from lookups; they are the first columns
+    uint32_t counters, values   # `values` includes gauges
+    uint32_t all_values         # counters, gauges and closing gauges
+    uint32_t columns
+    uint32_t label_value_count  # labels, and strings that lookups use
+    uint32_t lookup_columns     # labels from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
@@ -409,7 +399,7 @@ cdef struct TableState:
     uint32_t flags_link         # index of the link that contains a flow's flags FIRST_OBSERVED, ...
     bint optional[MAX_VALUES]
     int gauge_kinds[MAX_VALUES]  # KEEP_LATEST, ...
-    bint has_conversations      # whether there are conversation rows
+    bint has_conversations
     uint64_t shard, shards      # this shard's index, and the number of shards
     uint32_t links_offset       # offset of the links in a flow row, in bytes
     uint32_t first_lookup_string  # index of the first lookup string in the links
@@ -426,18 +416,18 @@ cdef struct TableState:
     double memory_s             # time until a dormant flow is forgotten
     double min_timeout_s        # shortest timeout that the first view has ever had
     double flow_update_s
-    bint has_horizon            # whether `horizon_s` is set
+    bint has_horizon
     double horizon_s            # an unknown flow that began after this time has never been counted
     # overflow
-    bint has_overflow_rows      # whether flows that cannot be stored are added up in overflow rows
-    bint overflowed             # whether a flow has been added to an overflow row
+    bint has_overflow_rows
+    bint overflowed
     const char *overflow_text   # label value of overflow rows
     uint32_t overflow_length
     # current or latest call of `update`
     Batch *batch                # NULL unless a batch is being applied
     double now                  # time of the latest `update` or `expire`
     int64_t wall_ms             # system time of the latest `update` or `step`, Unix ms; 0: unknown
-    bint met_unknown            # whether the latest `update` included an unknown flow
+    bint met_unknown
     # counts
     uint64_t connections_created
     uint64_t expired
@@ -492,7 +482,9 @@ cdef class Table:
         shows that the offsets are wrong, fields are read as attributes. The results are the same.
 
     The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
-    seconds; the clock's origin does not matter.
+    seconds; the clock's origin does not matter. Any thread may call the methods from `page` to
+    `snapshot`. Those from `label_values` to `snapshot` visit all rows of a view, without the GIL. A
+    connection that changes during the call may be seen before or after the change.
     """
 
     cdef TableState state
@@ -501,12 +493,12 @@ cdef class Table:
     cdef object plan
     cdef bint wants_slots
     cdef list reader_objects            # owns the objects that `Field` borrows
-    cdef list batch_objects             # owns the results of rewrites and lookups for a batch
+    cdef list batch_objects             # owns results of rewrites and lookups for a batch
     cdef list field_names
-    cdef bytes overflow_label           # label value of overflow rows
+    cdef bytes overflow_label
     cdef tuple skip_names
     cdef tuple label_names
-    cdef tuple view_labels              # the names of the labels of each view
+    cdef tuple view_labels
     cdef tuple family_names
 
     def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, memory_s=0,
@@ -544,9 +536,8 @@ cdef class Table:
             a new row are added up in the view's overflow row, or rejected if the plan has no
             overflow rows.
         :param max_flows: maximum number of flow rows. At this limit, a new flow replaces a dormant
-            flow. If no flow can be replaced, new flows are added up in overflow rows, or rejected
-            if the plan has no overflow rows. After the limit is lowered, `expire` forgets surplus
-            dormant flows.
+            flow. If no flow can be replaced, new flows are added up or rejected as above. After the
+            limit is lowered, `expire` forgets surplus dormant flows.
         :param timeout_s: a flow becomes dormant if it has no report for this time, rounded up to a
             full second. A new timeout applies to a flow from the flow's next report, but never
             shortens the current deadline of the flow.
@@ -566,7 +557,7 @@ cdef class Table:
         """Assume that unknown flows that begin after `now` have never been counted.
 
         Call this method when the first reports arrive, and when a changed filter lets more flows
-        through. Before the first call, the table never makes this assumption.
+        through.
         """
         raise_horizon(&self.state, now)
 
@@ -602,14 +593,8 @@ cdef class Table:
         If a rewrite or lookup of a flow raises an exception, `update` raises the same exception.
         This flow and later flows were not applied; earlier flows may have been applied.
 
-        docs/architecture.md describes the rules. A known flow, live or dormant, adds its deltas. A
-        report is late if neither ``Last`` nor any counter is higher than the stored value. If
-        ``Last`` is higher and any counter is lower, the flow has started over. An unknown flow adds
-        its totals in three cases: if the report is the flow's first, if the flow cannot have been
-        counted before, or if the flow creates a connection whose labels identify a single
-        conversation. In all other cases, an unknown flow adds the deltas of its last update
-        (``LastUpdateMetric``). Skipped flows are counted in `skipped`, and omitted values in
-        `values_skipped`.
+        docs/architecture.md describes what a report adds to connections. Skipped flows are counted
+        in `skipped`, and omitted values in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results. Holds the GIL while
         waiting for the mutex. Another thread can hold the mutex while it renders or scans 2,048
@@ -634,9 +619,8 @@ cdef class Table:
             about 0.2 µs.
         :returns: whether there is more to do at this `now`.
 
-        After its deadline, a row is no longer on any page, but stays in the table until this method
-        removes it. If a delayed report arrives before the removal, the counters of the row
-        continue.
+        Between its deadline and its removal, a row is not on any page, but a delayed report can
+        still renew it.
         """
         cdef bint more
         with nogil:
@@ -662,7 +646,7 @@ cdef class Table:
         return relabeling
 
     def strings(self, uint32_t first, uint32_t count):
-        """Return a slice of the label values and the lookup keys in the table.
+        """Return a slice of the interned strings: label values, lookup keys and some UUIDs.
 
         A string keeps its number while the table uses the string. The numbers start at 1.
 
@@ -684,8 +668,7 @@ cdef class Table:
 
         :param openmetrics: 1 or 2 for OpenMetrics 1.0 or 2.0, 0 for the text format 0.0.4. The
             formats differ in metadata lines, start times and histograms; all other samples are the
-            same. A page in OpenMetrics 1.0 is only valid if no family uses a name that is reserved
-            for another family.
+            same. In OpenMetrics 1.0, no family may use a name that is reserved for another family.
         :param created: with OpenMetrics 1.0, show the start time of each counter as a sample
             ``_created`` directly after the counter's sample. OpenMetrics 2.0 always shows start
             times. A start time is missing if no report had a valid one.
@@ -700,8 +683,8 @@ cdef class Table:
         Any thread may read the page, at any speed, but only one thread at a time. If there are
         several parts, finding the connections of one part takes about 25 ns per connection of each
         view. If a view has bounds, the connections to show are selected when rendering reaches the
-        view. All series of the selected connections are shown. The selection takes about 5 ns per
-        connection and, while the page exists, 4 bytes per selected connection.
+        view. The selection takes about 5 ns per connection and, while the page exists, 4 bytes per
+        selected connection.
         """
         cdef uint32_t i
         cdef bint has_bounds = False
@@ -740,8 +723,7 @@ cdef class Table:
     def label_values(self):
         """Return the current number of different values for each label of the first view.
 
-        Takes about a nanosecond per connection and label, without the GIL. Callable from any
-        thread. Connections that are created or removed during the call may or may not be counted.
+        Takes about a nanosecond per connection and label.
         """
         return count_label_values(&self.state, self.label_names)
 
@@ -755,16 +737,14 @@ cdef class Table:
             view) or of combinations of label values (in another view). The second item maps each
             label to a tuple: the number of its values, its `count` most frequent values, and the
             number of connections that would remain without the label. The most frequent values are
-            a list of pairs (value, connections), the most frequent first. Values that were removed
-            during the call are omitted. The third item is true if all numbers of remaining
-            connections are exact. Numbers up to 32,768 are exact. Larger numbers are estimates with
+            a list of pairs (value, connections), the most frequent first. The third item is true if
+            all numbers of remaining connections are exact: numbers above 32,768 are estimates with
             a standard error below 0.8 %. The fourth item is the exact number of connections that
-            would remain without the label `without`. If `without` is None, the fourth item is None.
+            would remain without the label `without`, or None.
 
-        Takes about 20 ns per connection and label, without the GIL. Uses 512 KiB per label, and 24
-        to 48 bytes per value of each label. If `without` is set, the call takes 30 ns more and uses
-        24 to 48 bytes more per connection. Callable from any thread. Connections that are created
-        or removed during the call may or may not be counted.
+        Takes about 20 ns per connection and label. Uses 512 KiB per label, and 24 to 48 bytes per
+        value of each label. If `without` is set, the call takes 30 ns more and uses 24 to 48 bytes
+        more per connection.
         """
         if view >= self.state.view_count:
             raise IndexError("there is no such view")
@@ -780,8 +760,7 @@ cdef class Table:
         :returns: a list with an item for each view: a pair (connections, bytes), or None if the
             view has no bounds.
 
-        Takes about 5 ns per connection of these views, without the GIL. Callable from any thread.
-        Connections that change during the call may be seen before or after the change.
+        Takes about 5 ns per connection of these views.
         """
         return hidden_rows(&self.state, <uint32_t>floor(now))
 
@@ -791,15 +770,12 @@ cdef class Table:
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
         :returns: for each pair, the number of connections and of series that the page would show,
-            and the bytes that these connections have counted. If the view does not count bytes, the
-            bytes are 0.
+            and the bytes of these connections (0 if the view does not count bytes).
         :raises ValueError: a pair is invalid, or has a bound for bytes or packets that the view
             does not count.
         :raises MemoryError: an allocation failed.
 
-        Takes about 10 ns per connection, plus 2 ns per connection and pair, without the GIL.
-        Callable from any thread. Connections that change during the call may be seen before or
-        after the change.
+        Takes about 10 ns per connection, plus 2 ns per connection and pair.
         """
         if view >= self.state.view_count:
             raise IndexError("the table has no such view")
@@ -825,18 +801,16 @@ cdef class Table:
         :returns: a list with one tuple for each connection, in descending order of the rank. Each
             tuple has four items: the rank (the number by which connections are compared), the label
             values, the values of the view's families in order, and whether pages show the
-            connection. If the view has no bounds, pages show all connections. For a counter, the
-            rank is the sum of both directions. For a gauge, the rank is the higher of the two
-            directions' values. Histograms have no values. If the connection lacks a series, the
-            value of the series is None. All other values are integers as the table stores them,
-            without the family's decimal point.
+            connection. For a counter, the rank is the sum of both directions; for a gauge, it is
+            the higher of the two. Histograms have no values. The value of a missing series is None.
+            All other values are integers as the table stores them, without the family's decimal
+            point.
 
         Connections without a value of the family are omitted. If `since` is set, two more kinds are
         omitted: connections without growth, and connections that were created after the snapshot
         and started with the saved counters of a removed connection. Takes about 10 ns per
-        connection, without the GIL. If `containing` is set, the call takes up to 40 ns more per
-        connection and label. Callable from any thread. Connections that change during the call may
-        be seen before or after the change.
+        connection. If `containing` is set, the call takes up to 40 ns more per connection and
+        label.
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
@@ -849,9 +823,8 @@ cdef class Table:
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
-            half with the lowest ranks is added to "the others". If the scan then finds further
-            connections of a group that was added to "the others", they form a new group, whose
-            values are too low.
+            half with the lowest ranks is added to "the others". Later connections of such a group
+            form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple of four items: its
             rank, its label values in the order of `labels`, its values as in `top`, and its number
@@ -862,11 +835,9 @@ cdef class Table:
         gauge that keeps the lowest value of its flows, a group has the lowest value of its
         connections. For any other gauge, a group has the highest value.
 
-        Takes 100 to 200 ns per connection, without the GIL, or 1 µs if most connections are the
-        only connection of their group. Uses 64 bytes per group, 8 bytes per group and series, and
-        the bytes of the groups' label values. The label values are limited to 256 bytes per group
-        on average. Callable from any thread. Connections that change during the call may be seen
-        before or after the change.
+        Takes 100 to 200 ns per connection, or 1 µs if most connections are the only connection of
+        their group. Uses 64 bytes per group, 8 bytes per group and series, and the label values: at
+        most 256 bytes per group on average.
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
@@ -882,7 +853,7 @@ cdef class Table:
     def snapshot(self, uint32_t family):
         """Return a copy of a counter family's current values, for the parameter `since` of `top`.
 
-        Takes about 10 ns per connection, without the GIL. A snapshot uses 12 bytes per connection.
+        Takes about 10 ns per connection. A snapshot uses 12 bytes per connection.
 
         :raises ValueError: the family is not a counter.
         :raises MemoryError: an allocation failed.
@@ -902,7 +873,7 @@ cdef class Table:
 
     @property
     def connections(self):
-        """The number of connections in the first view. Callable from any thread."""
+        """The number of connections in the first view."""
         cdef uint32_t used
         with nogil:
             used = used_rows(&self.state, 0)
@@ -910,7 +881,7 @@ cdef class Table:
 
     @property
     def view_connections(self):
-        """The number of connections, for each view except the first. Callable from any thread."""
+        """The number of connections, for each view except the first."""
         cdef uint32_t i, used
         cdef list counts = []
         for i in range(1, self.state.view_count):
@@ -921,7 +892,7 @@ cdef class Table:
 
     @property
     def flows(self):
-        """The number of live flows. Only live flows are part of connections."""
+        """The number of live flows."""
         return live_flows(&self.state)
 
     @property
@@ -935,7 +906,7 @@ cdef class Table:
         return self.state.saved_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of dormant flows: claiming flows, then ended flows, then all others.
+        """Return the UUIDs of dormant flows: claiming flows, ended flows, then all others.
 
         In each of these three groups, flows are in the order in which they are forgotten.
         """
@@ -951,8 +922,8 @@ cdef class Table:
         :returns: None if the flow is unknown, or a tuple of three items. The first is a tuple of
             the plan's counters, with -1 for a counter that no report had. The second is the highest
             ``Last`` in Unix milliseconds. The third is the time of the latest report, in seconds of
-            the caller's clock. This time can be up to a second too late. The time for a dormant
-            flow can be up to `timeout_s` too early.
+            the caller's clock. It can be up to a second too late. For a dormant flow, it can be up
+            to `timeout_s` too early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -1049,8 +1020,7 @@ cdef class Table:
     def times_ms(self):
         """The earliest and the latest ``Last`` in the latest `update`, in Unix milliseconds.
 
-        Reports without ``Last`` are ignored. If no report has a ``Last``, the latest time is 0, and
-        the earliest time is greater than 0.
+        If no report has a ``Last``, the latest time is 0, and the earliest time is greater than 0.
         """
         return self.batch.oldest_ms, self.batch.newest_ms
 
@@ -1086,8 +1056,7 @@ cdef class Snapshot:
 
 cdef const SnapshotValues *checked_snapshot(Table table, uint32_t family, uint32_t count,
                                             Snapshot since) except? NULL:
-    # Check the arguments of `Table.top` and `top_groups`. Returns the values of the snapshot, or
-    # NULL if `since` is None.
+    # Returns the values of the snapshot, or NULL if `since` is None.
     if count > MAX_RANKED:
         raise ValueError(f"count must be at most {MAX_RANKED}")
     ranked_family(&table.state, family)
@@ -1118,19 +1087,16 @@ cdef class Relabeling:
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        A flow moves to the connection with its new labels, and that connection continues its
-        counters. If no connection has the new labels, one is created. The new connection starts at
-        zero, unless the table has saved the counters of a removed connection with the same labels.
-        All flows of a step leave their old connections before the first flow is added to a new
-        connection. Between two steps, a connection's flows may be divided: some have moved, others
-        have not. If the names of a key are invalid, the flows with this key keep their labels.
+        If no connection has the new labels of a flow, one is created. It starts at zero, or with
+        the saved counters of a removed connection with the same labels. Between two steps, some
+        flows of a connection may have moved, and others not. If the names of a key are invalid, the
+        flows with this key keep their labels.
 
-        Between two steps, the names can change and all methods of the table can be called. A step
-        uses the current names. A step looks up names in `names`, and iterates over `keys`. The code
-        of these two objects must not call the table. If this code raises an exception, the
-        exception propagates, no flow of this step has moved, and the next step tries again. For an
-        ambiguous key, `names.resolve` is called once per step for each different context. Only the
-        thread that updates may call this method.
+        Between two steps, the names can change and all methods of the table can be called. The code
+        of `names` and `keys` must not call the table. If it raises an exception, no flow of this
+        step has moved, and the next step tries again. For an ambiguous key, `names.resolve` is
+        called once per step for each different context. Only the thread that updates may call this
+        method.
         """
         self.table.state.wall_ms = max(wall_ms, <int64_t>0)
         return relabel_slice(
@@ -1161,8 +1127,7 @@ cdef class Page:
     def read(self, Py_ssize_t size):
         """Return the next lines, about `size` bytes of whole lines; ``b""`` at the end of the page.
 
-        Renders without the GIL. The lock is released after each slice of rows, so that other
-        threads are not blocked.
+        Renders without the GIL, and releases the lock after each slice of rows.
         """
         cdef Table table = self.table
         cdef Py_ssize_t wanted = max(size, <Py_ssize_t>1)
@@ -1190,7 +1155,7 @@ cdef class Page:
 
         A page is read either with this method or with `read`. Rendering and compressing a page
         takes 60 % of the time that the library isal takes at level 1 for compression alone.
-        Compression uses about 2 MiB per page. The GIL and the lock are used as in `read`.
+        Compression uses about 2 MiB per page.
         """
         cdef Table table = self.table
         cdef size_t length

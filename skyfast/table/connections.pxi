@@ -43,8 +43,8 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. An overflow row without
-    # flows has none: the linked rows may have been removed.
+    # Whether row `number` of the first view (0: none) has valid links. The links of an overflow row
+    # without flows are invalid, because the linked rows may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -103,8 +103,8 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
     # For any view except the first. If the view is full, returns the overflow row, or 0 if the
-    # table has no overflow rows. If out of memory, also returns 0: then `created` is set, or the
-    # table has overflow rows.
+    # table has no overflow rows. Also returns 0 if out of memory. In that case, `created` is set,
+    # or the table has overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)

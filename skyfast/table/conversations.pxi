@@ -3,9 +3,9 @@
 #
 # A capture point owns a conversation while a flow from this point is live or claims the
 # conversation. A flow claims its conversation if its report is counted, but the flow stays dormant.
-# There are two such reports: a closing report that repeats a lost report, and a report that is
-# added to the overflow row. Without the claim, another point could take over and count the same
-# packets. A claim ends after `timeout_s`.
+# There are two kinds of such reports: a closing report that repeats a lost report, and a report
+# that is added to the overflow row. Without the claim, another point could take over and count the
+# same packets. A claim ends after `timeout_s`.
 #
 # Conversation rows exist only if `has_conversations` is set. This code needs the table's mutex.
 
@@ -27,8 +27,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 cdef bint is_owned_by_other(const TableState *table, uint32_t number,
                             const Report *report) noexcept nogil:
-    # Whether another capture point than the report's owns the conversation in row `number` (0:
-    # none).
+    # Whether the conversation in row `number` (0: none) has an owner other than the report's
+    # capture point.
     cdef const Conversation *row
     if number == 0:
         return False

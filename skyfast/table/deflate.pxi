@@ -12,8 +12,8 @@
 #    If the next piece has no match, its first bytes can still extend the match.
 # 3. `write_sequences` writes the sequences as bits.
 #
-# Pieces are only hints: bytes are compared before they become a match. So a reused string number
-# does no harm. Text without pieces becomes literals.
+# Pieces are only hints: bytes are compared before they become a match. So it does no harm if the
+# number of a string is reused. Text without pieces becomes literals.
 #
 # Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. It
 # learns new codes after a slice that needs too many bits per byte (RELEARN_PERCENT), and from a
@@ -82,7 +82,7 @@ cdef struct BitWriter:
 
 cdef struct Deflater:
     char *text                  # HISTORY bytes of earlier text, then the chunk; borrowed
-    char *end                   # end of the text
+    char *end
     uint64_t position           # position of `end` in the page
     Piece *notes                # notes, pieces and sequences: arrays for one slice
     Piece *pieces

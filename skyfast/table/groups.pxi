@@ -35,7 +35,7 @@ cdef struct Groups:
     int rank_kind
     int64_t *values             # the current row's value of each series
     char *groups
-    size_t stride               # size of a group, in bytes
+    size_t stride
     uint32_t count
     uint32_t limit              # maximum of `count` after a slice
     uint32_t capacity           # `limit`, plus a new group for each row of a slice

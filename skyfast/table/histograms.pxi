@@ -61,7 +61,7 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_events(const TableState *table, uint32_t *flags, const Report *report,
                                 int first) noexcept nogil:
-    # The events of a report that are not set yet in the flow's `flags`. Sets these events. With
+    # The events of a report that the flow's `flags` lack. These flags are then set. With
     # FIRST_IS_OLD, FIRST_OBSERVED is set, but not returned.
     cdef uint32_t found = 0
     if (table.events & FIRST_OBSERVED and first != IGNORE_FIRST

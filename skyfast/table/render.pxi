@@ -39,7 +39,7 @@ cdef struct NotedLines:
 cdef struct TimedLines:
     # Lines with start times.
     Piece *note                 # the next note, or NULL if the page is not compressed
-    int starts                  # how the page shows start times
+    int starts
 
 
 ctypedef fused Lines:

@@ -434,7 +434,7 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
                         Report *report) except -1:
     # Set `initial_delta`: what the report adds if the flow is unknown. If the report adds its last
     # update, also set `last_update`. If the fields do not show whether this is the flow's first
-    # report, `last_update` is 0.
+    # report, all deltas in `last_update` are 0.
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     cdef bint invalid_update_start, invalid_last

@@ -35,7 +35,7 @@ cdef struct Search:
     Character *characters
     uint32_t size               # 0: everything matches
     bint first_bytes[256]       # by byte: whether a match can begin with this byte
-    const View *view            # the view whose rows are searched
+    const View *view
     ValueSet *value_sets        # by column: further values that match
     uint64_t *misses            # by column: a bit set of the label IDs that do not match
     size_t words                # words in the bit set of one column

@@ -117,8 +117,8 @@ cdef inline uint32_t string_find(
 cdef uint32_t string_intern(
     Rows *strings, const char *text, uint32_t length, uint64_t seed
 ) noexcept nogil:
-    # Find or add a string. Returns the string's number with a new reference, or 0 if out of memory.
-    # A label value must already have its escapes.
+    # Returns the string's number with a new reference, or 0 if out of memory. A label value must
+    # already have its escapes.
     cdef uint32_t hash = hash_bytes32(text, length, seed)
     cdef uint32_t number = string_find(strings, text, length, hash)
     cdef char *copy
