@@ -9,7 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 # Limits of a plan, a flow and a table. Python code can read them: see _table.pyi.
 cpdef enum:
-    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID
+    MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID, in bytes
     MAX_ROWS = 1 << 27          # half of all row numbers, as a table can slightly exceed its limits
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
@@ -156,8 +156,7 @@ cdef struct Conversation:
 
 
 cdef struct LabelValue:
-    # A label value of a report. The value is only valid for one batch, because its text is
-    # borrowed.
+    # A label value of a report, only valid for one batch: its text is borrowed.
     const char *text            # NULL: the value is an integer, or `string` comes from a `NamesRow`
     uint32_t length
     uint32_t hash
@@ -175,7 +174,6 @@ cdef struct OmittedFields:
 
 
 cdef struct FlowKey:
-    # The UUID of a flow.
     uint64_t number             # hash of the UUID by `mix64`; undefined if `string` is set
     const char *string          # the UUID, borrowed; NULL if the UUID is a 64-bit number
     uint32_t length
@@ -323,6 +321,6 @@ cdef struct View:
     bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
     uint32_t link               # index of the link to this view, in the links of the linking row
     uint32_t direction_index    # index of the literal that contains the direction
-    uint32_t overflow           # the overflow row, or 0
+    uint32_t overflow
     uint32_t deadline_s         # deadline that a report of the current `update` sets
     uint64_t rejected           # reports that required a new row when the view was full

@@ -340,7 +340,6 @@ include "table/distinct_sample.pxi"
 
 
 cdef struct FoundNames:
-    # The result of a lookup.
     PyObject *key               # borrowed; NULL if there was no lookup
     PyObject *result            # borrowed; NULL if the lookup failed
     uint32_t row                # row of the result, or 0 if its labels are not interned
@@ -400,7 +399,7 @@ cdef struct TableState:
     bint optional[MAX_VALUES]
     int gauge_kinds[MAX_VALUES]  # KEEP_LATEST, ...
     bint has_conversations
-    uint64_t shard, shards      # this shard's index, and the number of shards
+    uint64_t shard, shards
     uint32_t links_offset       # offset of the links in a flow row, in bytes
     uint32_t first_lookup_string  # index of the first lookup string in the links
     Family *families
@@ -489,7 +488,7 @@ cdef class Table:
 
     cdef TableState state
     cdef Batch batch
-    cdef Reader *readers                # readers of the plan's flow types: see `resolve_readers`
+    cdef Reader *readers
     cdef object plan
     cdef bint wants_slots
     cdef list reader_objects            # owns the objects that `Field` borrows
@@ -1073,7 +1072,7 @@ cdef class Relabeling:
 
     cdef Table table
     cdef object names, keys
-    cdef list pass_keys                 # keys of the current pass
+    cdef list pass_keys
     cdef RowRange rows
 
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):

@@ -6,8 +6,8 @@
 # Before a page renders the first family of such a view, `list_rows` lists the rows to show. The
 # page uses this list for all families of the view, so it has all families of a row or none.
 #
-# `Table.page`, `hidden` and `forecast` call this code from any thread. Scans take the table's mutex
-# for RENDER_ROWS rows at a time.
+# `Table.page`, `hidden` and `forecast` call this code from any thread. It scans rows, and takes the
+# table's mutex, as `scan.pxi` does.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
     # Set `amount.values`: the indexes of `counters` in the rows of a view.
@@ -212,7 +212,6 @@ cdef void sum_shown(TableState *table, uint32_t number, const Bounds *bounds, ui
 
 cdef uint32_t series_of_row(const TableState *table, uint32_t view,
                             Connection *row) noexcept nogil:
-    # The number of series of a row, in all families of its view.
     cdef const Family *family
     cdef uint32_t i, direction, count = 0
     for i in range(table.family_count):

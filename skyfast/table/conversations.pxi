@@ -88,7 +88,6 @@ cdef uint32_t add_conversation(TableState *table, const Report *report) noexcept
 
 
 cdef void release_conversation(TableState *table, uint32_t number) noexcept nogil:
-    # Remove a row if no flow links to it.
     if conversation_at(table, number).flows == 0 and conversation_at(table, number).dormant == 0:
         index_remove(&table.conversations, number)
         row_release(&table.conversations, number)

@@ -1,7 +1,7 @@
 # `Counter`: a hash table with open addressing that counts how often each key occurs.
 #
 # A `Counter` belongs to one call of a method. This code may run under the table's mutex, so it is
-# plain C. Keys cannot be removed.
+# plain C.
 
 cdef struct Counter:
     uint64_t *keys              # 0: a free slot

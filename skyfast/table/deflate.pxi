@@ -1,8 +1,8 @@
 # Deflate: compresses pages in the format of RFC 1951. The renderer knows where the text repeats
 # itself, so the compressor need not search for repetitions.
 #
-# Text consists of *pieces* (`pieces.pxi`). A piece has a length and a *source*, which says where
-# the same bytes may have occurred before. A slice of text is compressed in three steps:
+# Text consists of *pieces*, which say where the same bytes may have occurred before (`pieces.pxi`).
+# A slice of text is compressed in three steps:
 #
 # 1. Under the table's mutex, `render_lines` writes text, and notes about the text (`pieces.pxi`).
 #    After the mutex is released, `expand_notes` turns the notes into pieces.
@@ -13,14 +13,14 @@
 # 3. `write_sequences` writes the sequences as bits.
 #
 # Pieces are only hints: bytes are compared before they become a match. So it does no harm if the
-# number of a string is reused. Text without pieces becomes literals.
+# number of a string is reused.
 #
 # Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. It
 # learns new codes after a slice that needs too many bits per byte (RELEARN_PERCENT), and from a
 # slice that is much larger than the sample (LARGER_SAMPLE). A block lasts until its codes are
 # replaced. All symbols have codes, because later slices can contain any text. The codes are
-# complete, because some decoders reject others. They have at most 12 bits, so that four literals
-# can be written at once.
+# complete, because some decoders reject incomplete codes. They have at most 12 bits, so that four
+# literals can be written at once.
 #
 # All memory belongs to a page or its `Deflater`, and does not grow with the table.
 
@@ -40,7 +40,7 @@ cdef enum:
     CODE_MASK = (1 << CODE_BITS) - 1
     REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
     LENGTH_SYMBOLS = 19         # different symbols in a list of lengths
-    MAX_HEADER = 256            # bytes of the header of a block
+    MAX_HEADER = 256
     STRING_SLOTS = 2048
     RELEARN_PERCENT = 120       # learn codes again above this % of the sample's bits per byte
     LARGER_SAMPLE = 4           # learn codes again if a slice has this many times the sample's size
@@ -59,7 +59,7 @@ cdef extern from *:
 
 
 cdef struct Sequence:
-    # Literals, then a match, like a sequence of LZ4 or Zstandard.
+    # Literals, then a match, as in LZ4 and Zstandard.
     uint32_t literals
     uint16_t length             # 0 if there is no match
     uint16_t distance
@@ -87,12 +87,12 @@ cdef struct Deflater:
     Piece *notes                # notes, pieces and sequences: arrays for one slice
     Piece *pieces
     Sequence *sequences
-    char *output                # compressed bytes of a chunk
+    char *output
     BitWriter writer
     bint learns                 # whether the next slice with enough text gets its own codes
     uint32_t fixed_at[MAX_FIXED]        # latest position of each fixed text, modulo 2^32
     uint32_t strings_at[STRING_SLOTS]   # latest position of strings, by number (modulo the size)
-    uint32_t counts[LITERALS + DISTANCES]       # frequencies of the symbols
+    uint32_t counts[LITERALS + DISTANCES]
     Code code
 
 
@@ -383,7 +383,6 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     cdef uint32_t leaf = 0, tree = symbols      # without a parent: the rarest leaf, the rarest tree
     cdef uint32_t trees = symbols, total = 0
     for i in range(symbols):
-        # Symbols that do not occur in the sample also get codes.
         weights[i] = (<uint64_t>counts[i] * 16 + 1) << 16 | i
     qsort(weights, symbols, sizeof(uint64_t), compare_weights)
     for i in range(symbols):

@@ -19,7 +19,7 @@ cdef inline uint64_t distinct_keys(const DistinctSample *sample) noexcept nogil:
 
 
 cdef inline void sample_key(DistinctSample *sample, uint64_t **spare, uint64_t key) noexcept nogil:
-    key = max(key, <uint64_t>1)     # 0 stands for a free slot
+    key = max(key, <uint64_t>1)
     if sample.level and key >> (64 - sample.level):
         return
     sample.used += sample_store(sample.keys, key)

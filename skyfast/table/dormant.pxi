@@ -110,9 +110,9 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty. An
-    # ended flow whose reports may still be in transit is forgotten last: such a report would be
-    # counted again. Returns False if both lists are empty.
+    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty. While
+    # reports of an ended flow may still be in transit, other dormant flows are forgotten first:
+    # such a report would be counted again. Returns False if both lists are empty.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -372,7 +372,6 @@ cdef uint32_t add_saved(TableState *table, const uint32_t *label_ids,
 
 
 cdef void restore_counters(TableState *table, uint32_t number, Connection *row) noexcept nogil:
-    # Move the saved counters of a removed connection to the connection's new row.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow_at(table, number))
     cdef int64_t *sums = values_of(first, row)

@@ -125,7 +125,6 @@ cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
 
 cdef void make_dormant(TableState *table, Flow *flow, uint32_t number,
                        uint32_t now_s) noexcept nogil:
-    # A connection of the first view is removed with its last live flow.
     cdef uint32_t connection_row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], connection_row)
     cdef uint32_t *links = links_of(table, flow)

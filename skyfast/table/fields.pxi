@@ -15,7 +15,7 @@ cdef struct Field:
     PyObject *outer_name
     PyObject *inner_name
     bint is_string
-    bint is_flow                # the value is the flow itself
+    bint is_flow
 
 
 cdef struct Number:
@@ -29,10 +29,10 @@ cdef struct Number:
 
 cdef struct Requirement:
     # Which parts a flow must have. Without `pair`: the first part. With `pair`: at least one of two
-    # parts. With `pair` and `absent`: the first part, or none of the two.
+    # parts. With `pair` and `absent`: the first part, or neither part.
     Field parts[2]
     bint pair
-    bint absent                 # only set together with `pair`
+    bint absent
 
 
 cdef struct Column:
@@ -62,8 +62,8 @@ cdef struct Reader:
     PyTypeObject *type
     bint slots                  # values are read at slot offsets, otherwise as attributes
     bint has_labels             # whether the type has the fields of labels and conversations
-    bint has_lifecycle          # whether the type has all lifecycle fields
-    bint has_last_update        # whether the type has the deltas of the last update
+    bint has_lifecycle
+    bint has_last_update
     Field uuid
     Field last
     Field finish

@@ -313,7 +313,7 @@ cdef tuple shown_group(const Groups *groups, uint32_t index):
 
 
 cdef tuple shown_values(const Groups *groups, Group *group):
-    # The rank and the values of a group. An absent rank or value is None.
+    # The rank and the values of a group, with None for ABSENT.
     cdef const int64_t *values = values_of_group(group)
     cdef uint32_t i
     shown = [values[i] if values[i] >= 0 else None for i in range(groups.series)]

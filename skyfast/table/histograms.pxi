@@ -61,7 +61,7 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_events(const TableState *table, uint32_t *flags, const Report *report,
                                 int first) noexcept nogil:
-    # The events of a report that the flow's `flags` lack. These flags are then set. With
+    # Returns the events of a report that the flow's `flags` lack, and sets them in `flags`. With
     # FIRST_IS_OLD, FIRST_OBSERVED is set, but not returned.
     cdef uint32_t found = 0
     if (table.events & FIRST_OBSERVED and first != IGNORE_FIRST
@@ -211,7 +211,6 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
 # Layout: uses Python objects, and runs before other threads use the table.
 
 cdef int prepare_histograms(TableState *table, plan) except -1:
-    # Set the histograms of all views, except for their offsets.
     cdef uint32_t i
     cdef View *view
     first = {gauge.path: j for j, gauge in enumerate(plan.gauges, table.counters)}
@@ -460,7 +459,6 @@ cdef inline char *put_copy(char *out, const char **text, uint32_t length) noexce
 
 cdef inline char *put_before_value(char *out, const HistogramText *text, const Literal *name,
                                    const char **labels, uint32_t length) noexcept nogil:
-    # Write a line of a histogram up to its value.
     out = put(out, name.text, name.length)
     out = put_copy(out, labels, length)
     return put(out, text.end.text, text.end.length)

@@ -1,5 +1,4 @@
-# Names: results of lookups, together with their interned labels. The row of a result has all labels
-# of the result, so a single search finds them.
+# Names: results of lookups, together with their interned labels.
 #
 # A result is a tuple of strings, and its key is the address of the tuple in memory. The row owns a
 # reference to the tuple, so the address is not reused. A row is removed if no new or dormant flow

@@ -148,7 +148,7 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view,
 cdef inline const Piece *expand_lines(const Family *family, const View *view,
                                       const LabelPieces *label_pieces, int starts,
                                       const Piece *note, Piece **pieces) noexcept nogil:
-    # The pieces of the lines that `render_connection` writes.
+    # The order is that of `render_connection`.
     cdef uint32_t first = note.length & LENGTH_MASK
     cdef uint32_t second = note.length >> SECOND_SHIFT & LENGTH_MASK
     cdef uint32_t time = note.length >> TIME_SHIFT
@@ -200,7 +200,6 @@ cdef inline const Piece *expand_lines(const Family *family, const View *view,
 cdef const Piece *expand_histogram(const Family *family, const View *view,
                                    const LabelPieces *label_pieces, uint32_t direction,
                                    const Piece *note, Piece **pieces) noexcept nogil:
-    # The pieces of the lines that `render_histogram` writes.
     cdef const HistogramText *text = family.text
     cdef uint32_t bound_count = view.histograms[family.histogram + direction].bound_count
     cdef uint32_t time = note.length
@@ -242,7 +241,6 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
 cdef const Piece *expand_composite(const Family *family, const View *view,
                                    const LabelPieces *label_pieces, uint32_t direction,
                                    const Piece *note, Piece **pieces) noexcept nogil:
-    # The pieces of the line that `render_composite` writes.
     cdef const HistogramText *text = family.text
     cdef uint32_t bound_count = view.histograms[family.histogram + direction].bound_count
     cdef uint32_t time = note.length

@@ -1,11 +1,10 @@
-# Rendering: a page's lines, family by family. `text_format.pxi` writes the values.
+# Rendering: a page's lines, family by family.
 #
 # `Page.read` calls `render_lines` from any thread, without the GIL. Rendering takes the table's
 # mutex for RENDER_ROWS rows at a time, and changes nothing but the cursor. Rows may be created and
 # removed between two slices.
 
 cdef struct Cursor:
-    # The current position in a page.
     uint32_t now_s
     uint32_t family
     uint32_t row                # 0: the family's head is next

@@ -126,7 +126,6 @@ cdef inline void add_missed(const TableState *table, Batch *batch, uint32_t numb
 
 
 cdef inline bint is_not_live(const Report *report) noexcept nogil:
-    # Whether the report is not skipped, and its flow is unknown or dormant.
     return report.skip == SKIP_NONE and (report.flow == 0 or report.dormant)
 
 

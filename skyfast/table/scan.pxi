@@ -58,7 +58,7 @@ cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nog
 
 
 cdef uint32_t rows_end(TableState *table, const Rows *rows) noexcept nogil:
-    # The lowest row number that has never been used. Callable from any thread.
+    # Callable from any thread.
     cdef uint32_t end
     pthread_mutex_lock(&table.lock)
     end = rows.end
@@ -125,7 +125,7 @@ cdef inline void mark_values(const View *view, const uint32_t *label_ids, uint32
 
 
 cdef struct LabelScan:
-    # What a scan of a view counts. `counters` and `remaining` have one item per label.
+    # `counters` and `remaining` have one item per label.
     const View *view
     Counter counters[MAX_VIEW_COLUMNS]
     DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
@@ -138,7 +138,7 @@ cdef struct LabelScan:
 
 cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint32_t count,
                              int32_t without):
-    # The result of `Table.cardinality`. `without` is the number of the ignored label, or -1.
+    # The result of `Table.cardinality`.
     cdef LabelScan labels
     cdef uint32_t columns = table.views[view].columns
     cdef size_t size = 2 * SAMPLE_KEYS * sizeof(uint64_t)
@@ -528,7 +528,6 @@ cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, c
 
 cdef inline bint has_values(const TableState *table, const Family *family,
                             const View *view) noexcept nogil:
-    # Whether a family belongs to a view, and is not a histogram.
     return view_of(table, family) == view and family.text == NULL
 
 

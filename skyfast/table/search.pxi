@@ -143,7 +143,6 @@ cdef inline bint value_set_contains(const ValueSet *values, const String *string
 
 cdef inline bint text_matches(const Search *search, const char *text,
                               uint32_t length) noexcept nogil:
-    # Whether the text contains the searched text.
     cdef uint32_t i
     for i in range(length):
         if search.first_bytes[<uint8_t>text[i]] and matches_at(search, text + i, length - i):

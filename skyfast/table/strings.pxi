@@ -72,7 +72,7 @@ for _digit in range(16):
 
 cdef inline bint parse_uuid(const char *text, Py_ssize_t length, uint64_t *number) noexcept nogil:
     # Whether a UUID has Skydive's format: 1 to 16 lowercase hexadecimal digits without leading
-    # zeros. If so, sets `number`.
+    # zeros.
     cdef uint64_t value = 0
     cdef uint8_t digit, combined = 0
     cdef Py_ssize_t i

@@ -15,7 +15,7 @@ cdef struct Targets:
     # The rows that a flow will link to, by view; 0 if the view is full and there are no overflow
     # rows.
     uint32_t rows[MAX_VIEWS]
-    bint created[MAX_VIEWS]     # whether the row was created for this flow
+    bint created[MAX_VIEWS]
 
 
 cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *readers, list flows,
