@@ -30,8 +30,8 @@ cdef struct RowHead:
 
 cdef struct Arena:
     # The memory for slabs and index segments, in large blocks that are freed with the table. All
-    # blocks except the first use huge pages: rows are visited in random order, so with small pages,
-    # almost every visit would miss the TLB.
+    # blocks except the first use huge pages. With small pages, almost every visit of a row would
+    # miss the TLB, because rows are visited in random order.
     char **blocks
     uint32_t block_count
     uint32_t block_capacity
@@ -86,8 +86,8 @@ cdef struct Flow:
     # takes 32 bytes, plus 8 per counter and 4 per link (64 with the default plan).
     #
     # A dormant flow (see `_table.pyx`) is in a `DormantList`, not in a connection or the timer
-    # wheel. `connection` is then the previous row of the list, `wheel_next` the next row, and
-    # `deadline_s` the time at which the flow was added to the list. Instead of a flow, a dormant
+    # wheel. Then `connection` is the previous row of the list, and `wheel_next` is the next row.
+    # `deadline_s` is the time at which the flow was added to the list. Instead of a flow, a dormant
     # row can store the counters of a removed connection. Its key is then a hash of the connection's
     # labels, and `last_ms` is as in `pack_saved`.
     uint32_t hash               # low half of the key

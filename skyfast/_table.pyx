@@ -8,11 +8,10 @@ Data structures
     label tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
     connection rows.
 
-    A *plan* defines which labels and metrics are exported. It has one or more *views*: a view is a
+    A *plan* defines which labels and metrics are exported. It has one or more *views*. A view is a
     set of metrics with the same labels, and has its own connection rows. Each flow row links to one
-    row of the first view. If the labels of another view are a subset of the first view's labels,
-    connection rows of the first view link to rows of the other view. If not, flow rows link to
-    them.
+    row of the first view. If a further view has only labels of the first view, connection rows of
+    the first view link to its rows. If not, flow rows link to its rows.
 
     Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
     and index (`Rows`). The index splits one bucket at a time, so no insert has to rehash all rows.
@@ -25,8 +24,8 @@ Data structures
     the flow's next report arrives, only the increase over the stored totals is added. Each dormant
     row is in one of three lists: flows that claim a conversation (see ``table/conversations.pxi``),
     flows that have ended, and all others. The oldest rows of a list are forgotten first: after a
-    limited time, or when a new flow needs the space. The counters of a removed connection are
-    stored in a separate dormant row, unless the totals of its last flow are enough to restore them.
+    limited time, or when a new flow needs the space. If the totals of a connection's last flow are
+    not enough to restore its counters, the counters are stored in a separate dormant row.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
@@ -44,13 +43,13 @@ Memory
     applied has no effect.
 
 Lock
-    There is one mutex. A thread holds it for one slice of work at a time: a batch of reports, some
-    rows that expire or are relabeled, or up to RENDER_ROWS connections of a page or scan. Only one
-    thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`. No other
-    thread changes rows, so this thread may read rows without the mutex. Any thread may read pages.
-    A thread that holds the mutex never waits for the GIL, because a thread that has the GIL may be
-    waiting for the mutex. Therefore all code under the mutex is plain C. Even memory is allocated
-    with C functions: Python's allocators may take the GIL if allocations are traced.
+    There is one mutex. A thread holds it for one slice of work at a time. A slice is a batch of
+    reports, some rows that expire or are relabeled, or RENDER_ROWS connections of a page or scan.
+    Only one thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`.
+    No other thread changes rows, so this thread may read rows without the mutex. Any thread may
+    read pages. A thread that holds the mutex never waits for the GIL: a thread that has the GIL may
+    be waiting for the mutex. Therefore all code under the mutex is plain C. Even memory is
+    allocated with C functions: Python's allocators may take the GIL if allocations are traced.
 
 Files
     This file contains `Table` (the interface for Python), the struct with its state, and the
@@ -377,7 +376,7 @@ cdef struct TableState:
     Rows names                  # results of lookups, with interned labels
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
-    DormantList dormant         # flows not in `ended` or `claims`; counters of removed connections
+    DormantList dormant         # dormant flows outside the next two lists, and saved counters
     DormantList ended           # flows that have sent their closing report
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t saved_connections  # rows of `dormant` that have a connection's counters
@@ -734,11 +733,11 @@ cdef class Table:
         :param view: the index of the view.
         :returns: a tuple of four items. The first item is the number of connections (in the first
             view) or of combinations of label values (in another view). The second item maps each
-            label to a tuple: the number of its values, its `count` most frequent values, and the
-            number of connections that would remain without the label. The most frequent values are
-            a list of pairs (value, connections), the most frequent first. The third item is true if
-            all numbers of remaining connections are exact: numbers above 32,768 are estimates with
-            a standard error below 0.8 %. The fourth item is the exact number of connections that
+            label to a tuple: the number of its values, its most frequent values, and the number of
+            connections that would remain without the label. The most frequent values are `count`
+            pairs (value, connections), the most frequent first. The third item is true if all
+            numbers of remaining connections are exact. Numbers above 32,768 are estimates with a
+            standard error below 0.8 %. The fourth item is the exact number of connections that
             would remain without the label `without`, or None.
 
         Takes about 20 ns per connection and label. Uses 512 KiB per label, and 24 to 48 bytes per
@@ -798,16 +797,15 @@ cdef class Table:
             these values also matches `containing`. The values are in UTF-8 with escapes, and a
             newline follows each value.
         :returns: a list with one tuple for each connection, in descending order of the rank. Each
-            tuple has four items: the rank (the number by which connections are compared), the label
-            values, the values of the view's families in order, and whether pages show the
-            connection. For a counter, the rank is the sum of both directions; for a gauge, it is
-            the higher of the two. Histograms have no values. The value of a missing series is None.
-            All other values are integers as the table stores them, without the family's decimal
-            point.
+            tuple has the rank, the label values, the values of the view's families in order, and
+            whether pages show the connection. Connections are compared by their rank. For a
+            counter, the rank is the sum of both directions; for a gauge, it is the higher of the
+            two. Histograms have no values. The value of a missing series is None. All other values
+            are integers as the table stores them, without the family's decimal point.
 
-        Connections without a value of the family are omitted. If `since` is set, two more kinds are
-        omitted: connections without growth, and connections that were created after the snapshot
-        and started with the saved counters of a removed connection. Takes about 10 ns per
+        Connections without a value of the family are omitted. If `since` is set, connections
+        without growth are also omitted, and so are those whose growth is unknown: they started
+        after the snapshot with the saved counters of a removed connection. Takes about 10 ns per
         connection. If `containing` is set, the call takes up to 40 ns more per connection and
         label.
         """
@@ -825,10 +823,10 @@ cdef class Table:
             half with the lowest ranks is added to "the others". Later connections of such a group
             form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
-            added to "the others" because there were too many. A group is a tuple of four items: its
-            rank, its label values in the order of `labels`, its values as in `top`, and its number
-            of connections. "The others" are all connections outside the returned groups: a tuple of
-            the number of these connections, their rank or None, and their values.
+            added to "the others" because there were too many. A group is a tuple: its rank, its
+            label values in the order of `labels`, its values as in `top`, and its number of
+            connections. "The others" are all other connections: a tuple of their number, their rank
+            or None, and their values.
 
         The other parameters are those of `top`. Counters and numbers of flows are summed. For a
         gauge that keeps the lowest value of its flows, a group has the lowest value of its
@@ -934,9 +932,9 @@ cdef class Table:
     def horizon_s(self):
         """The horizon: an unknown flow that began after this time has never been counted.
 
-        In seconds of the caller's clock; None before `raise_horizon`. The horizon is the time of
-        the latest of these events: a call of `raise_horizon`, the last report of a flow that the
-        table has forgotten, or a report that could not be stored.
+        In seconds of the caller's clock; None before `raise_horizon`. It is the time of the latest
+        of three events: a call of `raise_horizon`, the last report of a forgotten flow, or a report
+        that could not be stored.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -1173,8 +1171,7 @@ cdef class Page:
         in the list can be missing from the page, because their rows expire before `read` or have
         expired already.
 
-        Takes 10 to 40 ns per row of the views with this label, without the GIL, and then 1 µs per
-        value, with the GIL.
+        Takes 10 to 40 ns per row without the GIL, and then 1 µs per value with the GIL.
 
         :raises ValueError: no view has the label.
         :raises MemoryError: an allocation failed.

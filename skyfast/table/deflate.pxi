@@ -16,8 +16,8 @@
 # number of a string is reused.
 #
 # Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. It
-# learns new codes after a slice that needs too many bits per byte (RELEARN_PERCENT), and from a
-# slice that is much larger than the sample (LARGER_SAMPLE). A block lasts until its codes are
+# learns new codes after a slice with too many bits per byte (RELEARN_PERCENT), and from a slice
+# that is at least LARGER_SAMPLE times as large as its sample. A block lasts until its codes are
 # replaced. All symbols have codes, because later slices can contain any text. The codes are
 # complete, because some decoders reject incomplete codes. They have at most 12 bits, so that four
 # literals can be written at once.
@@ -372,8 +372,8 @@ cdef void count_symbols(Deflater *deflater, const Sequence *last) noexcept nogil
 
 
 cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *lengths) noexcept nogil:
-    # Huffman's algorithm, with two queues. Then codes that are too long get MAX_CODE_BITS bits, and
-    # some shorter codes become longer to keep the code valid.
+    # Huffman's algorithm, with two queues. Then codes that are too long get MAX_CODE_BITS bits. To
+    # keep the code valid, some shorter codes become longer.
     cdef uint64_t weights[2 * LITERALS]     # the symbols by frequency, then the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]

@@ -65,7 +65,7 @@ cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nog
 
 cdef void link_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
     # The flow must be in no list. Ended flows have their own list, because they are forgotten
-    # first: they are kept only for reports that may still be in transit.
+    # first: they are kept only for reports in transit.
     cdef bint ended = flow_at(table, number).connection & ENDED != 0
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
 
@@ -111,8 +111,8 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty. While
-    # reports of an ended flow may still be in transit, other dormant flows are forgotten first:
-    # such a report would be counted again. Returns False if both lists are empty.
+    # reports of the ended flow may be in transit, `dormant` comes first: such a report would be
+    # counted again. Returns False if both lists are empty.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -289,10 +289,9 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
                              const Labels *labels, uint32_t number, uint32_t saved,
                              const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
     # Add `deltas` to all rows with the flow's labels, without making the flow live. If the first
-    # view has no such row (`number` is 0), add `deltas` to the saved counters of the connection, in
-    # row `saved`. If there are none (`saved` is 0), create them, unless the flow's totals are
-    # enough to restore the connection. `start_ms` is the start time of new rows. Returns False if
-    # out of memory.
+    # view has no such row (`number` is 0), the saved counters in row `saved` get `deltas`. Missing
+    # saved counters are created, unless the flow's totals are enough to restore the connection.
+    # `start_ms` is the start time of new rows. Returns False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key

@@ -90,8 +90,7 @@ cdef inline bint oldest_claim_is_over(const TableState *table, uint32_t now_s) n
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
-    # The rows of a list are in random order in memory, so the next rows and their buckets are not
-    # in the cache.
+    # Rows of a list are in random order in memory, so the next ones are not in the cache.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
         prefetch(bucket_of(&table.flow_rows, flow_at(table, next).hash))

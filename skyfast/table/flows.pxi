@@ -51,8 +51,8 @@ cdef inline void flow_key(FlowKey *key, const char *uuid, uint32_t length,
 
 
 cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
-    # For a flow whose UUID is an interned string: the string's number in the high half of the key,
-    # and a hash of this number in the low half.
+    # For a flow whose UUID is an interned string. The high half is the string's number; the low
+    # half is a hash of this number.
     return (<uint64_t>string << 32) | <uint32_t>mix64(string)
 
 

@@ -1,7 +1,7 @@
 # The table's mutex, and the order in which threads get the mutex.
 #
-# A scan or a page releases the mutex after each slice, and soon takes the mutex again, usually
-# before a waiting thread has woken up. So that thread might wait until the scan ends. Therefore
+# A scan or a page releases the mutex after each slice, and takes it again soon, usually before a
+# waiting thread has woken up. So that thread might wait until the scan ends. Therefore
 # `lock_with_priority` counts waiting threads, and scans and pages give way to these threads between
 # two slices.
 

@@ -268,9 +268,10 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 
 cdef bint count_page_labels(TableState *table, const View *view, uint32_t column,
                             uint32_t page_seq, Counter *counter) noexcept nogil:
-    # A key consists of a label ID and the hash of its string, because the number of a string can be
-    # reused after the mutex is released. Rows past their deadline are counted, because a report can
-    # renew such a row before the page reads the row. Returns False if out of memory.
+    # A key has a label ID and the hash of its string. The hash is needed because the number of a
+    # string can be reused after the mutex is released. Rows past their deadline are counted,
+    # because a report can renew such a row before the page reads the row. Returns False if out of
+    # memory.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef String *string

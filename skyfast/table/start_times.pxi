@@ -47,7 +47,7 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 # ---------------------------------------------------------------------------------------------
 # Saved counters: a dormant row with the counters of a removed connection packs the number of new
 # flows and the start time into one field, `last_ms`. If the number of new flows is too large, the
-# field is negative: it has the bitwise complement of the number, and the start time is lost.
+# start time is lost, and the field is the bitwise complement of the number.
 
 cdef enum:
     NEW_FLOWS_BITS = 21

@@ -2,9 +2,9 @@
 # there if the deadline becomes later.
 #
 # Each row contains the link to the next row of its list; callers pass the location of this link.
-# Only the first row of a list can be removed, so a row in a wheel must not be freed before its slot
-# is due. When the slot is due, the row expires, or is added again if its deadline is later. This
-# code needs the table's mutex.
+# Only the first row of a list can be removed, so a row must not be freed before its slot is due.
+# When the slot is due, the row expires, or is added again if its deadline is later. This code needs
+# the table's mutex.
 
 cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                            uint32_t *next) noexcept nogil:

@@ -176,8 +176,8 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
 # Unknown flows
 
 cdef int apply_by_state(TableState *table, Report *report) noexcept nogil:
-    # The flow was not live when the batch was read, but earlier reports of the batch may have made
-    # the flow live or evicted it.
+    # The flow was not live when the batch was read. Earlier reports of the batch may have made it
+    # live, or evicted it.
     report.flow = find_flow(table, &report.key)
     report.uses_lifecycle = report.uses_last_update = False
     if report.flow:
