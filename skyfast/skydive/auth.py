@@ -1,7 +1,7 @@
 """Logs in to analyzers, and creates the HTTP headers that authenticate requests.
 
-aiohttp is imported at the first login, because most installations need no login, and importing
-aiohttp takes longer than all other imports together.
+aiohttp is imported at the first login: the import takes longer than all other imports together, and
+most installations need no login.
 """
 
 import asyncio
@@ -30,10 +30,8 @@ LOGIN_TIMEOUT_S: Final = 10.0
 """Timeout of ``POST /login``, from opening the connection until the response headers arrive."""
 
 RESOLVE_TIMEOUT_S: Final = 10.0
-"""Timeout of a name resolution."""
 
 LOGIN_PATH: Final = "/login"
-"""Path of the login endpoint, below the prefix of the analyzer's URL."""
 
 TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - its name, not its value
 """The cookie that Skydive's ``/login`` sets."""
@@ -43,14 +41,14 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""OpenSSL's error codes for data that is not TLS. The code depends on the version of OpenSSL."""
+"""The error codes with which different versions of OpenSSL report data that is not TLS."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of ``host`` in the order of preference.
 
-    Each lookup runs in its own daemon thread. A lookup in the event loop's executor could delay the
-    exit of skyfast: Python would wait for the lookup even if the name server does not respond.
+    Each lookup runs in its own daemon thread. If it ran in the executor of the event loop, Python
+    would wait for the lookup at exit, even if the name server does not respond.
 
     Raises:
         OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.
@@ -91,7 +89,7 @@ async def resolve(host: str, port: int) -> list[str]:
 
 
 def http_connector(**options: Any) -> "aiohttp.TCPConnector":
-    """Return an aiohttp connector that resolves names with `resolve`, and has ``options``."""
+    """Return an aiohttp connector that resolves names with `resolve`."""
     import aiohttp
     from aiohttp.abc import AbstractResolver, ResolveResult
 
@@ -120,23 +118,19 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
 def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
-    If the error has an error number of the operating system, the result is the operating system's
-    message for this number. The error's own text can lack the reason: for example,
-    ``Connect call failed ('127.0.0.1', 8082)``.
+    An error's own text can lack the reason, as in ``Connect call failed ('127.0.0.1', 8082)``.
+    Therefore, if the error has an ``errno``, the result is the operating system's message for it.
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
-        # Errors of name resolution have their own error numbers, which are negative.
+        # The error numbers of name resolution are negative.
         system = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
         text = system[:1].lower() + system[1:]
     return printable(text or type(error).__name__)
 
 
 def redirect(location: str) -> str:
-    """Return the log text for a redirect to ``location``.
-
-    The text leaves out the credentials and the query of ``location``.
-    """
+    """Return the log text for a redirect, without the credentials and the query of ``location``."""
     shown = printable(redact_url(location.partition("?")[0])) if location else "no location"
     return f", redirect to {shown} (not followed)"
 
@@ -144,11 +138,10 @@ def redirect(location: str) -> str:
 class Authentication:
     """The credentials for one analyzer.
 
-    At first, requests have Basic authentication. When a request returns 401, skyfast logs in, and
-    later requests have the login cookie. When a request with the login cookie returns 401, skyfast
-    logs in again. No request has both Basic authentication and the login cookie: Skydive checks the
-    cookie first, and rejects an expired cookie even if the password is valid. All requests have the
-    configured cookies.
+    At first, requests have Basic authentication. After a 401, skyfast logs in, and later requests
+    have the login cookie. After another 401, skyfast logs in again. No request has both Basic
+    authentication and the login cookie: Skydive checks the cookie first, and rejects an expired
+    cookie even if the password is valid.
 
     The headers, cookies and passwords must not be logged.
     """
@@ -161,15 +154,10 @@ class Authentication:
         cookies: Mapping[str, str],
         ssl: ssl_module.SSLContext | None = None,
     ) -> None:
-        """Start with Basic authentication.
-
-        Credentials in the endpoint's URL take precedence over ``credentials``.
-        """
+        """Credentials in the endpoint's URL take precedence over ``credentials``."""
         self.endpoint = endpoint
         self.problem = ""
-        """The reason why the latest `reauthenticate` failed, or an empty string.
-
-        The text is safe to log."""
+        """Why the latest `reauthenticate` failed, or an empty string; safe to log."""
         self._credentials = (
             Credentials(username=endpoint.username, password=endpoint.password)
             if endpoint.username
@@ -181,7 +169,6 @@ class Authentication:
         self._renewing = asyncio.Lock()
 
     def headers(self) -> Headers:
-        """Return the headers for a request: ``Authorization`` or ``Cookie``, both, or none."""
         if self._token:
             return _cookie_header({**self._cookies, TOKEN_COOKIE: self._token})
         headers = _cookie_header(self._cookies)
@@ -194,9 +181,8 @@ class Authentication:
     async def reauthenticate(self, rejected_headers: Headers) -> bool:
         """Log in after a request with ``rejected_headers`` returned 401.
 
-        Returns whether to send the request again with the new `headers`. If the login failed,
-        ``problem`` is the reason. If several requests are rejected at the same time, one call logs
-        in, and the other calls wait for this login.
+        Returns whether to send the request again with the new `headers`. If several requests are
+        rejected at the same time, one call logs in, and the other calls wait for this login.
         """
         async with self._renewing:
             if self.headers() != rejected_headers:
@@ -216,12 +202,11 @@ class Authentication:
         headers: Iterable[tuple[str, str]] = (),
         **options: Any,
     ) -> "contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]":
-        """Send a POST request to the analyzer.
+        """Send a request to ``path`` below the prefix of the analyzer's URL.
 
-        ``path`` is appended to the prefix of the analyzer's URL. ``headers`` and ``options`` are
-        passed to aiohttp. ``session`` should have an `aiohttp.DummyCookieJar`, because other cookie
-        jars add cookies to the request. Redirects are not followed, because another server would
-        receive the credentials.
+        ``session`` should have an `aiohttp.DummyCookieJar`, because other cookie jars add cookies
+        to the request. Redirects are not followed, because another server would receive the
+        credentials.
         """
         endpoint = self.endpoint
         scheme = "https" if endpoint.secure else "http"

@@ -1,9 +1,8 @@
 """Finds the capture points of each capture: the interfaces on which the capture runs.
 
-The statistics of a capture do not name these interfaces. This module finds the interfaces in flows:
-each flow has the ID of its capture, and the ``NodeTID`` of the interface. To save time, this module
-reads only about four messages per second. They are the same messages that
-`skyfast.skydive.report_checks` checks for lost reports.
+The statistics of a capture do not name these interfaces, but flows do: each flow has the ID of its
+capture, and the ``NodeTID`` of the interface. To save time, only about four messages per second are
+read. `skyfast.skydive.report_checks` checks the same messages.
 """
 
 import math
@@ -18,17 +17,17 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points per capture. A further capture point replaces the one that has
-had no flow for the longest time."""
+"""Maximum number of capture points per capture. A further capture point replaces the one whose
+latest flow is oldest."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
 
 SILENCE_S: Final = 600.0
-"""A capture point is forgotten if this module reads no flow from it for this time."""
+"""A capture point without flows is forgotten after this time."""
 
 FORGET_INTERVAL_S: Final = 60.0
-"""Minimum time between two calls of `CapturePoints._forget`. A call takes at most 2 ms."""
+"""Minimum time between two calls of `CapturePoints._forget_silent`, which take up to 2 ms."""
 
 
 class _Flow(msgspec.Struct, gc=False):
@@ -44,17 +43,16 @@ _decode = msgspec.json.Decoder(_Message).decode
 
 
 class CapturePoints:
-    """The capture points of each capture. Not thread-safe."""
+    """The capture points of each capture; not thread-safe."""
 
     def __init__(self) -> None:
-        """Start without capture points."""
         self._points: dict[str, dict[str, float]] = {}
         self._forgot_s = -math.inf
 
     def message(self, data: bytes | bytearray | memoryview, now: float) -> None:
-        """Store the capture points of the flows in a message. Unusable messages are ignored."""
+        """Store the capture points in a message's flows. Unusable messages are ignored."""
         if now - self._forgot_s >= FORGET_INTERVAL_S:
-            self._forget(now)
+            self._forget_silent(now)
         try:
             flows = _decode(data).flows or ()
         except UNDECODABLE:
@@ -82,8 +80,7 @@ class CapturePoints:
         points = self._points.get(capture_id, {})
         return sorted(tid for tid, seen in points.items() if now - seen < SILENCE_S)
 
-    def _forget(self, now: float) -> None:
-        """Forget points that had no flow for `SILENCE_S`, and captures without points."""
+    def _forget_silent(self, now: float) -> None:
         self._forgot_s = now
         recent = {
             capture_id: {tid: seen for tid, seen in points.items() if now - seen < SILENCE_S}

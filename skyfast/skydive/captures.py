@@ -1,31 +1,26 @@
 """Exports metric families from the statistics that agents send about their captures.
 
 A capture runs on every interface that its query matches, on all hosts. A *capture point* is one
-capture on one interface, and the agent has a flow table for each capture point. Every 10 s, each
-capture point sends a report to a randomly chosen analyzer, which forwards the report to its
-subscribers. A report has these fields, according to Skydive's sources (``flow/table.go``,
-``flow/probes``) and to recordings:
+capture on one interface. The agent has a flow table for each capture point. Every 10 s, each
+capture point sends a report to a random analyzer, which forwards the report to its subscribers.
+These are the fields of a report (source: Skydive's ``flow/table.go`` and ``flow/probes``, and
+recordings):
 
-* ``FlowDropped`` and ``KernelFlowDropped`` are the numbers of flows dropped since the capture
-  point's previous report. For each capture, skyfast adds up these numbers from all reports, and
-  exports the sums as counters. The numbers in lost reports are missing from the sums. By default,
-  agents send reports in UDP datagrams, which can get lost.
-* ``FlowCount`` is the current size of the capture point's flow table.
-* ``PacketsReceived`` and ``PacketsDropped`` are neither totals nor increases. Once a second
-  (``agent.capture.stats_update``), the agent reads the socket's totals since the start of the
-  capture. A report has the sum of the readings since the previous report. Usually, there are ten
-  readings. skyfast exports a tenth of the sum, which is usually the mean of the readings. Reports
-  have these two fields only if the capture reads packets from a socket.
+* ``FlowDropped`` and ``KernelFlowDropped``: flows dropped since the capture point's previous
+  report. skyfast exports the sum over all reports of a capture as a counter. By default, agents
+  send reports in UDP datagrams. Drops in a lost datagram are missing from the counter.
+* ``FlowCount``: the current size of the capture point's flow table.
+* ``PacketsReceived`` and ``PacketsDropped``: once a second (``agent.capture.stats_update``), the
+  agent reads the socket's totals since the start of the capture. A report has the sum of the
+  readings since the previous report, usually ten. Example: ten readings of 100 packets give 1,000.
+  skyfast exports a tenth of the sum, which is usually the mean. Because the number of readings
+  varies, skyfast cannot export exact totals as counters. If a capture does not read from a socket,
+  its reports lack these fields.
 
-A report identifies its capture but not its capture point, and the number of readings in a report
-varies. Therefore skyfast cannot export the socket's totals as counters, and cannot sum
-``FlowCount``, ``PacketsReceived`` and ``PacketsDropped`` over the capture points of a capture.
-Instead, it exports these three fields as gauges. Each gauge shows the highest value that any
-capture point has reported in the last 12 to 15 s. The number of reports is exported as a counter.
-The ``rate`` of this counter, multiplied by 10 s, is the number of capture points.
-
-Like the table, this module has no clock and no socket: its inputs are reports and ``now``, and its
-output is the text of metric families.
+A report does not name its capture point. Therefore skyfast cannot sum ``FlowCount``,
+``PacketsReceived`` and ``PacketsDropped`` over the capture points of a capture. Instead, a gauge
+shows the highest value that any capture point has reported in the last 12 to 15 s. The number of
+reports is exported as a counter. Its ``rate``, multiplied by 10 s, is the number of capture points.
 """
 
 from dataclasses import dataclass, replace
@@ -43,11 +38,11 @@ SILENCE_S: Final = 60.0
 time."""
 
 SLOT_S: Final = 3.0
-"""Length of a time slot. The highest values of each slot are stored."""
+"""Length of a time slot. Only the highest values of each slot are stored."""
 
 SLOTS: Final = 5
-"""Number of slots per capture. Five slots cover the last 12 to 15 s. Every capture point sends a
-report in this time."""
+"""Number of slots per capture. Five slots cover the last 12 to 15 s, in which every capture point
+sends a report."""
 
 READINGS: Final = 10
 """Assumed number of readings of a socket's total in one report."""
@@ -79,7 +74,7 @@ _decode = msgspec.json.Decoder(_PointReport).decode
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """Values of a report. skyfast exports the maximum of each value."""
+    """Of the latest reports, the highest value of each field is exported."""
 
     packets_received: int = 0
     packets_dropped: int = 0
@@ -95,8 +90,6 @@ def _highest(first: _Figures, second: _Figures) -> _Figures:
 
 
 class _Capture:
-    """The state of one capture."""
-
     def __init__(self) -> None:
         self.reported_at = 0.0
         self.reports = 0
@@ -108,7 +101,7 @@ class _Capture:
 
     @property
     def highest(self) -> _Figures:
-        """The highest values in the stored slots. Requires at least one report."""
+        """Requires at least one report."""
         return reduce(_highest, self._slots.values())
 
     def add(self, report: _PointReport, now: float, running: float) -> None:
@@ -179,13 +172,10 @@ class CaptureReport:
 
 
 class Captures:
-    """The captures for which agents send reports.
-
-    `message` and `expire` must be called from one thread. `page` may be called from any thread.
-    """
+    """Only one thread may call `message` and `expire`; any thread may call the other methods."""
 
     def __init__(self, *, naming: Literal["compatible", "standard"], stats: CaptureStats) -> None:
-        """Start without captures. With ``naming="standard"``, counter names end with ``_total``."""
+        """With ``naming="standard"``, counter names end with ``_total``."""
         ending = "_total" if naming == "standard" else ""
         self._families = tuple(
             replace(family, name=family.name + ending) if family.type == "counter" else family
@@ -195,12 +185,11 @@ class Captures:
         self._captures: dict[str, _Capture] = {}
 
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
-        """Process a report. Unusable reports are counted.
+        """Process a report, the ``Obj`` of a message.
 
-        ``raw`` is the ``Obj`` of a message. ``now`` is the time of the table's clock, which
-        determines when captures expire. This clock stands still while reports may be missing.
-        ``running`` is the time of a clock that never stands still, which determines when values of
-        gauges expire. The default of ``running`` is ``now``.
+        Captures expire by ``now``, the table's clock, which stands still while reports may be
+        missing. Values of gauges expire by ``running``, a clock that never stands still. Its
+        default is ``now``.
         """
         try:
             report = _decode(raw)
@@ -208,7 +197,7 @@ class Captures:
             huge = str(error).startswith("Integer value out of range")
             self._stats.skipped["out_of_range" if huge else "invalid"] += 1
             return
-        if reason := self._refusal(report):
+        if reason := self._skip_reason(report):
             self._stats.skipped[reason] += 1
             return
         capture = self._captures.get(report.capture_id) or _Capture()
@@ -216,8 +205,7 @@ class Captures:
         self._captures[report.capture_id] = capture
         self._stats.captures = len(self._captures)
 
-    def _refusal(self, report: _PointReport) -> str:
-        """Return the reason to skip ``report``, or an empty string."""
+    def _skip_reason(self, report: _PointReport) -> str:
         capture_id, *values = msgspec.structs.astuple(report)
         if not capture_id:
             return "no_id"
@@ -230,7 +218,6 @@ class Captures:
         return ""
 
     def expire(self, now: float) -> None:
-        """Remove the captures that have had no report for `SILENCE_S`."""
         silent = [key for key, capture in self._captures.items() if _is_silent(capture, now)]
         for key in silent:
             del self._captures[key]
@@ -281,7 +268,7 @@ def _is_silent(capture: _Capture, now: float) -> bool:
 
 
 def _values(capture: _Capture) -> tuple[str, ...]:
-    """Return the formatted values of a capture, in the order of the families."""
+    """Return the values of a capture as text, in the order of `_FAMILIES`."""
     highest = capture.highest
     return (
         _mean(highest.packets_received),
@@ -293,7 +280,7 @@ def _values(capture: _Capture) -> tuple[str, ...]:
     )
 
 
-def _mean(readings: int) -> str:
-    """Return the exact mean of ten readings as text. ``readings`` is the sum of the readings."""
-    whole, tenths = divmod(readings, READINGS)
+def _mean(sum_of_readings: int) -> str:
+    """Return the exact mean of ten readings as text."""
+    whole, tenths = divmod(sum_of_readings, READINGS)
     return f"{whole}.{tenths}" if tenths else str(whole)

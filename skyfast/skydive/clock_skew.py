@@ -1,8 +1,7 @@
 """Detects flows with impossible times, which show that the clock of an agent is wrong.
 
-The metrics ``start`` and ``last`` export the agents' times. The table also uses these times to
-detect reports that arrive out of order. If the local clock is wrong, the clocks of all agents seem
-to be wrong.
+The metrics ``start`` and ``last`` export the agents' times, and the table detects late reports by
+them. If the local clock is wrong, the clocks of all agents seem to be wrong.
 """
 
 import logging
@@ -21,30 +20,24 @@ MAX_AHEAD_S: Final = 60.0
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
-"""Maximum age of the latest packet: this time plus `MAX_UPDATES_BEHIND` reporting intervals.
+"""The latest packet may be this old, plus `MAX_UPDATES_BEHIND` reporting intervals.
 
-An agent reports a flow within one reporting interval (``flow.update``) after the flow's latest
-packet. The limit has two intervals for two reasons: messages can be delayed, and skyfast's estimate
-of ``flow.update`` is too short for a while after an increase."""
+Agents report a packet within one interval (``flow.update``). Two intervals are allowed, because
+messages can be delayed, and because skyfast notices an increase of ``flow.update`` late."""
 
 MAX_CLOSING_BEHIND_S: Final = 3600.0
-"""In a closing report, the latest packet may be this far in the past.
+"""In a closing report, the latest packet may be this old.
 
 An agent sends a closing report after one to two times ``flow.expire`` (600 s) without a packet."""
 
 Flow = Any
-"""A decoded flow report: an object of one of the plan's `FlowTypes`. All of these types have the
-fields ``Last`` and ``FinishType``."""
+"""A flow report of one of the plan's `FlowTypes`, all of which have ``Last`` and ``FinishType``."""
 
 
 class Dated(Protocol):
-    """The part of the table that `ClockSkewCheck` uses.
-
-    ``times_ms`` are the oldest and the newest ``Last`` in the latest update of the table.
-    """
-
     @property
-    def times_ms(self) -> tuple[int, int]: ...
+    def times_ms(self) -> tuple[int, int]:
+        """The oldest and the newest ``Last`` in the latest update of the table."""
 
 
 class _Origin(msgspec.Struct, gc=False):
@@ -61,10 +54,7 @@ _MESSAGE = msgspec.json.Decoder(_Message)
 
 
 class ClockSkewCheck:
-    """Checks the times of the flows in each update of a table."""
-
     def __init__(self, table: Dated, *, stats: Stats) -> None:
-        """``stats`` has the agents' reporting interval, ``flow.update``."""
         self._table = table
         self._stats = stats
         self._limit = LogLimit()
@@ -76,18 +66,16 @@ class ClockSkewCheck:
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Count the ``flows`` with impossible times.
+        """Count flows with impossible times.
 
-        ``flows`` are the flows that the latest update of the table has applied. ``data`` is the
-        message with these flows. ``now_ms`` is the arrival time in Unix milliseconds. The check
-        compares the times of all flows only if the oldest or the newest time of the update is
-        implausible. If the oldest time is implausible, it is usually the time of a closing report.
+        The latest update of the table applied ``flows``. ``data`` is their message, which arrived
+        at ``now_ms`` (Unix milliseconds).
         """
         behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
         oldest_ms, newest_ms = self._table.times_ms
         if newest_ms > latest_ms:
-            # If ``Last`` is above ``newest_ms``, the table has skipped the flow as out of range.
+            # The table has skipped flows with a ``Last`` above ``newest_ms`` as out of range.
             misdated = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
             self._report("ahead", misdated, data, analyzer, now_ms)
         if oldest_ms < earliest_ms:
@@ -109,10 +97,9 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # There are two cases without misdated flows. In the first case, only closing reports
-            # are older than ``earliest_ms``. In the second case, the table has not applied the flow
-            # with the implausible time yet, because the table needs more fields of this flow. The
-            # caller then decodes the flow again, and checks it after the next update.
+            # Either only closing reports are older than ``earliest_ms``, or the table needs more
+            # fields of the flow with the impossible time. In the second case, the caller decodes
+            # the flow again, and checks it after the next update.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(

@@ -22,9 +22,8 @@ MAX_SHARED: Final = 10_000
 
 
 class TopologyNames(Protocol):
-    """The names of addresses in the topology. ``empty`` is the tuple for unknown addresses."""
-
     empty: NameTuple
+    """The tuple for unknown addresses."""
 
     def __getitem__(self, key: str, /) -> NameTuple | None: ...
     def get(self, key: str, default: NameTuple, /) -> NameTuple | None: ...
@@ -34,32 +33,28 @@ class TopologyNames(Protocol):
 class CombinedNames(dict[str, NameTuple | None]):
     """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
 
-    The elements of a tuple are:
+    Each tuple has these elements:
 
-    1. The name that users gave to the address, or else the address's name in the topology, or else
-       the name of the network.
+    1. The own name of the address, or else its name in the topology, or else the own name of its
+       network.
     2. The other names of the address in the topology.
-    3. The name of the network, and the values of the keys in ``names_keys``. Without own names,
-       tuples have these elements only if a label shows a network or a value.
+    3. The own name of the network, and the values of the keys in ``names_keys``. If there are no
+       own names, tuples have these elements only if a label shows one of them.
 
-    The dict contains only addresses that the topology knows and that have been looked up. Unknown
-    or ambiguous addresses with equal names share one tuple, because the table compares tuples by
-    identity.
+    The dict stores only addresses that the topology knows, after their first lookup. Unknown
+    addresses with equal names share one tuple, and so do ambiguous addresses: the table compares
+    tuples by identity.
     """
 
     __slots__ = ("_combines", "_of_ambiguous", "_of_unknown", "_own", "_topology")
 
     def __init__(self, topology: TopologyNames) -> None:
-        """Start without own names."""
         super().__init__()
         self._topology = topology
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Replace the own names with those in ``own``.
-
-        ``extends`` is true if labels show the networks or the values of keys in ``own``.
-        """
+        """``extends`` is true if labels show the networks or the values of keys in ``own``."""
         self._own = own
         self._combines = extends or own.count > 0
         self._of_unknown: dict[NameTuple, NameTuple] = {}
@@ -102,11 +97,6 @@ class CombinedNames(dict[str, NameTuple | None]):
         return names
 
     def resolve(self, key: str, other: str, point: str, /) -> NameTuple:
-        """Return the names of ``key``, an ambiguous address, for one flow.
-
-        ``other`` is the address at the other end of the flow. ``point`` is the ``NodeTID`` of the
-        flow's capture point.
-        """
         names = self._topology.resolve(key, other, point)
         if not self._combines:
             return names

@@ -1,7 +1,7 @@
 """Measures the age of data on arrival: the age of one random report of each message.
 
-The ages depend on the clocks of the agents' hosts and of this machine. If the clocks differ, an age
-can be negative; negative ages are not observed. `skyfast.skydive.clock_skew` detects wrong clocks.
+If the clocks of an agent's host and of this machine differ, an age can be negative. Negative ages
+are not observed.
 """
 
 import random
@@ -12,22 +12,16 @@ from skyfast.flows.fields import CLOSING
 from skyfast.stats import AnalyzerStats, HistogramStats
 
 MAX_DRAWS: Final = 4
-"""Maximum number of reports that are drawn from a message. If all of these reports are closing
-reports, nothing is observed."""
+"""Maximum number of attempts to draw a report that is not a closing report."""
 
 Flow = Any
-"""A decoded flow report: an object of one of the plan's `FlowTypes`. All of these types have the
-fields ``Last`` and ``FinishType``."""
+"""A flow report of one of the plan's `FlowTypes`, all of which have ``Last`` and ``FinishType``."""
 
 
 class DataAge:
-    """Observes the ages of random reports.
-
-    Closing reports are not observed: agents send them 10 to 20 minutes after the latest packet.
-    """
+    """Ignores closing reports: agents send them 10 to 20 minutes after the latest packet."""
 
     def __init__(self, *, chance: Callable[[], float] = random.random) -> None:
-        """``chance`` returns random numbers from 0 to 1."""
         self._chance = chance
 
     def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats, now_ms: float) -> None:
@@ -50,6 +44,5 @@ class DataAge:
 
 
 def _observe(histogram: HistogramStats, time_ms: int | None, now_ms: float) -> None:
-    """Observe the time since ``time_ms``, unless ``time_ms`` is in the future, 0 or None."""
     if time_ms is not None and 0 < time_ms <= now_ms:
         histogram.observe((now_ms - time_ms) / 1000)

@@ -18,7 +18,6 @@ MAX_NODES: Final = 200_000
 """Maximum number of nodes that are used. A topology of 5,000 pods has 60,000 nodes."""
 
 MAX_EDGES: Final = 400_000
-"""Maximum number of edges that are used."""
 
 MAX_NAME_CHARS: Final = 256
 """Maximum length of a name or an ID; longer ones are ignored. Names in Kubernetes have up to 253
@@ -30,31 +29,24 @@ host."""
 
 # Reasons under which unusable items of the topology are counted.
 NODE_LIMIT: Final = "node_limit"
-"""Counts nodes beyond `MAX_NODES`."""
-
 EDGE_LIMIT: Final = "edge_limit"
-"""Counts edges beyond `MAX_EDGES`."""
-
 DUPLICATE_ID: Final = "duplicate_id"
-"""Counts nodes with the ID of another node."""
 
 EDGE_WITHOUT_NODE: Final = "edge_without_node"
 """Counts edges whose parent or child is missing from the graph.
 
-An edge is not counted if the missing node may have a type that skyfast does not read. For example,
-services have edges to endpoints, which skyfast does not read."""
+If the missing node may have a type that skyfast does not read, the edge is not counted. Example:
+edges from services to endpoints."""
 
 NAME_TOO_LONG: Final = "name_too_long"
-"""Counts names and IDs longer than `MAX_NAME_CHARS`."""
-
 INVALID_ADDRESS: Final = "invalid_address"
-"""Counts texts that should be IP addresses, but are not."""
 
 SEVERAL_OWNERS: Final = "several_owners"
-"""Counts interfaces and containers that have several owners: Skydive allows only one owner."""
+"""Counts interfaces and containers with several owners: Skydive allows only one."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
-"""Counts interfaces and containers whose namespace has several owners or is in a ring of owners."""
+"""If the chain of owners above a namespace forks or is longer than `MAX_OWNERS`, the interfaces and
+containers in the namespace are counted."""
 
 OWNERSHIP: Final = "ownership"
 CONTAINER: Final = "container"
@@ -74,8 +66,8 @@ RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT
 """The values of ``RelationType`` for the edges that skyfast uses to resolve names."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type that this module uses for containers of the Kubernetes probe. Skydive gives these
-containers the type ``container``, as it does for containers of a container runtime."""
+"""The type that this module uses for containers of the Kubernetes probe. In Skydive, they have the
+type ``container``, like the containers of a container runtime."""
 
 _KUBERNETES_TYPES: Final = frozenset(
     (
@@ -91,8 +83,8 @@ _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libv
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# Maps relations to the types of parent and child. `_add_edges` checks edges of ``ownership`` and
-# ``layer2`` by separate rules.
+# Maps relations to the types of parent and child. Edges of ``ownership`` and ``layer2`` have
+# separate rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),
@@ -105,10 +97,10 @@ _encode = msgspec.json.encode
 
 
 class GraphIndex:
-    """The usable nodes of a graph, by ID, type and relation.
+    """The usable nodes of a graph.
 
-    In Skydive, the linkers in ``topology/probes/k8s`` and ``AddOwnershipLink`` in
-    ``topology/topology.go`` create these relations.
+    Sources of the relations in Skydive: the linkers in ``topology/probes/k8s``, and
+    ``AddOwnershipLink`` in ``topology/topology.go``.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -178,19 +170,15 @@ class GraphIndex:
         return self._types.get(node_type, [])
 
     def parents(self, relation: str, node: Node) -> Sequence[Node]:
-        """Return the distinct parents of a node in edges of type ``relation``, or ()."""
         return self._parents[relation].get(node.id or "")
 
     def veth_peers(self, node: Node) -> Sequence[Node]:
-        """Return the distinct veth interfaces that a veth interface is connected to."""
         return self._parents[LAYER2].get(node.id or "")
 
     def namespace(self, node: Node) -> Node | None:
-        """Return the network namespace of an interface or container.
+        """Return the network namespace of an interface or container, or None if it is unknown.
 
-        The result is a node of type ``netns``, or ``host`` for the host's own namespace. The result
-        is None if the namespace is unknown: the node has no owner or several owners, or the owners
-        form a ring.
+        The result has the type ``netns``, or ``host`` for the host's own namespace.
         """
         owners = self.parents(OWNERSHIP, node)
         if not owners:
@@ -229,8 +217,7 @@ class GraphIndex:
         """Return an address in the notation of flows, or "" if ``text`` is not an address.
 
         ``text`` may have a prefix length and a zone (``%eth0``), which addresses in flows do not
-        have. Flows have addresses as Go formats them. Both Go and Python format IPv6 addresses by
-        RFC 5952, but Go formats an address in ``::ffff:0:0/96`` as the mapped IPv4 address.
+        have.
         """
         if not text:
             return ""
@@ -246,13 +233,10 @@ class GraphIndex:
 
 
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
-    """Return whether an edge lacks a node. ``parent`` or ``child`` is None, because it is unknown.
-
-    The edge does not lack a node if the unknown node may have a type that skyfast does not read.
-    """
+    """Return whether the missing one of ``parent`` and ``child`` should be in the graph."""
     if relation == OWNERSHIP:
-        # skyfast reads neither Kubernetes namespaces nor Kubernetes clusters. It also does not read
-        # some nodes that hosts own.
+        # skyfast does not read Kubernetes namespaces, Kubernetes clusters, and some nodes that
+        # hosts own.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None
@@ -262,10 +246,7 @@ def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
 
 
 def type_of(node: Node) -> str:
-    """Return the type of a node.
-
-    For a container of the Kubernetes probe, the result is `KUBERNETES_CONTAINER`.
-    """
+    """Return the type of a node; for the Kubernetes probe's containers, `KUBERNETES_CONTAINER`."""
     node_type = node.metadata.type or ""
     if node_type == "container" and node.metadata.manager == "k8s":
         return KUBERNETES_CONTAINER
@@ -273,10 +254,7 @@ def type_of(node: Node) -> str:
 
 
 def _is_later(node: Node, other: Node) -> bool:
-    """Return whether to use ``node`` instead of ``other``, which has the same ID.
-
-    The result does not depend on the order of nodes in the graph.
-    """
+    """Return whether to use ``node`` instead of ``other``, regardless of their order in a graph."""
     times = node.updated_at or 0, other.updated_at or 0
     if times[0] != times[1]:
         return times[0] > times[1]

@@ -1,7 +1,6 @@
 """Decodes messages and applies their flows to the table.
 
-No message content raises an exception. Unusable messages and flows are counted and skipped: the
-subscription continues, and all usable flows are applied.
+Unusable messages and flows are counted and skipped. No content of a message raises an exception.
 """
 
 import functools
@@ -28,19 +27,16 @@ from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_PARTIAL_FLOWS = 1_000
-"""Maximum number of flows per message that are decoded field by field.
+"""Maximum number of flows per message that are decoded field by field, which takes 10 µs per flow.
+Further flows with values of a wrong type are skipped.
 
-Decoding a flow field by field takes 10 µs. Real analyzers put at most 100 flows into a message, so
-they never reach this limit. Beyond the limit, flows with values of a wrong type are skipped."""
+Analyzers put at most 100 flows into a message, so they never reach this limit."""
 
 AVERAGED_MESSAGES = 32
-"""The share of messages with unknown flows is a moving average: each message weighs 1 / 32.
-
-A flow is unknown while the table does not contain it."""
+"""The share of messages with unknown flows is a moving average: each message weighs 1 / 32."""
 
 MAX_UNKNOWN_SHARE = 1 / 16
-"""If the share of messages with unknown flows is larger than this, the fields of labels are always
-decoded.
+"""Above this share of messages with unknown flows, the fields of labels are always decoded.
 
 At twice this share, omitting these fields would save no time, because messages with unknown flows
 are decoded twice."""
@@ -51,13 +47,10 @@ SHOWN_BYTES = 80
 log = logging.getLogger("skyfast.ingest")
 
 Flow = Any
-"""A decoded flow report: an object of one of the plan's `FlowTypes`. The plan determines the fields
-of these types at run time."""
+"""A flow report of one of the plan's `FlowTypes`, which are created at run time."""
 
 
 class Updatable(Protocol):
-    """The methods of the table that apply flows."""
-
     def update(self, flows: list[Flow], now: float, start: int = 0, *, wall_ms: int = 0) -> int: ...
     @property
     def met_unknown_flow(self) -> bool: ...
@@ -66,15 +59,12 @@ class Updatable(Protocol):
 
 
 class StatsSink(Protocol):
-    """The recipient of capture statistics."""
-
     def message(self, raw: msgspec.Raw, now: float) -> None: ...
 
 
 class Ingest:
-    """Decodes messages and applies their flows.
+    """Decodes only the fields that the table will probably need; see `_Decoders`.
 
-    A message is decoded without the fields that the table will probably not need; see `_Decoders`.
     If the table needs more fields of a message, the message is decoded again with all fields.
     """
 
@@ -91,13 +81,11 @@ class Ingest:
         capture_points: CapturePoints | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """Create the decoders.
+        """``checker`` selects a sample of the messages.
 
-        ``types`` are the flow types of the table's plan, and ``flow_filter`` selects which flows of
-        a message reach the table. ``captures`` receives the content of messages with capture
-        statistics. ``checker`` selects a sample of the messages. Messages in the sample are decoded
-        with all fields, checked for lost reports, and passed to ``capture_points``. ``now`` is the
-        table's clock, in seconds; ``wall_clock`` returns Unix seconds.
+        These messages are decoded with all fields, checked for lost reports, and passed to
+        ``capture_points``. ``now`` is the table's clock, in seconds; ``wall_clock`` returns Unix
+        seconds.
         """
         self._table = table
         self._captures = captures
@@ -147,19 +135,18 @@ class Ingest:
     def _apply(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Apply the decoded flows of the message ``data``."""
         analyzer.flows += len(flows)
         admitted = self._flow_filter(flows)
         now_ms = self._wall_clock() * 1000
         self._data_age.observe(admitted, analyzer, now_ms)
         done = self._update(admitted, now_ms)
         if done == len(admitted):
-            self._finish(admitted, data, analyzer, now_ms)
-            self._decoders.choose(met_unknown_flow=self._table.met_unknown_flow)
+            self._check_applied(admitted, data, analyzer, now_ms)
+            self._decoders.choose_next(met_unknown_flow=self._table.met_unknown_flow)
         else:
-            self._finish(admitted[:done], data, analyzer, now_ms)
+            self._check_applied(admitted[:done], data, analyzer, now_ms)
             self._decode_fully(bytes(data), _position(admitted[done], flows), analyzer, now_ms)
-            self._decoders.choose(met_unknown_flow=True)
+            self._decoders.choose_next(met_unknown_flow=True)
 
     def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
@@ -177,16 +164,15 @@ class Ingest:
         self._checker.check(sample, analyzer)
         if self._capture_points is not None:
             self._capture_points.message(data, self._now())
-        self._finish(admitted, data, analyzer, now_ms)
+        self._check_applied(admitted, data, analyzer, now_ms)
 
-    def _finish(
+    def _check_applied(
         self,
         flows: list[Flow],
         data: bytes | bytearray | memoryview,
         analyzer: AnalyzerStats,
         now_ms: float,
     ) -> None:
-        """Check the times of applied flows, and withdraw the gaps that these flows close."""
         self._clock_skew.check(flows, data, analyzer, now_ms)
         if self._checker.has_unsettled:
             self._checker.note_late(flows)
@@ -205,7 +191,7 @@ class Ingest:
             flows = self._one_by_one(raws[position:])
         admitted = self._flow_filter.refilter(flows)
         self._update(admitted, now_ms)
-        self._finish(admitted, data, analyzer, now_ms)
+        self._check_applied(admitted, data, analyzer, now_ms)
 
     def _recover(self, data: bytes, analyzer: AnalyzerStats) -> None:
         """Apply the usable flows of a message that cannot be decoded as a whole."""
@@ -234,13 +220,12 @@ class Ingest:
         now_ms = self._wall_clock() * 1000
         self._data_age.observe(admitted, analyzer, now_ms)
         self._update(admitted, now_ms)
-        self._finish(admitted, data, analyzer, now_ms)
+        self._check_applied(admitted, data, analyzer, now_ms)
 
     def _update(self, flows: list[Flow], now_ms: float) -> int:
         return self._table.update(flows, self._now(), wall_ms=int(now_ms))
 
     def _drop(self, data: bytes, analyzer: AnalyzerStats, reason: str) -> None:
-        """Count an unusable message, and log its first bytes at most once per interval."""
         analyzer.errors[reason] += 1
         self._limit.warn(
             log,
@@ -262,11 +247,7 @@ class Ingest:
             return self._envelope.decode(prune_depth(marked))
 
     def _one_by_one(self, raws: Iterable[msgspec.Raw]) -> list[Flow]:
-        """Decode each flow separately. Flows that cannot be decoded are skipped and counted.
-
-        If only optional fields of a flow cannot be decoded, `PartialDecoder` leaves out the values
-        of these fields, and the table counts the fields.
-        """
+        """Decode each flow separately; skip and count flows that cannot be decoded."""
         flows = []
         partial = 0
         for raw in raws:
@@ -291,17 +272,16 @@ class Ingest:
 
 
 class _Decoders:
-    """The decoders of messages, and the choice between them.
+    """``next`` is the decoder for the next message; ``full`` decodes all fields.
 
-    ``next`` decodes the next message, and ``full`` decodes all fields. A flow is unknown while the
-    table does not contain it.
+    ``next`` decodes these fields:
 
-    * If the latest message had unknown flows, ``next`` decodes the fields of labels, and the fields
-      that identify first reports.
-    * If the latest message had no unknown flows, but the share of recent messages with unknown
-      flows is above `MAX_UNKNOWN_SHARE`, ``next`` decodes the fields of labels.
-    * In all other cases, ``next`` decodes neither group of fields. Decoding is then faster by a
-      seventh, but a message with unknown flows must be decoded twice.
+    * If the latest message had unknown flows: the fields of labels, and the fields that identify
+      first reports.
+    * If it had none, but the share of recent messages with unknown flows is above
+      `MAX_UNKNOWN_SHARE`: the fields of labels.
+    * Otherwise: none of these fields. Decoding is then faster by a seventh, but a message with
+      unknown flows must be decoded twice.
     """
 
     def __init__(self, types: FlowTypes) -> None:
@@ -310,13 +290,9 @@ class _Decoders:
             for flow in (types.KnownReport, types.Update, types.FirstReport, types.FullReport)
         )
         self.next = self._first
-        self._unknown_share = 1.0  # share of messages with unknown flows, as a moving average
+        self._unknown_share = 1.0
 
-    def choose(self, *, met_unknown_flow: bool) -> None:
-        """Choose ``next``.
-
-        ``met_unknown_flow`` is true if the latest message had an unknown flow.
-        """
+    def choose_next(self, *, met_unknown_flow: bool) -> None:
         self._unknown_share += (met_unknown_flow - self._unknown_share) / AVERAGED_MESSAGES
         if met_unknown_flow:
             self.next = self._first

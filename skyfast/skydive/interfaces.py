@@ -1,7 +1,6 @@
 """Exports the counters of network interfaces as metric families.
 
-:class:`Interfaces` has no clock and no socket: its inputs are responses of the topology API and
-``now``, and its output is a page. :mod:`skyfast.skydive.topology` requests the responses.
+`skyfast.skydive.topology` requests the responses of the topology API.
 """
 
 import heapq
@@ -25,12 +24,11 @@ MAX_LABEL_CHARS: Final = 1024
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
 """Maximum total length of the labels of all interfaces; further nodes are counted as ``too_many``.
 
-The page repeats the labels in every family, so this limit bounds the page size if names are
-long."""
+Every family repeats the labels, so this limit bounds the page size if names are long."""
 
 MAX_COUNTER: Final = 2**63 - 1
-"""The largest int64. Skydive's counters have this type. Samples that are negative or above this
-limit are left out and counted as ``out_of_range``."""
+"""The largest int64, the type of Skydive's counters. Samples below 0 or above this limit are left
+out and counted as ``out_of_range``."""
 
 
 MAX_BUSIEST: Final = 50
@@ -41,8 +39,6 @@ Naming = Literal["compatible", "standard"]
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """The labels and counters of an interface."""
-
     labels: dict[str, str]
     received_bytes: int
     transmitted_bytes: int
@@ -51,21 +47,14 @@ class Interface:
 
 
 class InterfaceName(NamedTuple):
-    """The name of an interface and of its host."""
-
     host: str
     name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family(MetricFamily):
-    """A metric family of interfaces.
-
-    ``counter`` is a field of `Counters`. If Skydive has no such counter, ``counter`` is empty, and
-    all values are 0.
-    """
-
     counter: str
+    """The field of `Counters`, or "" if Skydive has no such counter. All values are then 0."""
 
 
 _COUNTERS: Final = (
@@ -87,8 +76,8 @@ _COUNTERS: Final = (
 )
 """Each entry has a part of the compatible name, a part of the standard name, and the help text.
 
-The part of the compatible name is also the name of the field of `Counters`. A counter that Skydive
-does not provide has no standard name."""
+The first part is also a field of `Counters`. If Skydive does not provide the counter, there is no
+standard name."""
 
 _FAMILIES: Final[dict[Naming, tuple[_Family, ...]]] = {
     "compatible": tuple(
@@ -113,24 +102,18 @@ _NO_TRAFFIC: Final = Counters()
 
 @dataclass(frozen=True)
 class _Page:
-    """The rendered families of a response, and the time when they expire."""
-
     text: bytes
     """All families in text format 0.0.4."""
     families: tuple[tuple[_Family, slice], ...]
     """Each family with the position of its samples in ``text``."""
     busiest: tuple[Interface, ...]
     names: Mapping[str, InterfaceName]
-    """The names of the interfaces, by ``node_tid``."""
+    """By ``node_tid``."""
     expires_at: float
     _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 
     def in_openmetrics(self, version: int, *, created: bool) -> bytes:
-        """Return the page in a version of OpenMetrics. Each version is rendered on first use.
-
-        In OpenMetrics 1.0, ``created`` gives each counter the start time 0, which stands for
-        "unknown".
-        """
+        """Render each version on first use; see `Interfaces.page`."""
         key = version, version == 1 and created
         if key not in self._openmetrics:
             text = memoryview(self.text)
@@ -149,14 +132,11 @@ _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
 class Interfaces:
     """The interfaces in the latest response of the topology API, as metric families.
 
-    A response replaces the previous response: interfaces that are missing from the new response are
-    removed at once. If no response arrives, the interfaces stay for three polling intervals or
-    ``connection_timeout_s``, whichever is longer.
+    Interfaces that are missing from a new response are removed at once. If no response arrives, the
+    interfaces stay for three polling intervals or ``connection_timeout_s``, whichever is longer.
 
-    The label ``node_tid`` is the ``TID`` of the interface, or the ``ID`` of its node if there is no
-    ``TID``. Nodes with identical labels share one series, which has the values of the node with the
-    newest ``UpdatedAt``. The values are the devices' own counters: if a device resets its counters,
-    the values are reset too.
+    Nodes with identical labels share one series, with the values of the node with the newest
+    ``UpdatedAt``. If a device resets its counters, the exported values are reset too.
 
     All methods are thread-safe. An update can take a second, but does not block other methods.
     """
@@ -169,7 +149,6 @@ class Interfaces:
         stats: TopologyStats,
         naming: Naming = "compatible",
     ) -> None:
-        """Start without interfaces. Every response updates ``stats``."""
         self.set_lifetime(interval_s=interval_s, connection_timeout_s=connection_timeout_s)
         self._stats = stats
         self._families = _FAMILIES[naming]
@@ -178,14 +157,11 @@ class Interfaces:
         self._writing = threading.Lock()
 
     def set_lifetime(self, *, interval_s: float, connection_timeout_s: float) -> None:
-        """Set how long the interfaces of a response are kept. Applies from the next response on."""
+        """Applies from the next response on."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
     def update(self, response: NodesResponse, now: float) -> None:
-        """Replace the interfaces with those of ``response``.
-
-        Unusable nodes are skipped and counted in ``stats.skipped``.
-        """
+        """Replace the interfaces; count unusable nodes in ``stats.skipped``."""
         skipped = dict.fromkeys(INTERFACE_SKIPS, 0)
         skipped["invalid"] = response.invalid
         skipped["text_too_long"] = response.too_long
@@ -198,7 +174,6 @@ class Interfaces:
             self._stats.interfaces = len(rows)
 
     def expire(self, now: float) -> None:
-        """Remove the interfaces if the latest response is older than their lifetime."""
         with self._writing:
             if now >= self._page.expires_at:
                 self._page = _NOTHING
@@ -207,9 +182,10 @@ class Interfaces:
     def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
         """Return the metric families, or nothing if there are no interfaces.
 
-        The format is text format 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires
-        standard names. In OpenMetrics 1.0, ``created`` gives each counter the start time 0, which
-        stands for "unknown": devices do not report the time at which a counter started.
+        ``openmetrics`` is 0 for the text format 0.0.4, or else the version of OpenMetrics. The
+        result has no ``# EOF``. OpenMetrics 1.0 requires standard names. In OpenMetrics 1.0,
+        ``created`` gives each counter the start time 0 ("unknown"), because devices do not report
+        when a counter started.
         """
         page = self._page
         if now >= page.expires_at:
@@ -223,12 +199,12 @@ class Interfaces:
 
     @property
     def names(self) -> Mapping[str, InterfaceName]:
-        """The names of the interfaces by ``node_tid``."""
+        """By ``node_tid``."""
         return self._page.names
 
 
 class _Row(msgspec.Struct, gc=False, frozen=True):
-    """An interface. ``text`` has the labels in text format; no two rows have the same ``text``."""
+    """``text`` has the labels in text format; no two rows have the same ``text``."""
 
     text: str
     labels: tuple[str, ...]

@@ -1,8 +1,8 @@
 """Repairs JSON text that the decoder rejects although its structure is valid.
 
 RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
-the decoder's limit. After the repair, a message lacks only strings with lone surrogates, and parts
-that are nested too deeply.
+the decoder's limit. Only strings with lone surrogates, and parts that are nested too deeply, are
+lost.
 """
 
 import re
@@ -14,16 +14,15 @@ MAX_DEPTH: Final = 64
 """Number of nesting levels that `prune_depth` keeps. Messages of analyzers have 5 to 7 levels."""
 
 MAX_REPAIRED_TOKENS: Final = 500_000
-"""Maximum number of tokens that are parsed to repair a message.
+"""Maximum number of tokens (escapes, or strings and brackets) that are parsed to repair a message.
 
-`mark_lone_surrogates` parses escapes; `prune_depth` parses strings and brackets. Parsing 500,000
-tokens takes 0.2 s, much less than the timeout for a pong. A message of 100 flows contains 10,000
-strings and brackets."""
+Parsing 500,000 tokens takes 0.2 s, much less than the timeout for a pong. A message of 100 flows
+contains 10,000 strings and brackets."""
 
 # Matches a string, complete or not, or a bracket. The possessive quantifier prevents backtracking.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
-# Matches an escape. The group matches a lone surrogate.
+# Matches an escape; the group matches a lone surrogate.
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
@@ -35,8 +34,8 @@ def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
     r"""Return ``data`` with lone surrogates replaced by bytes that are not valid UTF-8.
 
     The decoder mistakes ``"\\ud800"`` for the end of the text. If an invalid byte replaces this
-    escape, the decoder rejects only the string that contains the byte. Parses up to ``max_escapes``
-    escapes, or all escapes if ``max_escapes`` is 0.
+    escape, the decoder rejects only the string that contains the byte. ``max_escapes`` limits how
+    many escapes are parsed; 0 means all.
     """
 
     def marked(escape: re.Match[bytes]) -> bytes:

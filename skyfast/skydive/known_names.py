@@ -1,8 +1,7 @@
 """Looks up and searches the names of addresses and capture points.
 
-This module sends no queries. It uses only names that skyfast already has for other purposes: names
-that labels show, names that users gave to addresses (*own names*), and the names of interfaces
-whose counters are exported.
+No queries are sent. The names are those that labels show, those that users gave to addresses (*own
+names*), and those of interfaces whose counters are exported.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +13,11 @@ from skyfast.skydive.interfaces import InterfaceName
 
 
 class NamedAddresses(Protocol):
-    """The names of addresses in the topology, combined with own names."""
-
     def name_of(self, key: str, /) -> str: ...
 
 
 class NameMappings(Protocol):
-    """The index of names. Any thread may read its mappings while they change."""
+    """Any thread may read the mappings while they change."""
 
     @property
     def nodes(self) -> Mapping[str, tuple[str, ...]]: ...
@@ -31,8 +28,6 @@ class NameMappings(Protocol):
 
 
 class NamedInterfaces(Protocol):
-    """The interfaces whose counters are exported."""
-
     @property
     def names(self) -> Mapping[str, InterfaceName]: ...
 
@@ -60,7 +55,7 @@ _HOST, _INTERFACE, _NAMESPACE, _POD, _CONTAINER, _NETNS = map(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownNames:
-    """Looks up names. Thread-safe; names can change between two calls.
+    """Thread-safe; names can change between two calls.
 
     ``index`` is None if no label shows names and there are no own names.
     """
@@ -73,7 +68,6 @@ class KnownNames:
         return "" if self.index is None else self.index.combined.name_of(address)
 
     def of_node(self, tid: str) -> CapturePointName:
-        """Return the name of the capture point with the ``NodeTID`` ``tid``."""
         names = self.index.nodes.get(tid) if self.index is not None else None
         if names:
             return _point_name(names)

@@ -8,11 +8,10 @@ V = TypeVar("V")
 
 
 class MultiMap(Generic[K, V]):
-    """Maps each key to one or more distinct values, in the order in which they were added.
+    """Values are distinct by identity, and keep the order in which they were added.
 
-    Most keys have only one value. A list for each of 100,000 keys would slow down the garbage
-    collector, which visits all lists without releasing the GIL. Values are distinguished by
-    identity, not by equality.
+    A list for each of 100,000 keys would slow down the garbage collector, which visits all lists
+    without releasing the GIL.
     """
 
     __slots__ = ("_all", "_first", "_others")
@@ -25,14 +24,12 @@ class MultiMap(Generic[K, V]):
             self.add(key, value)
 
     def add(self, key: K, value: V) -> None:
-        """Add a value, unless the key already has this value."""
         first = self._first.setdefault(key, value)
         if first is not value:
             self._others.setdefault(key, {})[id(value)] = value
             self._all.pop(key, None)
 
     def get(self, key: K) -> tuple[V, ...]:
-        """Return the values of a key, or ()."""
         try:
             first = self._first[key]
         except KeyError:
@@ -44,5 +41,4 @@ class MultiMap(Generic[K, V]):
         return self._all[key]
 
     def keys(self) -> Iterable[K]:
-        """Return the keys, in the order in which they were added."""
         return self._first.keys()

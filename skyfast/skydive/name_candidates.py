@@ -14,23 +14,21 @@ _SORTED_AT_ONCE: Final = 256
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """An owner of an address.
-
-    ``names`` are in the order of ``ADDRESS_NAMES``, followed by the values of the requested pod
-    labels. ``namespace`` is the ID of the network namespace's node, or "" if this node is unknown.
-    For the host's own namespace, ``namespace`` is the ID of the host's node. ``host`` is the name
-    that the agent uses for the owner's host. ``cluster`` is the cluster of the pod or service, or
-    else the cluster of the host, or else "".
-    """
+    """An owner of an address; unknown values are ""."""
 
     names: tuple[str, ...]
+    """In the order of ``ADDRESS_NAMES``, followed by the values of the requested pod labels."""
     namespace: str
+    """The ID of the network namespace's node. For the host's own namespace, the ID of the host's
+    node."""
     host: str
+    """The name that the agent uses for the owner's host."""
     cluster: str
+    """The cluster of the pod or service, or else the cluster of the host."""
 
 
 class PointLocation(msgspec.Struct, frozen=True, gc=False):
-    """The location of a capture point. ``peers`` are the sorted namespace IDs of its veth peers."""
+    """``peers`` are the sorted namespace IDs of the capture point's veth peers."""
 
     namespace: str
     peers: tuple[str, ...]
@@ -49,8 +47,7 @@ def choose(
     """Return the names of an address in a flow, or None if they are ambiguous.
 
     ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
-    flow. ``point`` is the capture point, or None if it is unknown. ``networks`` has the subnets
-    of each host: see `Resolution`.
+    flow.
 
     The names come from the first of these groups whose candidates all have the same ``names``.
     Empty groups are skipped. For local addresses (`is_local`), only groups 2 and 3 are used.
@@ -81,13 +78,12 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    Any host or link can have the same local address, including hosts and links that are not in the
-    topology. Therefore a local address with a single owner in the topology can have other owners,
-    too.
+    Even if the topology has a single owner of such an address, hosts and links outside the topology
+    can have the same address.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
-    # fe80::/10. The address must start with four digits: "fe8:" means 0fe8.
+    # fe80::/10. The first group must have four digits, because "fe8:" means 0fe8.
     return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 

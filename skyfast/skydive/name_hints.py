@@ -17,11 +17,11 @@ MAX_KEYS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """The reasons why labels are empty, as printable texts of bounded length.
+    """Why labels are empty, as printable texts of bounded length.
 
-    ``without_pods`` lists the labels that are empty because the topology has no pods. If there are
-    no such labels, ``without_pods`` is "". ``missing_labels`` are the keys of pod labels that no
-    pod has. If the topology has no pods, ``missing_labels`` is empty.
+    ``without_pods`` lists the labels that are empty because the topology has no pods.
+    ``missing_labels`` are the keys of pod labels that no pod has; empty if the topology has no
+    pods.
     """
 
     without_pods: str = ""
@@ -31,8 +31,8 @@ class Hints:
 def find_hints(export: ExportSelection, resolution: Resolution) -> Hints:
     """Return the hints for the labels of ``export``. The topology must have been read completely.
 
-    Hints leave out labels that can have values even if there are no pods. For example, the name of
-    an address can be the name of a host.
+    Labels that can have values without pods are left out. For example, the name of an address can
+    be the name of a host.
     """
     if resolution.has_pods:
         return Hints(missing_labels=tuple(map(printable, resolution.missing_labels[:MAX_KEYS])))
