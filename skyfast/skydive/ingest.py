@@ -310,7 +310,7 @@ def _message_type(flow: Any) -> Any:
 def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[str, str]:
     """Count a message by namespace and type, and return this pair.
 
-    Unknown namespaces and types are replaced by ``other``.
+    Unknown values become ``other``.
     """
     kind = namespace, message_type
     if kind not in analyzer.messages:

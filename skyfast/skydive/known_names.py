@@ -33,10 +33,7 @@ class NamedInterfaces(Protocol):
 
 
 class CapturePointName(NamedTuple):
-    """The name of a capture point. Unknown parts are empty.
-
-    ``owner`` is the owner of the interface: the pod, the container, or the network namespace.
-    """
+    """Unknown parts are empty. ``owner`` is the interface's pod, container or network namespace."""
 
     host: str = ""
     owner: str = ""

@@ -1,8 +1,7 @@
 """Maps addresses and capture points to their names.
 
-:class:`NameIndex` has no clock and no socket: its inputs are resolutions and ``now``. It updates
-mappings that the table uses as `skyfast.flows.plan.Names`, and returns the changed keys. All
-mappings have a maximum size, because their content comes from analyzers and flows.
+The table uses the mappings as `skyfast.flows.plan.Names`. Their size is limited, because their
+content comes from analyzers and flows.
 """
 
 import asyncio
@@ -30,14 +29,14 @@ MAX_RESOLVED: Final = 50_000
 """Maximum number of `ResolveKey` keys in the cache of names; names of further keys are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache of names. The cache is cleared to drop names that
-flows no longer use."""
+"""Minimum time between two clearings of the cache of names, which drop names that flows no longer
+use."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
 
-The same limit applies to the addresses that have just been queried (see `REQUERY_INTERVAL_S`). The
-queries of one minute contain up to 15,000 addresses."""
+The same limit applies to the addresses that were queried in the last `REQUERY_INTERVAL_S`. In this
+time, up to 7,500 addresses are queried."""
 
 REQUERY_INTERVAL_S: Final = 60.0
 """An address that belongs to no pod is not queried again for this time."""
@@ -53,11 +52,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class _Update(Generic[V]):
-    """The changes of a mapping.
+    """The changes of a mapping. ``removed`` are the keys to remove.
 
-    ``removed`` are the keys to remove. The keys of ``gone`` are missing from the resolution, but
-    stay for now. ``gone`` maps each key to the time of the first resolution without the key, oldest
-    first.
+    ``gone`` are the keys that are missing from the resolution, but stay for now. It maps each key
+    to the time of the first resolution without the key, oldest first.
     """
 
     changed: Mapping[str, V]
@@ -90,8 +88,8 @@ class _Context:
     def _in_namespaces_of(self, point: PointLocation | None, address: str) -> tuple[Candidate, ...]:
         """Return the candidates in the namespaces of a capture point and of the point's peers.
 
-        The candidates are indexed by namespace, because a loopback address has thousands of
-        candidates, one in each namespace.
+        A loopback address has thousands of candidates, one in each namespace. Therefore the
+        candidates are indexed by namespace.
         """
         if point is None:
             return ()
@@ -108,8 +106,8 @@ class _Context:
 class IndexChanges:
     """The changes caused by a resolution, for `NameIndex.apply`.
 
-    ``ambiguous`` is the number of ambiguous addresses, not counting local addresses. ``left_out``
-    is the number of nodes and addresses that were omitted because of the limit `MAX_NAMES`.
+    ``ambiguous`` does not count local addresses. ``left_out`` is the number of nodes and addresses
+    beyond `MAX_NAMES`.
     """
 
     nodes: _Update[tuple[str, ...]]
@@ -139,7 +137,6 @@ class NodeNames(dict[str, tuple[str, ...]]):
         return self.EMPTY
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names of ``key``. ``other`` and ``point`` are ignored."""
         return self[key]
 
 
@@ -147,9 +144,8 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     """The names of addresses, by address in Go's notation.
 
     The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. For an
-    ambiguous address, the dict has None: `resolve` chooses the address's names by the flow's other
-    address and capture point, and caches them. If ``notes_unknown`` is set, a lookup notes an
-    unknown address for `take_unknown`.
+    ambiguous address, the dict has None, and `resolve` chooses the names for each flow. If
+    ``notes_unknown`` is set, a lookup notes an unknown address for `take_unknown`.
     """
 
     __slots__ = (
@@ -158,7 +154,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     )
 
     def __init__(self, size: int) -> None:
-        """Start without names. Each tuple of names has ``size`` strings."""
+        """Each tuple of names has ``size`` strings."""
         super().__init__()
         self.empty = ("",) * size
         self.notes_unknown = True
@@ -198,8 +194,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         names = self._resolved[resolve_key] = self._context.choose(resolve_key) or self.empty
         return names
 
-    def forget_contexts(self) -> None:
-        """Forget the data for resolving ambiguous addresses, and the names resolved for them."""
+    def forget_ambiguous(self) -> None:
         self._context, self._resolved, self._overflowed = _Context(), {}, False
 
     @property
@@ -213,7 +208,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         For `REQUERY_INTERVAL_S` after ``now`` (in seconds), lookups do not note these addresses
         again.
         """
-        self._forget(now)
+        self._forget_old_queries(now)
         taken: list[str] = []
         while self._unknown and len(taken) < count:
             address = next(iter(self._unknown))
@@ -225,11 +220,10 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 
     def has_recent_queries(self, now: float) -> bool:
         """Return whether an unknown address was queried within the last `REQUERY_INTERVAL_S`."""
-        self._forget(now)
+        self._forget_old_queries(now)
         return bool(self._queried)
 
-    def _forget(self, now: float) -> None:
-        """Remove addresses from ``_queried`` once they may be queried again."""
+    def _forget_old_queries(self, now: float) -> None:
         queried = self._queried
         old = [address for address, since in queried.items() if now - since >= REQUERY_INTERVAL_S]
         excess = islice(queried, max(0, len(queried) - MAX_UNKNOWN))
@@ -240,26 +234,19 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 class NameIndex:
     """The names of addresses and capture points, from the topology and from own names.
 
-    ``addresses`` has the names of addresses in the topology. ``combined`` has these names combined
-    with own names, for the table.
+    ``addresses`` has the names in the topology. ``combined`` has these names combined with own
+    names, for the table.
 
-    Changed and new entries apply at once. An entry can be missing from a resolution because its
-    node was deleted, or because an analyzer that has just started does not know the node yet. Such
-    an entry stays for ``keep_s``. The first resolution after this time removes the entry; `is_due`
-    returns whether this time has passed for any entry. If all capture points of a host are missing
-    from a resolution, the host's candidates for ambiguous addresses also stay for ``keep_s``. While
-    there are no resolutions, all entries stay.
-
-    :meth:`apply` and :meth:`forget_topology` change the mappings in place. The thread that calls
-    these methods may use the mappings at any time.
+    New and changed names apply at once. If a node is missing from a resolution, its names stay for
+    ``keep_s``, because an analyzer that has just started may not know the node yet. The first
+    resolution after this time removes the names. If all capture points of a host are missing, the
+    host's candidates for ambiguous addresses also stay for ``keep_s``.
     """
 
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
-        """Start without names from the topology. Needs no event loop.
+        """``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
 
-        ``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
-        ``k8s_labels`` are the keys of pod labels. The tuple of an address ends with the values of
-        these labels.
+        The tuple of an address ends with the values of the pod labels ``k8s_labels``.
         """
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()
@@ -268,12 +255,10 @@ class NameIndex:
         self.ready = asyncio.Event()
         """Set when the first resolution has been applied."""
         self.ambiguous = 0
-        """The number of ambiguous addresses, not counting loopback and link-local addresses.
-
-        Loopback and link-local addresses are always treated as ambiguous: every host or link can
-        have the same address."""
+        """The number of ambiguous addresses, without loopback and link-local addresses, which are
+        always treated as ambiguous."""
         self.stats = NameStats()
-        """The counters of this index. A reload replaces both index and counters, or neither."""
+        """A reload replaces both the index and its counters, or neither."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}
@@ -289,19 +274,16 @@ class NameIndex:
         return index
 
     def use_own(self, own: OwnNames, export: ExportSelection) -> None:
-        """Use ``own`` names, for the labels of ``export``.
-
-        The caller must relabel the flows of addresses whose names have changed.
-        """
+        """The caller must relabel the flows of addresses whose names change."""
         labels = [label for view in export.views for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
         self.combined.use(own, extends=any(map(shows_only_own, labels)))
 
     def forget_topology(self) -> None:
-        """Forget all names from the topology. Call this when no label shows such names anymore."""
+        """Call this when no label shows names from the topology anymore."""
         self.nodes.clear()
         self.addresses.clear()
-        self.addresses.forget_contexts()
+        self.addresses.forget_ambiguous()
         self.combined.clear()
         self._gone_nodes, self._gone_addresses = {}, {}
         self._pruned_at = None
@@ -309,7 +291,6 @@ class NameIndex:
         self.ready.clear()
 
     def set_keep_time(self, keep_s: float) -> None:
-        """Set how long entries are kept after they have disappeared from the topology."""
         self._keep_s = keep_s
 
     def is_due(self, now: float) -> bool:
@@ -321,7 +302,8 @@ class NameIndex:
     def compare(self, resolution: Resolution, now: float) -> IndexChanges:
         """Return the changes caused by ``resolution``, which covers the whole topology at ``now``.
 
-        Modifies nothing. Any thread may call this method while no thread is in :meth:`apply`.
+        Modifies nothing. Any thread may call this method, but not while a thread is in
+        :meth:`apply`.
         """
         nodes, left_out_nodes = _truncated(resolution.nodes)
         candidates, left_out_addresses = _truncated(resolution.addresses)
@@ -329,8 +311,8 @@ class NameIndex:
         node_update = self._diff(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # Entries that the topology no longer contains stay for ``keep_s``. The capture points,
-        # candidates and networks of these entries must stay for the same time.
+        # The names of missing nodes stay for ``keep_s``. Their capture points, candidates and
+        # networks must stay for the same time.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -357,7 +339,7 @@ class NameIndex:
     def compare_new(self, resolution: Resolution, now: float) -> IndexChanges:
         """Return the changes caused by ``resolution``, which covers only a part of the topology.
 
-        ``now`` is the time of the resolution. Only addresses that are still unknown get names.
+        Only addresses that are still unknown get names.
         """
         capacity = MAX_NAMES - len(self.addresses)
         added = {
@@ -388,7 +370,6 @@ class NameIndex:
         now: float,
         left_out: int,
     ) -> IndexChanges:
-        """Return the changes of the index, including the changes of the names in the cache."""
         cached = self.addresses._resolved.copy()  # the event loop may add entries concurrently
         full = len(cached) > MAX_RESOLVED // 2
         is_pruned = full and (self._pruned_at is None or now - self._pruned_at >= PRUNE_INTERVAL_S)
@@ -454,9 +435,8 @@ class NameIndex:
     def apply(self, changes: IndexChanges) -> list[tuple[Names, Set[str]]]:
         """Apply ``changes``, the result of the latest comparison.
 
-        Returns each changed mapping with its changed keys: keys whose names changed, or may have
-        changed for some flows. The run time depends on the number of changes: about 10 ms for the
-        first resolution of a huge topology.
+        Returns each changed mapping with the keys whose names changed, or may have changed for some
+        flows. The first resolution of a huge topology takes about 10 ms.
         """
         addresses = self.addresses
         late = islice(reversed(addresses._resolved), len(addresses._resolved) - changes.cached)
@@ -498,9 +478,8 @@ def _with_gone_hosts(
 ) -> dict[str, tuple[Candidate, ...]]:
     """Return all owners of each address that has an owner on ``gone_hosts``.
 
-    After an analyzer has started, hosts reappear in the topology one by one, but skyfast receives
-    flows from all hosts. If several hosts have the same address, the address must not get the names
-    of the host that reappears first.
+    After an analyzer has started, hosts reappear in the topology one by one. If several hosts have
+    the same address, the address must not get the names of the host that reappears first.
     """
     kept: dict[str, tuple[Candidate, ...]] = {}
     for address, owners in context.candidates.items():

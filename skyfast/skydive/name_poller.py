@@ -1,16 +1,11 @@
 """Polls the topology for the names of addresses and capture points.
 
-`needed` returns the queries that a configuration needs, and :class:`NamePoller` sends them:
-
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* While flows have unknown addresses, one query is sent every `UNKNOWN_INTERVAL_S`. The queries
-  alternate: one for the pods with these addresses, the next for the updated pods. If no address is
-  unknown, updated pods are read every `PODS_INTERVAL_S`.
-
-Names are resolved again only if the data that is read has changed, or if it is time to remove names
-of deleted nodes from the index.
+* While flows have unknown addresses, one query is sent every `UNKNOWN_INTERVAL_S`: in turns, a
+  query for the pods with these addresses and a query for updated pods.
+* If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
 """
 
 import asyncio
@@ -58,13 +53,13 @@ These readings detect that another pod has taken over an address."""
 OVERLAP_MS: Final = 120_000
 """A query for changes includes changes that are up to this much older than the previous query.
 
-With a shorter time, skyfast could miss changes. The clock of the node's host sets ``UpdatedAt``,
-and this clock can be behind. A change also takes a few seconds to reach the analyzer."""
+Without this overlap, skyfast could miss changes: ``UpdatedAt`` comes from the clock of the node's
+host, which can be behind. A change also takes a few seconds to reach the analyzer."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""A query for changed pods includes changes that are up to this much older than the previous query.
+"""The overlap of queries for changed pods.
 
-This time is shorter than `OVERLAP_MS`, because analyzers themselves set ``UpdatedAt`` of pods."""
+It is shorter than `OVERLAP_MS`, because analyzers themselves set ``UpdatedAt`` of pods."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """After a reload, skyfast waits up to this time for the responses to all queries. Meanwhile, the
@@ -101,25 +96,22 @@ def needed(config: Config) -> tuple[Query, ...]:
 
 @dataclass(slots=True)
 class _Progress:
-    """The progress of a query.
-
-    ``tried`` means that the query has been sent; ``read`` means that there was a complete response.
-    ``full_s`` is the monotonic time of the latest complete reading. ``asked_ms`` is the Unix time
-    of the latest reading. ``newest_ms`` is the latest ``UpdatedAt`` of the nodes.
-    """
-
     tried: bool = False
     read: bool = False
+    """Whether there was a complete response."""
     full_s: float | None = None
+    """The monotonic time of the latest complete reading."""
     asked_ms: int = 0
+    """The Unix time of the latest reading."""
     newest_ms: int = 0
+    """The latest ``UpdatedAt`` of the nodes."""
 
 
 class NamePoller:
-    """Reads the data from which names are resolved, and updates ``index``.
+    """Reading, resolving and comparing run in worker threads.
 
-    Reading, resolving and comparing run in worker threads. The event loop applies the changes, and
-    calls ``renamed`` with each changed mapping and its changed keys.
+    The event loop applies the changes, and calls ``renamed`` with each changed mapping and its
+    changed keys.
     """
 
     def __init__(
@@ -133,10 +125,10 @@ class NamePoller:
         now: Callable[[], float],
         renamed: Callable[[Names, Set[str]], object],
     ) -> None:
-        """Create the poller; ``now`` is the clock of ``index``, in seconds.
+        """``wanted`` is the result of `needed`; ``now`` is the clock of ``index``, in seconds.
 
-        ``wanted`` are the queries that `needed` returned. If ``reads_interfaces`` is false,
-        `TopologyPoller` reads the interfaces and calls `received`.
+        If ``reads_interfaces`` is false, `TopologyPoller` reads the interfaces and calls
+        `received`.
         """
         self._wanted = wanted
         self._export = export
@@ -171,7 +163,6 @@ class NamePoller:
                 tasks.create_task(self._ask_unknown_forever(client))
 
     def interface_reader(self) -> GraphReader:
-        """Return a reader with which `TopologyPoller` reads the interfaces."""
         return self._store.reader(queries.NAMED_INTERFACES, also_interfaces=True)
 
     async def received(self, reader: GraphReader) -> None:
@@ -223,9 +214,8 @@ class NamePoller:
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
         """Return the time since which to read changes, or 0 if this time is unknown.
 
-        The clock of this host or of another host can be wrong. Therefore the result is based on the
-        newest ``UpdatedAt`` or on the time of the latest reading, whichever is earlier.
-        ``UpdatedAt`` of edges is not used, because edges are not newer than their nodes.
+        The clock of this host or of another host can be wrong. Therefore the earlier of two times
+        is used: the newest ``UpdatedAt``, or the latest reading.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
@@ -284,7 +274,6 @@ class NamePoller:
             await asyncio.sleep(duration_s)
 
     async def _resolve(self) -> None:
-        """Resolve all names, and apply the changes to the index."""
         resolution = await asyncio.to_thread(self._resolution)
         async with self._applying:
             self._apply(await asyncio.to_thread(self._index.compare, resolution, self._now()))
@@ -296,7 +285,6 @@ class NamePoller:
             self._update_hints(resolution)
 
     def _update_hints(self, resolution: Resolution) -> None:
-        """Update the reasons why labels are empty, and log new reasons."""
         hints, names = find_hints(self._export, resolution), self._names
         if hints.without_pods and hints.without_pods != names.labels_without_pods:
             text = (
@@ -339,11 +327,10 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Query the pods of unknown addresses, or the pods that have just changed.
+        """Query the pods of unknown addresses, or the pods that have just changed, in turns.
 
-        While addresses are unknown, calls alternate between the two queries. The query for changed
-        pods finds pods that got their address after the query by address. It also finds known
-        addresses that have moved to another pod.
+        The second query finds pods that got their address after the first query. It also finds
+        known addresses that have moved to another pod.
         """
         addresses, now = self._index.addresses, self._now()
         query = None

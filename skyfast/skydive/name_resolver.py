@@ -1,12 +1,10 @@
 """Resolves the names of addresses and capture points from the topology.
 
-All functions are pure: they use no clock and no socket. An address can have several owners, for
-example if every host has the same subnet, or if clusters overlap.
-`skyfast.skydive.name_candidates` distinguishes the owners by the flow's capture point.
-If the topology is contradictory or ambiguous, names are empty rather than wrong.
+An address can have several owners, for example if every host has the same subnet, or if clusters
+overlap. `skyfast.skydive.name_candidates` distinguishes the owners by the flow's capture point. If
+the topology is contradictory or ambiguous, names are empty rather than wrong.
 
-Skydive's probes create the relations between nodes: see `skyfast.skydive.graph_index`. The rules
-for pods and workloads are in `skyfast.skydive.workloads`; the rules for containers are in
+The rules for pods and workloads are in `skyfast.skydive.workloads`; the rules for containers are in
 `skyfast.skydive.runtime_containers`.
 """
 
@@ -30,20 +28,16 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of comparisons for one address.
-
-Each pod with the address is compared with each place of the address (`_Place`). Above the limit, no
-pod is assigned to a place."""
+"""Maximum number of comparisons of a pod with a `_Place` for one address. Above the limit, no pod
+is assigned to a place."""
 
 # Reasons under which unusable items of the topology are counted.
 ADDRESS_LIMIT: Final = "address_limit"
-"""Counts addresses beyond `MAX_ADDRESSES`."""
 
 NO_ID: Final = "no_id"
-"""Counts interfaces that no flow can refer to, because they have neither ``TID`` nor ``ID``."""
+"""Counts interfaces with neither ``TID`` nor ``ID``, which no flow can refer to."""
 
 DUPLICATE_TID: Final = "duplicate_tid"
-"""Counts interfaces with the TID of another interface."""
 
 CONTRADICTORY_PODS: Final = "contradictory_pods"
 """Counts network namespaces whose containers belong to different pods."""
@@ -57,13 +51,11 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
 
     * ``nodes``: the names of capture points by ``NodeTID``, in the order of ``NODE_NAMES``.
     * ``addresses``: the candidates (possible owners) by address, in the notation of flows. Each
-      address has at least one candidate, and all of its candidates are different. Their order does
-      not depend on the order of the graph.
+      address has one or more distinct candidates. Their order does not depend on the order of the
+      graph.
     * ``points``: the capture points by ``NodeTID``.
     * ``networks``: the sorted subnets of all interfaces, by host. Subnets with only one address are
       left out.
-    * ``skipped``: how many unusable items were skipped, by reason.
-    * ``has_pods``: whether the topology has pods.
     * ``has_pod_names``: whether the topology has pods, or containers with the names of their pods.
     * ``missing_labels``: the keys of the requested pod labels that no pod has.
     """
@@ -79,10 +71,9 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
 
 
 def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
-    """Resolve the names of all addresses and capture points.
+    """Never raises, whatever ``graph`` contains.
 
-    Never raises, whatever the graph contains. Takes about 1 s for 5,000 pods on 200 hosts. Other
-    threads can get the GIL meanwhile.
+    Takes about 1 s for 5,000 pods on 200 hosts. Other threads can get the GIL meanwhile.
     """
     resolver = _Resolver(graph, k8s_labels)
     resolution = resolver.resolution()
@@ -91,12 +82,11 @@ def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
 
 
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """A network namespace. All fields of an unknown namespace are empty.
+    """A network namespace. ``own`` is true for the host's own namespace.
 
-    ``own`` is true for the host's own namespace. ``pod_names`` can be known even if ``pod`` is not.
-    ``uncertain`` means that it is unclear which containers are in the namespace, or to which pod
-    they belong. In that case, an interface with a pod's address does not prove that the pod is in
-    the namespace.
+    ``pod_names`` can be known even if ``pod`` is not. ``uncertain`` means that it is unclear which
+    containers are in the namespace, or to which pod they belong. In that case, an interface with a
+    pod's address does not prove that the pod is in the namespace.
     """
 
     id: str = ""
@@ -113,8 +103,7 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """The network namespace, host and cluster where an address is used.
 
-    Usually, all addresses of a namespace share one `_Place`. ``of_machine`` is true if a virtual
-    machine behind an interface uses the address.
+    ``of_machine`` is true if a virtual machine behind an interface uses the address.
     """
 
     namespace: _Namespace
@@ -180,8 +169,7 @@ class _Resolver:
             if node is not None:
                 containers.add(id(node), container)
             else:
-                # The namespace of the container is not certain: each of its owners may be the
-                # namespace.
+                # Each owner of the container may be its namespace.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
         # The names of a host's own namespace do not depend on the containers in it.
         namespaces = {
@@ -367,8 +355,7 @@ class _Resolver:
     def _place(self, namespace: _Namespace, host: str, machine: str | None) -> _Place:
         """Return the place of an interface's own addresses, or of a virtual machine's addresses.
 
-        ``machine`` is None for the interface's own addresses. For addresses of a virtual machine,
-        ``machine`` is the name of the virtual machine, or "" if the name is unknown.
+        ``machine`` is the name of the virtual machine ("" if unknown), or None for own addresses.
         """
         key = id(namespace), host, machine
         place = self._places.get(key)
@@ -386,7 +373,7 @@ class _Resolver:
                 candidate=Candidate(
                     names=names,
                     # A virtual machine is not in the network namespace of the interface that
-                    # connects the machine.
+                    # connects it.
                     namespace=namespace.id if machine is None else "",
                     host=host,
                     cluster=(namespace.pod.cluster if namespace.pod else "") or cluster,
@@ -422,7 +409,7 @@ class _Resolver:
         )
 
     def _is_host_network(self, pod: Pod) -> bool:
-        """Return whether a pod has only the addresses of its host.
+        """Return whether a pod uses the network of its host.
 
         If the pod's host is known, addresses of other hosts do not matter: several hosts can use
         the same subnet.
@@ -435,12 +422,11 @@ class _Resolver:
     def _with_pods(self, places: Sequence[_Place], pods: Sequence[Pod]) -> list[Candidate]:
         """Return the candidates for an address that is used at ``places`` and belongs to ``pods``.
 
-        If it is certain that a pod is at a place, one candidate has the names of the pod and of the
-        place.
+        If a pod and a place match only each other, they share one candidate.
         """
         if not pods:
             return [place.candidate for place in places]
-        # If a place is in a namespace of the pod, the candidate of the place has the pod's names.
+        # The candidate of a place in a pod's namespace already has the pod's names.
         known = {id(place.namespace.pod) for place in places if not place.of_machine}
         pods = [pod for pod in pods if id(pod) not in known]
         compared = places if len(places) * len(pods) <= MAX_COMPARISONS else ()
@@ -463,7 +449,7 @@ class _Resolver:
         return found
 
     def _may_be_at(self, pod: Pod, place: _Place, is_only: bool) -> bool:
-        """Return whether to assume that ``pod`` is at ``place``. Both have the same address."""
+        """Return whether to assume that ``pod`` is at ``place``, which has the same address."""
         namespace = place.namespace
         if namespace.own or namespace.uncertain or namespace.pod is not None or place.of_machine:
             return False
@@ -513,8 +499,8 @@ def _address_names(
 ) -> tuple[str, ...]:
     """Return names in the order of ``ADDRESS_NAMES``, then the values of the pod labels.
 
-    ``machine`` is the name of the virtual machine that has the address. ``machine`` is "" if the
-    name is unknown, and None if no virtual machine has the address.
+    If a virtual machine has the address, ``machine`` is its name ("" if unknown). Otherwise,
+    ``machine`` is None.
     """
     if pod.service or pod.workload.name:
         name = pod.service or pod.workload.name
@@ -559,7 +545,7 @@ def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
 
 
 def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
-    """Return the newest pods of each cluster. All ``pods`` have the same address."""
+    """Return the newest of ``pods`` in each cluster."""
     if len(pods) < 2:
         return pods
     newest: dict[str, int] = {}

@@ -16,18 +16,16 @@ from skyfast.flows.plan import FieldPath
 
 
 class PartialDecoder:
-    """Decodes single flows as ``FullReport``, and leaves out fields that cannot be decoded.
+    """An undecodable number becomes None. An undecodable nested object gets None in all fields.
 
-    An undecodable number becomes None. An undecodable nested object becomes an object whose fields
-    are all None. The table treats None as an unusable value: it counts the field, and uses the rest
-    of the flow.
+    The table counts None as an unusable field, and uses the rest of the flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:
         self._flow = _Struct(types.FullReport, (), types)
 
     def decode(self, data: msgspec.Raw) -> Any:
-        """Return the flow with all fields that can be decoded.
+        """Return the flow as a ``FullReport``.
 
         Raises:
             UNDECODABLE: A required field cannot be decoded, or ``data`` is not a flow.
@@ -37,8 +35,6 @@ class PartialDecoder:
 
 
 class _Struct:
-    """Decodes an object field by field."""
-
     def __init__(self, struct: type[msgspec.Struct], path: FieldPath, types: FlowTypes) -> None:
         fields = msgspec.structs.fields(struct)
         raw = [(field.name, msgspec.Raw, msgspec.Raw()) for field in fields]
@@ -60,8 +56,6 @@ class _Struct:
 
 
 class _Field:
-    """Decodes a field. If an optional field cannot be decoded, its value is None."""
-
     def __init__(
         self, field: msgspec.structs.FieldInfo, parent: FieldPath, types: FlowTypes
     ) -> None:
