@@ -4,14 +4,9 @@
 A response of the topology API can be a hundred megabytes long. Decoding the whole response at once
 would need memory for the text and for all objects, and would hold the GIL for a large part of a
 second.
-`ArraySplitter` gets the text in pieces of any size. Each call of `feed` gets one piece, and returns
-the elements that end in this piece.
 
-To find the commas between the elements, the splitter counts brackets and skips strings. The decoder
-later checks the syntax inside of the elements. Outside of elements, the splitter accepts only valid
-JSON. Splitting takes about 1 ns per byte. If an element continues in the next piece, the splitter
-stores the first part of the element. Elements longer than ``max_element_bytes`` are skipped and
-counted.
+To find the commas between the elements, the splitter counts brackets and skips strings, which takes
+about 1 ns per byte. The decoder later checks the syntax inside of the elements.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -21,13 +16,13 @@ cdef enum:
     MAX_FOUND = 1024
 
 cdef enum _Place:
-    BEFORE          # the list has not begun
-    IN_NULL         # after an "n" at the start
+    BEFORE_LIST
+    IN_NULL
     FIRST           # after the opening bracket: expects an element or the closing bracket
     NEXT            # after a comma: expects an element
-    ELEMENT         # in an element
-    AFTER           # the list has ended
-    WRONG           # the text is not a list
+    IN_ELEMENT
+    AFTER_LIST
+    INVALID
 
 cdef struct _State:
     _Place place
@@ -52,17 +47,17 @@ cdef Py_ssize_t _scan(
     const unsigned char *text, Py_ssize_t start, Py_ssize_t size,
     _State *state, _Found *found, int *count, Py_ssize_t *begin,
 ) noexcept nogil:
-    """Find the elements that end at or after the offset ``start`` of ``text``.
+    """Find elements that end at or after the offset ``start`` of ``text``.
 
-    Returns the offset where the scan stopped. If the text is valid, the next call continues at this
-    offset. ``begin`` is the offset where the current element begins.
+    Returns the offset at which the next call continues, or at which the text is invalid. ``begin``
+    is the offset at which the current element begins.
     """
     cdef Py_ssize_t index = start
     cdef unsigned char char
     count[0] = 0
     while index < size:
         char = text[index]
-        if state.place == ELEMENT:
+        if state.place == IN_ELEMENT:
             if state.in_string:
                 if state.escaped:
                     state.escaped = False
@@ -85,10 +80,10 @@ cdef Py_ssize_t _scan(
                     found[count[0]].begin = begin[0]
                     found[count[0]].end = index
                     count[0] += 1
-                    state.place = AFTER
+                    state.place = AFTER_LIST
                     return index + 1
                 else:
-                    state.place = WRONG
+                    state.place = INVALID
                     return index
             elif char == c',' and not state.depth:
                 found[count[0]].begin = begin[0]
@@ -100,33 +95,31 @@ cdef Py_ssize_t _scan(
         elif _is_space(char) and state.place != IN_NULL:
             pass
         elif state.place == FIRST and char == c']':
-            state.place = AFTER
+            state.place = AFTER_LIST
         elif state.place == FIRST or state.place == NEXT:
             if char == c',' or char == c']' or char == c'}':
-                state.place = WRONG
+                state.place = INVALID
                 return index
             begin[0] = index
-            state.place = ELEMENT
+            state.place = IN_ELEMENT
             continue
-        elif state.place == BEFORE and char == c'[':
+        elif state.place == BEFORE_LIST and char == c'[':
             state.place = FIRST
-        elif state.place == BEFORE and char == c'n':
+        elif state.place == BEFORE_LIST and char == c'n':
             state.place = IN_NULL
             state.letters = 1
         elif state.place == IN_NULL and char == _NULL[state.letters]:
             state.letters += 1
             if state.letters == 4:
-                state.place = AFTER
+                state.place = AFTER_LIST
         else:
-            state.place = WRONG
+            state.place = INVALID
             return index
         index += 1
     return size
 
 
 cdef class ArraySplitter:
-    """Splits one JSON list into its elements. ``null`` counts as an empty list."""
-
     cdef _State _state
     cdef bytearray _partial     # the element that has not ended yet
     cdef Py_ssize_t _max_element_bytes
@@ -137,12 +130,11 @@ cdef class ArraySplitter:
     def __cinit__(self, *, Py_ssize_t max_element_bytes):
         if max_element_bytes < 1:
             raise ValueError("max_element_bytes must be positive")
-        self._state.place = BEFORE
+        self._state.place = BEFORE_LIST
         self._partial = bytearray()
         self._max_element_bytes = max_element_bytes
 
     def feed(self, const unsigned char[::1] piece not None, /):
-        """Return the elements that end in ``piece``, in order, each as bytes."""
         cdef Py_ssize_t size = piece.shape[0], index = 0, begin = 0, number
         cdef const unsigned char *text
         cdef int count
@@ -158,23 +150,19 @@ cdef class ArraySplitter:
             for number in range(count):
                 part = &found[number]
                 self._add(elements, text + part.begin, part.end - part.begin)
-            if self._state.place == WRONG:
+            if self._state.place == INVALID:
                 raise ValueError(f"not a JSON list: unexpected text at byte {self._offset + index}")
-        if self._state.place == ELEMENT:
+        if self._state.place == IN_ELEMENT:
             self._keep(text + begin, size - begin)
         self._offset += size
         return elements
 
     def close(self):
-        """Raise ValueError if the list has not ended."""
-        if self._state.place != AFTER:
+        if self._state.place != AFTER_LIST:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """Add the element that ends with the first ``size`` bytes of ``text``.
-
-        An element longer than ``max_element_bytes`` is skipped.
-        """
+        """Add the element that ends with the first ``size`` bytes of ``text``."""
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:

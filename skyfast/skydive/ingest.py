@@ -151,10 +151,7 @@ class Ingest:
     def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Apply the flows of the message ``data``, and check whether earlier reports were lost.
-
-        The flows must have been decoded with all fields.
-        """
+        """Apply flows that were decoded with all fields; check for lost reports."""
         analyzer.flows += len(flows)
         admitted = self._flow_filter(flows)
         now_ms = self._wall_clock() * 1000

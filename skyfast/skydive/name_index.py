@@ -176,10 +176,9 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         return self.empty
 
     def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
-        """Return the names of the address ``key`` for one flow.
+        """Return the names of an address for one flow.
 
-        ``other`` is the address at the other end of the flow. ``point`` is the ``NodeTID`` of the
-        flow's capture point. If the flow does not show which names apply, the names are empty.
+        If the flow does not show which names apply, the names are empty.
         """
         resolve_key = key, other, point
         names = self._resolved.get(resolve_key)

@@ -1,11 +1,10 @@
 """Checks a random sample of messages for lost reports.
 
-Reports can get lost. By default, agents send reports to analyzers in UDP datagrams without
-acknowledgement. Reports also get lost when a subscriber disconnects: the analyzer then stops
-sending for a while. The next report of a flow reveals that an earlier report was lost: the totals
-have increased by more than ``LastUpdateMetric``. Such a report has a *gap*. This module counts
-gaps, so that operators notice lost reports. The counters of the table stay correct, because the
-table adds the whole increase.
+By default, agents send reports to analyzers in UDP datagrams, which can get lost. Reports also get
+lost when a subscriber disconnects, because the analyzer then stops sending for a while. The next
+report of a flow reveals the loss: the totals have increased by more than ``LastUpdateMetric``. Such
+a report has a *gap*. Gaps are counted so that operators notice lost reports. The counters of the
+table stay correct, because the table adds the whole increase.
 
 The sample also shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -47,22 +46,20 @@ UPDATE_PERIODS: Final = 60
 """``flow.update`` is estimated from the longest interval of each of the last 60 minutes.
 
 An interval is the time from ``Start`` to ``Last`` in a ``LastUpdateMetric``. The estimate is the
-second longest of the 60 intervals. The longest interval is not reliable: when the clock of an agent
-is adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
+second longest of the 60 intervals. The longest is not reliable: when the clock of an agent is
+adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Reasons for which skyfast skips single reports of a flow. Only these reasons cause gaps: the
 other reasons apply to all reports of a flow."""
 
 Flow = Any
-"""A decoded flow report: an object of the plan's type ``FullReport``."""
+"""A flow report of the plan's type ``FullReport``."""
 
 Reason = Literal["lost", "ours"]
 
 
 class KnownFlows(Protocol):
-    """The methods of the table that the checks use."""
-
     def known_totals(self, uuid: str) -> tuple[tuple[int, ...], int, float] | None: ...
     @property
     def skipped(self) -> dict[str, int]: ...
@@ -97,13 +94,11 @@ class _Gap:
 
 
 Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]
-"""The flows of a message. Each flow has its state in the table before the message was applied, or
-None if the table did not contain the flow."""
+"""The flows of a message, each with its state in the table before the message was applied. The
+state is None if the table did not contain the flow."""
 
 
 class ReportChecker:
-    """Checks a random sample of the messages for missing reports."""
-
     def __init__(
         self,
         *,
@@ -115,19 +110,18 @@ class ReportChecker:
         held_s: Callable[[], float] = lambda: 0.0,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """Create checks for the counters of ``plan`` that are fields of ``Metric``.
+        """``now`` is the table's clock, which is held (stands still) while reports may be missing.
 
-        ``now`` is the table's clock, in seconds. This clock is held (stands still) while reports
-        may be missing. ``held_s`` returns the total time for which the table's clock was held.
-        ``running`` is a clock that is never held. ``chance`` returns random numbers from 0 to 1.
+        ``held_s`` returns the total time for which this clock was held. ``running`` is a clock that
+        is never held. All times are in seconds.
         """
         self._totals = tuple(
             _Total(index, counter.paths, counter.last_update)
             for index, counter in enumerate(plan.counters)
             if counter.last_update
         )
-        # If flows are deduplicated, a flow that the table does not know shows nothing about lost
-        # reports: the table may have skipped earlier reports of the flow as duplicates.
+        # With deduplication, an unknown flow shows nothing about lost reports: the table may have
+        # skipped earlier reports of the flow as duplicates.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats
@@ -169,7 +163,7 @@ class ReportChecker:
         return [(flow, known(flow.UUID)) for flow in flows]
 
     def check(self, sample: Sample, analyzer: AnalyzerStats) -> None:
-        """Check the flows in ``sample``, after the table has been updated with them."""
+        """Call this after the table has applied the flows in ``sample``."""
         now = self._now()
         self._note_own_losses(now)
         seen: set[str] = set()
@@ -207,7 +201,7 @@ class ReportChecker:
     def tick(self) -> None:
         """Count the gaps whose missing report did not arrive in time, and adjust the probability.
 
-        Must be called regularly, about once a second.
+        Must be called about once a second.
         """
         now = self._running()
         if now - self._period_began_s >= RATE_PERIOD_S:
@@ -335,5 +329,5 @@ def _sum(flow: Flow, paths: tuple[FieldPath, ...]) -> int:
 
 
 def _is_repeat(flow: Flow) -> bool:
-    """Return whether ``flow`` is a closing report with the previous ``LastUpdateMetric``."""
+    """Return whether a closing report only repeats the previous ``LastUpdateMetric``."""
     return bool(flow.FinishType == CLOSING and flow.LastUpdateMetric.Last != flow.Last)

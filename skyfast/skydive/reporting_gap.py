@@ -1,13 +1,9 @@
 """Decides when to hold (stop) the clock, so that nothing expires while reports may be missing.
 
-While a subscription does not deliver (see `Subscription.delivers`), the reports of live connections
-do not arrive. Therefore no row expires until the subscription has delivered again for one reporting
+While a subscription does not deliver (see `Subscription.delivers`), reports of live flows do not
+arrive. Therefore no row expires until the subscription has delivered again for one reporting
 interval of the agents (``flow.update``): by then, every live flow has been reported again. The time
-for which the clock is held is bounded, because holding it also delays the expiry of ended
-connections.
-
-This module has no clock and no socket: its inputs are ``now`` and the states of the subscriptions
-at regular intervals, and its output is whether to hold the clock.
+for which the clock is held is limited, because ended connections do not expire in this time.
 """
 
 import math
@@ -24,8 +20,8 @@ MISSING_UPDATES: Final = 2
 subscription delivers."""
 
 INCIDENT_UPDATES: Final = 4
-"""Maximum number of reporting intervals for which one subscription can hold the clock. The total
-over all subscriptions has the same maximum."""
+"""Maximum number of reporting intervals for which one subscription can hold the clock. All
+subscriptions together have the same maximum."""
 
 MAX_FLOW_UPDATE_S: Final = 3600.0
 """Upper limit for values of ``flow.update``."""
@@ -33,9 +29,9 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """Adds up the time for which the clock is held. A healthy interval resets the sum to 0.
+    """``spent_s`` is how long the clock was held. A healthy interval resets it to 0.
 
-    ``spent_s`` is the sum. ``healthy_s`` is the length of the current healthy interval.
+    ``healthy_s`` is the length of the current healthy interval.
     """
 
     spent_s: float = 0.0
@@ -53,10 +49,7 @@ class _Budget:
 
 @dataclass(slots=True)
 class _SubscriptionState:
-    """The state of a subscription at the latest check.
-
-    The subscription has delivered at least once.
-    """
+    """The latest state of a subscription that has delivered at least once."""
 
     delivers: bool = True
     delivers_for_s: float = math.inf
@@ -75,21 +68,21 @@ class _SubscriptionState:
 class ReportingGap:
     """Decides from the states of the subscriptions whether to hold the clock.
 
-    * A subscription is considered from its first message on. It is *healthy* once it has delivered
-      without interruption for one reporting interval (``flow.update``) plus `SLACK_S`.
-    * The clock is held while a considered subscription is not healthy. A removed subscription is
-      treated as not delivering.
-    * A subscription is ignored if it does not deliver for `MISSING_UPDATES` intervals, while
-      another subscription delivers. After these intervals, the agents send their reports to the
-      other analyzers. The subscription is considered again once it is healthy.
+    * A subscription is considered from its first message on. If it stops delivering, it is
+      *unhealthy* until it has delivered again for one reporting interval (``flow.update``) plus
+      `SLACK_S`.
+    * The clock is held while a considered subscription is unhealthy. A removed subscription counts
+      as not delivering.
+    * If a subscription does not deliver for `MISSING_UPDATES` intervals, while another subscription
+      delivers, it is ignored until it is healthy again. After these intervals, the agents send
+      their reports to the other analyzers.
     * A subscription is also ignored if it has held the clock for `INCIDENT_UPDATES` intervals. This
       time is counted from 0 again after one interval in which the subscription was healthy.
-    * The total time for which the clock is held is also limited to `INCIDENT_UPDATES` intervals. It
-      is counted from 0 again after one interval in which all considered subscriptions were healthy.
+    * All subscriptions together can hold the clock for `INCIDENT_UPDATES` intervals. This time is
+      counted from 0 again after one interval in which all considered subscriptions were healthy.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:
-        """Start without subscriptions."""
         self._slack_s = slack_s
         self._states: dict[str, _SubscriptionState] = {}
         self._incident = _Budget()
@@ -107,9 +100,9 @@ class ReportingGap:
     ) -> bool:
         """Return whether to hold the clock from ``now_s`` until the next call.
 
-        ``now_s`` is the time of a clock that is never held. ``delivering`` are the names of the
-        subscriptions that deliver; ``subscribed`` are the names of all configured subscriptions.
-        Between two calls, all subscriptions are assumed to keep their states.
+        ``now_s`` is the time of a clock that is never held. ``delivering`` and ``subscribed`` are
+        names of subscriptions; ``subscribed`` has all configured ones. Between two calls, all
+        subscriptions are assumed to keep their states.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
         self._pass_time(now_s - self._checked_s, update_s)
@@ -121,7 +114,7 @@ class ReportingGap:
         for name, state in self._states.items():
             state.delivers = name in delivering
             self._update_state(state, update_s)
-        self._forget(subscribed)
+        self._forget_removed(subscribed)
         self._is_missing = any(state.is_cause for state in self._states.values())
         self._held = self._is_missing and self._incident.spent_s < INCIDENT_UPDATES * update_s
         return self._held
@@ -150,8 +143,7 @@ class ReportingGap:
             and state.budget.spent_s < INCIDENT_UPDATES * update_s
         )
 
-    def _forget(self, subscribed: Set[str]) -> None:
-        """Forget removed subscriptions that are ignored."""
+    def _forget_removed(self, subscribed: Set[str]) -> None:
         for name in self._states.keys() - subscribed:
             if not self._states[name].is_cause:
                 del self._states[name]

@@ -58,16 +58,16 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod that is part of a container's name, or None."""
+    """Return the namespace and name of the pod in a container's name from kubelet, or None."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 
 
 def _kubelet_name(container: Node) -> tuple[str, str, str] | None:
-    """Return the parts CONTAINER, POD and NAMESPACE of a name that kubelet gave to a container.
+    """Return CONTAINER, POD and NAMESPACE of the name ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``.
 
-    Such a name is ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``. After a conflict, a random suffix
-    follows. Names in Kubernetes have no underscores.
+    kubelet gives such names to containers, and appends a random suffix after a conflict. Names in
+    Kubernetes have no underscores.
     """
     parts = (container.metadata.name or "").split("_", 7)
     if len(parts) not in (6, 7) or parts[0] != _KUBELET_PREFIX or not all(parts[1:4]):

@@ -1,22 +1,20 @@
 """Detects subscriptions that receive nothing for longer than chance can explain.
 
-Each capture point (a capture on one interface) sends a ``stats`` message every 10 s. Each time, the
-agent picks an analyzer at random (``flow/table.go`` and ``flow/client/flow_client.go`` of Skydive).
-If n of these messages are sent to N analyzers, the probability that a given analyzer receives none
-of them is (1 - 1/N)^n. A subscription without a message is *suspect* if this probability is less
-than `SUSPECT_CHANCE`, and *silent* if the probability is less than `SILENT_CHANCE`. The number n is
-estimated from the number of capture points. If the other subscriptions have received far fewer
-``stats`` than estimated, captures have ended. In this case, n is the number of ``stats`` that the
-other subscriptions have received.
+Every 10 s, each capture point (a capture on one interface) sends a ``stats`` message to a random
+analyzer (``flow/table.go`` and ``flow/client/flow_client.go`` of Skydive). If n of these messages
+are sent to N analyzers, the probability that a given analyzer receives none of them is (1 - 1/N)^n.
+A subscription without a message is *suspect* if this probability is less than `SUSPECT_CHANCE`, and
+*silent* if it is less than `SILENT_CHANCE`. The number n is estimated from the number of capture
+points. If the other subscriptions have received far fewer ``stats`` than estimated, captures have
+ended. In this case, n is the number of ``stats`` that the other subscriptions have received.
 
 A subscription can also get ``stats`` but no flows. When a subscriber disconnects, the analyzer
 stops sending to all its subscribers until another client subscribes. If this client subscribes only
 to ``stats``, all subscribers get only ``stats``. A subscription without flows is silent, too, if
-its ``stats`` show that captures receive packets.
+``stats`` show that captures receive packets.
 
-This module has no clock and no socket, and measures time in ticks (regular calls). A pause of the
-process does not seem to be silence: the pause counts as one tick, and the waiting messages are read
-before the next tick.
+Time is measured in ticks (regular calls). A pause of the process counts as one tick, so the pause
+does not seem to be silence.
 """
 
 import math
@@ -78,7 +76,7 @@ READINGS: Final = (9, 10, 11)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SilenceTiming:
-    """Times in seconds. Only tests change the defaults."""
+    """Only tests change the defaults."""
 
     statistics_s: float = 10.0
     """Interval between two ``stats`` of a capture point."""
@@ -99,11 +97,10 @@ class _PacketReport(msgspec.Struct, gc=False):
 class Activity:
     """Detects from ``stats`` whether captures receive packets.
 
-    Between two reports, the agent reads the packet counter of a capture point about ten times.
-    ``PacketsReceived`` is the sum of these readings. If the capture point is idle, all readings are
-    equal, so the sum is nine, ten or eleven times the same number. A sum that does not match
-    any remembered sum of the capture shows that the capture receives packets. Captures that do not
-    count packets (eBPF, sFlow, NetFlow) report 0, whether they receive packets or not.
+    ``PacketsReceived`` is the sum of about ten readings of a capture point's packet counter. If the
+    capture point is idle, all readings are equal: for 100 packets, the sum is 900, 1,000 or 1,100.
+    A sum that does not match any remembered sum of the capture shows that the capture receives
+    packets. Captures that do not count packets (eBPF, sFlow, NetFlow) always report 0.
     """
 
     def __init__(self) -> None:
@@ -118,7 +115,7 @@ class Activity:
         self._kept_until_s = -math.inf
 
     def message(self, raw: msgspec.Raw | bytes, now: float) -> None:
-        """Process a report, the ``Obj`` of a message. Invalid reports are ignored."""
+        """Process a report, the ``Obj`` of a message; ignore invalid reports."""
         try:
             report = self._decode(raw)
         except UNDECODABLE:
@@ -189,7 +186,7 @@ class Reporting:
         return WINDOW_S * self.timing.statistics_s / SilenceTiming().statistics_s
 
     def add(self, statistics: int, now_s: float) -> None:
-        """Add ``statistics``, the number of ``stats`` that a subscription has just received."""
+        """``statistics`` is the number of ``stats`` that a subscription has just received."""
         if now_s >= self._window_ends_s:
             self._counts.append(0)
             self._window_ends_s = now_s + self._window_s
@@ -200,9 +197,9 @@ class Reporting:
 class SilenceDetector:
     """Decides whether a subscription is suspect or silent.
 
-    A subscription that receives no messages is suspect after ``longest_s`` at the latest, and
-    silent after ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, the
-    subscription is never suspect or silent.
+    Without messages, a subscription is suspect after ``longest_s`` at the latest, and silent after
+    ``longest_s`` times ``stretch`` at the latest. If ``longest_s`` is 0, the subscription is never
+    suspect or silent.
     """
 
     def __init__(
@@ -222,15 +219,13 @@ class SilenceDetector:
 
     @property
     def delivers(self) -> bool:
-        """Whether a message has arrived so far, and the subscription is not suspect."""
         return self.delivered and not self.suspect
 
     def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
         """Update once per tick; return why the subscription is silent, or an empty string.
 
-        ``received`` is true if messages have arrived since the last tick. ``statistics`` is the
-        number of ``stats`` among these messages. ``flows`` is true if any of these messages
-        contained flows.
+        The arguments describe the messages since the last tick. ``statistics`` is the number of
+        ``stats``.
         """
         self._reporting.add(statistics, now_s)
         if received:
@@ -251,7 +246,6 @@ class SilenceDetector:
         return ""
 
     def _is_quiet(self) -> bool:
-        """Return whether the time since the last message exceeds the interval of ``stats``."""
         return self.silent_s > self._reporting.timing.statistics_s + self._tick_s
 
     def _is_suspect(self) -> bool:
@@ -283,10 +277,10 @@ class SilenceDetector:
 
 
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
-    """Return whether it is unlikely that an analyzer gets none of ``sent`` messages.
+    """Return whether the probability that an analyzer gets no message is at most ``chance``.
 
-    Each message goes to one of ``analyzers`` at random, and ``lost`` is the share of lost messages.
-    The result is true if the probability of getting none is at most ``chance``.
+    Each of ``sent`` messages goes to one of ``analyzers`` at random. ``lost`` is the share of lost
+    messages.
     """
     missed = 1 - (1 - lost) / analyzers
     if missed <= 0:
@@ -331,8 +325,8 @@ class _MissingFlows:
         Flows are due if enough reports have shown received packets.
         """
         reporting = self._reporting
-        # A capture point that receives packets sends its flows to one analyzer per reporting
-        # interval.
+        # Once per reporting interval, a capture point that receives packets sends flows to one
+        # analyzer.
         reports_each = self._update_s / reporting.timing.statistics_s
         idle = IDLE_REPORTS * reporting.analyzers * reporting.capture_points
         sent = (self._shown - idle) / reports_each

@@ -27,8 +27,6 @@ def share_network(networks: Mapping[str, Networks], host: str, address: str, oth
 
 
 class Subnets:
-    """The subnets of interfaces, by host."""
-
     def __init__(self) -> None:
         self._by_host: dict[str, set[IPv4Network | IPv6Network]] = defaultdict(set)
         self._of_text: dict[str, IPv4Network | IPv6Network | None] = {}
@@ -59,8 +57,8 @@ class Subnets:
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
         if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
-            # Leave out subnets with only one address. Such a subnet never contains both addresses
-            # of a flow, and every pod can have such a subnet.
+            # A subnet with only one address never contains both addresses of a flow, and every pod
+            # can have such a subnet.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)

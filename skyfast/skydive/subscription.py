@@ -1,7 +1,5 @@
 """Subscribes to one analyzer: connects, authenticates, receives messages and reconnects.
 
-This module does not decode the messages.
-
 A subscription always ends with an exception. :func:`classify` maps the exception to the reason that
 is counted and logged. After the delay that :func:`backoff` determines, the subscription starts
 again. Only cancellation ends this loop, so a misbehaving analyzer affects only its own
@@ -60,12 +58,12 @@ _wire_log = logging.getLogger("skyfast.websockets")
 _wire_log.setLevel(logging.WARNING)
 
 SILENCE_JITTER: Final = 1.3
-"""Each subscription multiplies the silence timeout by a random factor of up to this value.
+"""Each subscription multiplies the silence timeout by a random factor of up to this value: a
+timeout of 20 s becomes up to 26 s.
 
 An analyzer stops sending to all its subscribers at once. When one of them reconnects, the analyzer
-sends to all of them again. Because of the random factor, one subscriber reconnects before the
-others, and the others do not have to reconnect. A timeout of 20 s becomes up to 26 s, and the
-default ``silence_timeout`` of 45 s becomes up to 58 s."""
+sends to all of them again. Because of the random factor, one subscriber reconnects first, and the
+others do not have to reconnect."""
 
 STATISTICS: Final = ("stats", "stats")
 FLOWS: Final = ("flow", "store")
@@ -76,13 +74,13 @@ BACKLOG_BYTES: Final = 32 << 10
 """If a socket has this much unread data at every check, its analyzer has to wait.
 
 The receive buffer of a slow reader may be only a little more than half full. Therefore this limit
-is less than half of the smallest receive buffer in Linux (``tcp_rmem``). When skyfast reads fast
-enough, there is never this much unread data between two messages."""
+is less than half of the smallest receive buffer in Linux (``tcp_rmem``). If skyfast reads fast
+enough, a socket never has this much unread data between two messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Times in seconds. Only tests change the defaults."""
+    """Only tests change the defaults."""
 
     open_timeout_s: float = 10.0
     """Timeout from connecting to the end of the opening handshake."""
@@ -200,8 +198,8 @@ class _Connect(connect):
 class _BacklogTimer:
     """Measures how long an analyzer has been waiting to send.
 
-    The caller checks the backlog once per tick. A late check counts as a backlog, because skyfast
-    read nothing before the check.
+    The backlog is checked once per tick. A late check counts as a backlog, because skyfast read
+    nothing before the check.
     """
 
     def __init__(self, tick_s: float) -> None:
@@ -232,10 +230,7 @@ class _BacklogTimer:
 
 
 class _SilenceMonitor:
-    """Checks once per tick whether a subscription still delivers. Ends a silent subscription.
-
-    ``backlog`` measures how long the analyzer has been waiting to send.
-    """
+    """Checks once per tick whether a subscription still delivers. Ends a silent subscription."""
 
     def __init__(
         self,
@@ -247,14 +242,14 @@ class _SilenceMonitor:
         tick_s: float,
         on_change: Callable[[], None],
     ) -> None:
-        """Start monitoring. If the subscription is silent, ``deadline`` expires.
+        """If the subscription is silent, ``deadline`` expires.
 
         ``on_change`` is called when the subscription starts or stops delivering.
         """
         self.received = False
         """`Subscription` sets ``received`` to True for every message."""
         self.problem = ""
-        """The reason why the subscription is silent, or an empty string."""
+        """Why the subscription is silent, or an empty string."""
         self.backlog = _BacklogTimer(tick_s)
         self._connection = connection
         self._deadline = deadline
@@ -270,13 +265,12 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._detector.delivered:
-            # The subscription ended before the first tick after its first message. Expiry must
-            # pause, because the subscription has delivered a message.
+            # The first message arrived after the last tick. Expiry must pause, because the
+            # subscription has delivered a message.
             self._detector.delivered = True
             self._on_change()
 
     def _counts(self) -> tuple[int, int]:
-        """Return the number of messages with statistics, and the number of messages with flows."""
         return self._messages[STATISTICS], self._messages[FLOWS]
 
     def _tick(self) -> None:
@@ -307,7 +301,7 @@ class _SilenceMonitor:
 
 
 class Subscription:
-    """The subscription to one analyzer. ``stats.up`` is 1 while the subscription is up."""
+    """``stats.up`` is 1 while the subscription is up."""
 
     def __init__(
         self,
@@ -322,13 +316,12 @@ class Subscription:
         predecessor: "Subscription | None" = None,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        """Create a subscription to ``endpoint``, one of ``config.subscriber.endpoints``.
+        """``ssl`` is required for ``wss://``.
 
-        If ``endpoint`` includes an IP address, skyfast connects to this address. ``ssl`` is
-        required for ``wss://``. ``on_message`` receives the bytes of each message, and counts the
-        message in ``stats``. ``on_change`` is called when ``stats.up`` or `delivers` has changed.
-        ``predecessor`` is the previous subscription to the same analyzer, which the new
-        subscription replaces.
+        If ``endpoint`` includes an IP address, skyfast connects to this address. ``on_message``
+        receives the bytes of each message, and counts the message in ``stats``. ``on_change`` is
+        called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the subscription that
+        this one replaces.
         """
         self.endpoint = endpoint
         self._authentication = Authentication(
@@ -373,7 +366,6 @@ class Subscription:
             await asyncio.sleep(delay_s)
 
     async def _subscribe(self) -> Never:
-        """Subscribe, and receive messages until an error occurs."""
         self._attempts += 1
         connection = await self._connect()
         try:
@@ -392,7 +384,6 @@ class Subscription:
             await self._close(connection)
 
     async def _connect(self) -> WebSocketConnection:
-        """Connect to the first reachable address of the analyzer."""
         *others, last = await resolve(self.endpoint.connect_host, self.endpoint.port)
         for address in others:
             with contextlib.suppress(OSError):
@@ -469,7 +460,6 @@ class Subscription:
             self._detector = None
 
     async def _read(self, connection: WebSocketConnection, monitor: _SilenceMonitor) -> Never:
-        """Pass on messages until the connection ends."""
         stats, on_message, now_s = self.stats, self._on_message, time.time
 
         def handle(data: MessageData) -> None:

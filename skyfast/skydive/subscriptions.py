@@ -1,7 +1,4 @@
-"""Starts and stops the subscriptions to all analyzers, and resolves ``dns+`` names.
-
-Each subscription is a :class:`skyfast.skydive.subscription.Subscription`.
-"""
+"""Starts and stops the subscriptions to all analyzers, and resolves ``dns+`` names."""
 
 import asyncio
 import hashlib
@@ -39,15 +36,13 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class Subscriptions:
-    """The subscriptions to all of ``config.subscriber.endpoints``.
+    """A ``dns+`` endpoint has one subscription for each address of its name.
 
-    A ``dns+`` endpoint has one subscription for each address of its name. Each subscription has its
-    own entry in ``stats.analyzers``. When an address disappears, its entry is removed, so the
-    number of entries stays bounded. The name has an entry, too. This entry counts failed
-    resolutions, and its ``up`` is 1 while at least one of the name's addresses is subscribed.
+    Each subscription and each ``dns+`` name has an entry in ``stats.analyzers``. The entry of a
+    name counts failed resolutions. Its ``up`` is 1 while at least one of the name's addresses is
+    subscribed.
 
     The *targets* are the subscriptions that should exist, according to the configuration and DNS.
-    When the targets change, `run` stops obsolete subscriptions and starts missing subscriptions.
     """
 
     def __init__(
@@ -61,10 +56,10 @@ class Subscriptions:
         resolve: Resolve = resolve,
         timing: Timing = DEFAULT_TIMING,
     ) -> None:
-        """Prepare the subscriptions. This blocks, because it reads the certificates.
+        """Blocks, because it reads the certificates.
 
-        ``on_message`` counts each message in the stats of its analyzer. ``activity`` shows whether
-        captures receive packets. ``on_change`` is called when `delivering` may have changed.
+        ``on_message`` must count each message in the given stats. ``on_change`` is called when
+        `delivering` may have changed.
 
         Raises:
             ConfigError: A certificate is unusable, or a value cannot be sent in a header.
@@ -83,11 +78,10 @@ class Subscriptions:
         """Set when the configuration or addresses have changed."""
         self._resolvers: dict[Endpoint, asyncio.Task[Never]] = {}
         self._running: dict[str, _Running] = {}
-        self._sync_rows(self._targets())
+        self._sync_stats(self._targets())
 
     @property
     def any_up(self) -> bool:
-        """Whether at least one subscription is up."""
         return any(running.subscription.stats.up for running in self._running.values())
 
     @property
@@ -110,7 +104,7 @@ class Subscriptions:
         return "silent" if running.subscription.stats.up else "not subscribed"
 
     def prepare(self, config: Config) -> "Prepared":
-        """Validate a configuration for `configure`. This blocks, because it reads certificates.
+        """Validate a configuration for `configure`. Blocks, because it reads certificates.
 
         Raises:
             ConfigError: A certificate is unusable, or a value cannot be sent in a header.
@@ -129,8 +123,8 @@ class Subscriptions:
     def configure(self, prepared: "Prepared") -> None:
         """Apply a new configuration in the background.
 
-        Unaffected subscriptions continue. Affected subscriptions are closed. If they are still
-        configured, they are restarted and keep their counters.
+        Only affected subscriptions are closed. If they are still configured, they are restarted and
+        keep their counters.
         """
         self._prepared = prepared
         self._changed.set()
@@ -141,16 +135,15 @@ class Subscriptions:
             while True:
                 self._changed.clear()
                 targets = self._targets()
-                stopped = await self._stop_obsolete(targets)
-                self._start_missing(targets, stopped, tasks)
-                self._sync_rows(targets)
+                predecessors = await self._stop_obsolete(targets)
+                self._start_missing(targets, predecessors, tasks)
+                self._sync_stats(targets)
                 self._reporting.analyzers = max(1, len(self._running))
                 self._reporting.activity.capture_id = self._prepared.config.subscriber.capture_id
                 self._on_change()
                 await self._changed.wait()
 
     def _targets(self) -> dict[str, "_Target"]:
-        """Return the targets to subscribe to, by name."""
         targets: dict[str, _Target] = {}
         # An analyzer that is configured both by address and by name gets only one subscription.
         endpoints = self._prepared.config.subscriber.endpoints
@@ -197,16 +190,15 @@ class Subscriptions:
     def _start_missing(
         self,
         targets: Mapping[str, "_Target"],
-        stopped: Mapping[str, Subscription],
+        predecessors: Mapping[str, Subscription],
         tasks: asyncio.TaskGroup,
     ) -> None:
-        """Start missing subscriptions. ``stopped`` has the subscriptions that were just stopped."""
         for endpoint in self._prepared.config.subscriber.endpoints:
             if endpoint.follows_dns and endpoint not in self._resolvers:
                 self._resolvers[endpoint] = tasks.create_task(self._watch_addresses(endpoint))
         for name, target in targets.items():
             if name not in self._running:
-                subscription = self._subscription(target, stopped.get(name))
+                subscription = self._subscription(target, predecessors.get(name))
                 task = tasks.create_task(subscription.run())
                 self._running[name] = _Running(target, subscription, task)
 
@@ -225,7 +217,7 @@ class Subscriptions:
             timing=self._timing,
         )
 
-    def _sync_rows(self, targets: Iterable[str]) -> None:
+    def _sync_stats(self, targets: Iterable[str]) -> None:
         """Make ``stats.analyzers`` contain exactly the entries of all endpoints and targets."""
         endpoints = self._prepared.config.subscriber.endpoints
         names = dict.fromkeys([*(endpoint.name for endpoint in endpoints), *targets])
@@ -240,7 +232,6 @@ class Subscriptions:
         self._on_change()
 
     def _update_name_states(self) -> None:
-        """Set ``up`` of each ``dns+`` name: 1 if one of its addresses is subscribed, else 0."""
         for endpoint, addresses in self._addresses.items():
             if endpoint.name not in self._running:  # else a subscription sets ``up``
                 names = {endpoint.at(address).name for address in addresses}
@@ -252,7 +243,6 @@ class Subscriptions:
                 self._stats.analyzer(endpoint.name).set_up(int(any(ups)))
 
     async def _watch_addresses(self, endpoint: Endpoint) -> Never:
-        """Keep the addresses of a ``dns+`` name up to date."""
         timing = self._timing
         delays = backoff(timing)
         while True:
@@ -289,10 +279,10 @@ class Subscriptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A validated configuration.
+    """``ssl`` is None if no endpoint uses TLS.
 
-    ``ssl`` is None if no endpoint uses TLS. ``digests`` are the hashes of the certificate files,
-    whose contents can change while their names stay the same.
+    ``digests`` are hashes of the certificate files, whose contents can change while their paths
+    stay the same.
     """
 
     config: Config
@@ -300,7 +290,7 @@ class Prepared:
     digests: tuple[bytes, ...]
 
     def settings(self, endpoint: Endpoint) -> object:
-        """Return the settings of a subscription, apart from its endpoint, for a comparison."""
+        """Return the settings whose change restarts a subscription to ``endpoint``."""
         return (
             self.config.host_id,
             self.config.credentials,
@@ -331,7 +321,6 @@ class _Running:
 
 
 def _digests(tls: TLS) -> tuple[bytes, ...]:
-    """Return the hashes of the certificate files."""
     paths = [path for path in (tls.ca_cert, tls.client_cert, tls.client_key) if path]
     try:
         return tuple(hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
@@ -340,10 +329,7 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
 
 
 def _check_headers(config: Config) -> None:
-    """Reject invalid header values, because errors of websockets would quote them.
-
-    Header values can contain secrets.
-    """
+    """Reject invalid header values, which can be secrets: errors of websockets would quote them."""
     values = {
         "host_id": config.host_id,
         "pipeline.subscriber.capture_id": config.subscriber.capture_id,

@@ -7,10 +7,9 @@ from skyfast.config.yaml_nodes import ConfigError
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:
-    """Return the context for connections to analyzers.
+    """Return the context for connections to analyzers. Blocks, because it reads the files.
 
-    If ``ca_cert`` is set, its authorities are trusted instead of the system's authorities. The
-    context verifies host names. This function blocks, because it reads the files.
+    If ``ca_cert`` is set, its authorities are trusted instead of the system's authorities.
 
     Raises:
         ConfigError: A file cannot be read, or its content is invalid.

@@ -1,7 +1,6 @@
 """Polls the topology API of the analyzers for interface metrics and names.
 
-The responses go to :mod:`skyfast.skydive.interfaces` and :mod:`skyfast.skydive.name_index`. This
-module is independent of flows, so that failures of the topology API cannot affect flows.
+This module is independent of flows, so that failures of the topology API cannot affect flows.
 """
 
 import asyncio
@@ -20,11 +19,7 @@ from skyfast.stats import TopologyStats
 
 
 class TopologyPoller:
-    """Periodically reads interfaces for their metrics, and other nodes and edges for names.
-
-    Interface metrics or names can be disabled. If both are enabled, one query reads the interfaces
-    for both.
-    """
+    """If both interface metrics and names are enabled, one query reads the interfaces for both."""
 
     def __init__(
         self,
@@ -38,12 +33,12 @@ class TopologyPoller:
         renamed: Callable[[Names, Set[str]], object] = lambda _names, _keys: None,
         observe: Callable[[Query], Observer] | None = None,
     ) -> None:
-        """Create the poller; ``now`` is the clock of ``interfaces`` and ``names``, in seconds.
+        """``now`` is the clock of ``interfaces`` and ``names``, in seconds.
 
-        If ``names`` is None, only interfaces are polled. If ``names`` is set, ``wanted`` are the
-        queries that the names need. For each mapping of ``names`` that changes, ``renamed`` is
-        called on the event loop with the mapping and the keys that changed. ``observe`` is called
-        with each query; the observer that it returns gets a copy of the response.
+        If ``names`` is None, only interfaces are polled. ``wanted`` are the queries that ``names``
+        needs. ``renamed`` is called on the event loop with each changed mapping of ``names`` and
+        its changed keys. ``observe`` is called with each query; the observer that it returns gets a
+        copy of the response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.
@@ -69,10 +64,9 @@ class TopologyPoller:
         )
 
     async def run(self) -> None:
-        """Poll at once, and then once per interval, until cancelled.
+        """Poll until cancelled. Failures of analyzers are not raised.
 
-        Returns at once if neither interfaces nor names are used. Failures of analyzers are not
-        raised.
+        Returns at once if neither interfaces nor names are used.
         """
         if not self._interval_s and self._names is None:
             return
@@ -93,7 +87,6 @@ class TopologyPoller:
             await asyncio.sleep(self._interval_s - (clock() - begun) % self._interval_s)
 
     async def _read_interfaces(self) -> None:
-        """Query the interfaces and apply the response."""
         if self._names is None:
             reader = await self._client.ask(INTERFACES, NodesReader)
             if reader is None:
@@ -106,8 +99,7 @@ class TopologyPoller:
                 return
             response, now = _only_interfaces(named.response()), self._now()
             await self._names.received(named)
-        # This takes up to a second for 20,000 interfaces. The event loop can get the GIL
-        # meanwhile.
+        # For 20,000 interfaces, this takes up to a second, in which the event loop can get the GIL.
         await asyncio.to_thread(self._interfaces.update, response, now)
         self._stats.answers += 1
         self._stats.last_answer_timestamp_s = time.time()

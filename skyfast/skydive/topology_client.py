@@ -1,8 +1,7 @@
 """Sends queries to the topology API of the analyzers.
 
-A response is decompressed, split into its elements and decoded while it arrives. This saves memory,
-because the whole text and all decoded objects are never in memory at once. No call holds the GIL
-for longer than the decoding of one element takes.
+To save memory, a response is decompressed, split into its elements and decoded while it arrives. No
+call holds the GIL for longer than the decoding of one element takes.
 """
 
 import asyncio
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("skyfast.topology")
 
 PATH: Final = "/api/topology"
-"""Path of the topology API, below the prefix of the analyzer's URL."""
 
 MAX_RESPONSE_BYTES: Final = 128 * 1024 * 1024
 """Maximum size of a response, before and after decompression. About 40,000 real interfaces fit.
@@ -75,10 +73,10 @@ class Observer(Protocol):
     """Gets a copy of the elements of one response, for example to record them."""
 
     def add(self, element: bytes, /) -> None:
-        """Receive an element, in a worker thread. Must not raise."""
+        """Must not raise; called in a worker thread."""
 
     def end(self) -> None:
-        """Finish. Called after the last element of a complete response."""
+        """Called after the last element of a complete response."""
 
 
 R = TypeVar("R", bound=Reader)
@@ -98,8 +96,7 @@ class TopologyClient:
     The next query starts with the analyzer that responded. If a name resolves to several addresses,
     only one of them is queried, because every analyzer knows the whole topology.
 
-    Use the client as an asynchronous context manager. Inside the context, several tasks may query
-    at once.
+    Use the client as an asynchronous context manager, in which several tasks may query at once.
     """
 
     def __init__(
@@ -109,10 +106,10 @@ class TopologyClient:
         stats: TopologyStats,
         observe: Callable[[Query], Observer] | None = None,
     ) -> None:
-        """Create the client without opening sockets. Needs no event loop.
+        """Opens no sockets, and needs no event loop.
 
-        ``observe`` is called with each query that is sent. The observer that it returns gets a copy
-        of the response.
+        ``observe`` is called with each query; the observer that it returns gets a copy of the
+        response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.
@@ -161,10 +158,9 @@ class TopologyClient:
             await session.close()
 
     async def ask(self, query: Query, make_reader: Callable[[], R]) -> R | None:
-        """Send ``query``; return the reader that has read the response.
+        """Send ``query``; return the reader of the response, or None if no analyzer responded.
 
-        Each queried analyzer gets a new reader from ``make_reader``. Failures are counted and
-        logged, but not raised. If no analyzer has responded, the result is None.
+        Each queried analyzer gets a new reader. Failures are counted and logged, but not raised.
         """
         preferred = self._preferred
         for analyzer in sorted(self._analyzers, key=lambda analyzer: analyzer is not preferred):
@@ -199,12 +195,6 @@ class TopologyClient:
         self._failed(analyzer, "error", f"{type(error).__name__}: {error}")
 
     async def _ask(self, analyzer: Authentication, query: Query, elements: "_Elements") -> None:
-        """Query one analyzer.
-
-        Raises:
-            QueryError: The query failed.
-
-        """
         import aiohttp
 
         try:
@@ -235,7 +225,6 @@ class TopologyClient:
         elements: "_Elements",
         deadline: asyncio.Timeout,
     ) -> None:
-        """Send a query and read the response. After HTTP 401, log in and send the query again."""
         credentials = analyzer.headers()
         status = await self._post(analyzer, query, credentials, elements, deadline)
         if status == 401 and await analyzer.reauthenticate(credentials):
@@ -261,7 +250,7 @@ class TopologyClient:
         elements: "_Elements",
         deadline: asyncio.Timeout,
     ) -> int:
-        """Send a query; return the HTTP status. After status 200, the response has been read."""
+        """Return the HTTP status. After status 200, the response has been read."""
         if self._session is None:
             raise RuntimeError("the client is closed")
         async with analyzer.post(
@@ -287,7 +276,7 @@ class TopologyClient:
 
 
 async def _read(content: "aiohttp.StreamReader", elements: "_Elements") -> None:
-    """Read a response. Decompression and decoding run in worker threads, one batch at a time."""
+    """Decompression and decoding run in worker threads, one batch at a time."""
     batch = bytearray()
     received = 0
     async for chunk in content.iter_any():
@@ -313,7 +302,6 @@ class _Elements:
         self.has_begun = False
 
     def begin(self, encoding: str) -> None:
-        """Start to read a response with the ``Content-Encoding`` ``encoding``: gzip or none."""
         self.has_begun = True
         match encoding.lower():
             case "" | "identity":
@@ -324,7 +312,7 @@ class _Elements:
                 raise QueryError("malformed", f"Content-Encoding {encoding!r} was not requested")
 
     def feed(self, data: bytes) -> None:
-        """Decode the next part of the body. Runs in a worker thread.
+        """Decode the next part of the body, in a worker thread.
 
         Raises:
             QueryError: The response is malformed or too big.
@@ -344,7 +332,7 @@ class _Elements:
             data = unpacker.unconsumed_tail
 
     def end(self, data: bytes) -> None:
-        """Decode the last part of the body. Runs in a worker thread.
+        """Decode the last part of the body, in a worker thread.
 
         Raises:
             QueryError: The response is malformed or too big.

@@ -2,8 +2,8 @@
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
 ``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an
-unexpected type is treated as absent, and elements that are not nodes or edges are skipped. Such
-fields and elements are counted.
+unexpected type is treated as absent, and elements that are not nodes or edges are skipped. Both are
+counted.
 """
 
 import sys
@@ -24,7 +24,6 @@ MALFORMED: Final = "malformed"
 """Counts elements that are not nodes or edges."""
 
 WRONG_TYPE: Final = "wrong_type"
-"""Counts fields of an unexpected type."""
 
 DELETED: Final = "deleted"
 """Counts nodes and edges with ``DeletedAt``."""
@@ -34,10 +33,9 @@ Skipped: TypeAlias = Counter[str]
 
 
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
-    """A JSON object. Fields that are not declared are ignored.
+    """There are so many of these objects that the garbage collector should not visit them.
 
-    There are hundreds of thousands of these objects, so the garbage collector should not visit
-    them. Arrays are tuples, because the garbage collector ignores tuples that contain only strings.
+    Arrays are tuples, because the garbage collector ignores tuples that contain only strings.
     """
 
 
@@ -57,7 +55,7 @@ class Cri(_Struct, rename="kebab"):
 
 
 class Crio(_Struct):
-    """Annotations under ``io.kubernetes.cri-o``. CRI-O adds them to the annotations of kubelet."""
+    """Annotations under ``io.kubernetes.cri-o``, which CRI-O sets."""
 
     container_type: str | None = None
 
@@ -209,7 +207,7 @@ class Metadata(_Struct):
 
 
 class Node(_Struct):
-    """A node of the topology. Times are in milliseconds, but ``deleted_at`` may have any type."""
+    """Times are in milliseconds, but ``deleted_at`` may have any type."""
 
     metadata: Metadata
     id: str | None = msgspec.field(default=None, name="ID")
@@ -225,7 +223,7 @@ class Node(_Struct):
 
 
 class Edge(msgspec.Struct, gc=False):
-    """An edge of the topology: the IDs of its nodes, and its ``RelationType``."""
+    """``parent`` and ``child`` are the IDs of the nodes."""
 
     parent: str
     child: str

@@ -43,7 +43,8 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
 class InterfaceMetadata(msgspec.Struct, gc=False, rename="pascal"):
     """The field ``Metadata`` of a node. The addresses have a prefix length: ``10.0.0.1/24``.
 
-    Addresses are in tuples, because the garbage collector ignores tuples of strings, but not lists.
+    The addresses are in tuples, because the garbage collector ignores tuples of strings, but not
+    lists.
     """
 
     name: str | None = None
@@ -56,7 +57,7 @@ class InterfaceMetadata(msgspec.Struct, gc=False, rename="pascal"):
 
 
 class InterfaceNode(msgspec.Struct, gc=False, rename="pascal"):
-    """A node of the topology. ``updated_at`` is in milliseconds."""
+    """``updated_at`` is in milliseconds."""
 
     metadata: InterfaceMetadata
     id: str | None = msgspec.field(default=None, name="ID")
@@ -71,10 +72,10 @@ class InterfaceNode(msgspec.Struct, gc=False, rename="pascal"):
 
 @dataclass(frozen=True, slots=True)
 class NodesResponse:
-    """The usable nodes of a response, in order.
+    """The usable nodes of a response, in order, and the numbers of skipped nodes.
 
-    ``invalid`` is the number of unusable nodes. ``too_long`` is the number of nodes longer than
-    `MAX_ELEMENT_BYTES`. ``excess`` is the number of nodes beyond `MAX_ELEMENTS`.
+    ``too_long`` counts nodes longer than `MAX_ELEMENT_BYTES`. ``excess`` counts nodes beyond
+    `MAX_ELEMENTS`.
     """
 
     nodes: list[InterfaceNode]
@@ -88,8 +89,6 @@ _check_syntax = msgspec.json.Decoder(msgspec.Raw).decode
 
 
 class NodesReader:
-    """Decodes the elements of a response, one at a time."""
-
     def __init__(self) -> None:
         self._nodes: list[InterfaceNode] = []
         self._invalid = 0
@@ -117,11 +116,9 @@ class NodesReader:
             self._excess += 1
 
     def skip(self, count: int) -> None:
-        """Count elements longer than `MAX_ELEMENT_BYTES`."""
         self._too_long += count
 
     def response(self) -> NodesResponse:
-        """Return the nodes decoded so far, and the numbers of skipped nodes."""
         return NodesResponse(self._nodes, self._invalid, self._too_long, self._excess)
 
 

@@ -1,20 +1,18 @@
 """The Gremlin queries that skyfast sends to the topology API.
 
-This module creates all queries. `parse` understands exactly these queries, so that a replay can
-respond to the queries in place of an analyzer.
+`parse` understands exactly these queries, so that a replay can respond to them in place of an
+analyzer.
 
 Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses and runs a query,
 ``graffiti/filters`` evaluates its conditions, and ``graffiti/graph`` looks up the keys.
 
-* All conditions of one ``Has`` must hold. Skydive evaluates the conditions in order, and stops at
-  the first condition that does not hold. Therefore the queries begin with cheap and selective
-  conditions.
+* All conditions of one ``Has`` must hold. Skydive evaluates them in order, and stops at the first
+  one that does not hold. Therefore the queries begin with cheap and selective conditions.
 * If ``Has`` directly follows ``V()`` or ``E()``, Skydive evaluates ``Has`` while it lists the
   graph, and creates no list of all nodes or edges.
 * ``Within`` compares a field with all listed values, one after the other.
-* If a field of a node is a list, a condition on the field holds if any element of the list meets
-  the condition. ``Ne('')`` is different: this condition holds if the key exists and no element is
-  ``''``.
+* If a field of a node is a list, a condition holds if any element of the list meets it. ``Ne('')``
+  is different: this condition holds if the key exists and no element is ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
   metadata.
 * A string ends at the next single or double quote; there are no escapes.
@@ -40,23 +38,22 @@ _Matches = Callable[[Element], bool]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query. The response has edges if ``edges`` is true, otherwise nodes."""
+    """The response has edges if ``edges`` is true, otherwise nodes."""
 
     gremlin: str
     edges: bool
     _matches: _Matches = field(repr=False, compare=False)
 
     def matches(self, element: Element) -> bool:
-        """Return whether the response of Skydive would contain ``element``.
+        """Return whether Skydive's response would contain ``element``, an edge or a node.
 
-        ``element`` is an edge if ``edges`` is true, otherwise a node. The values of ``element`` may
-        have unexpected types.
+        The values of ``element`` may have unexpected types.
         """
         return self._matches(element)
 
 
 def _metadata(element: Element, *path: str) -> Any:
-    """Return the value at ``path``. For a list of objects on the path, return a list of values."""
+    """Return the value at ``path``; for a list of objects on the path, return a list of values."""
     value: Any = element.get("Metadata")
     for key in path:
         match value:
@@ -159,10 +156,9 @@ _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 def changes(query: Query, since_ms: int) -> Query:
     """Return the query for the elements of ``query`` that were updated after ``since_ms``.
 
-    ``query`` is one of `NAMESPACES`, `KUBERNETES`, `PODS`, `EDGES` and `KUBERNETES_EDGES`. For
-    interfaces, such a query is useless, because agents update the counters of all interfaces every
-    30 s. Deleted elements are not in the response. The query uses the key ``@UpdatedAt``. Before
-    Skydive 0.28, this key was called ``UpdatedAt``, so responses of older versions are empty.
+    ``query`` must not read interfaces: agents update the counters of all interfaces every 30 s.
+    Deleted elements are not in the response. From Skydive before 0.28, the response is empty,
+    because the key ``@UpdatedAt`` had another name (``UpdatedAt``).
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")
@@ -184,7 +180,7 @@ _SAFE: Final = re.compile(r"[0-9A-Za-z_.:-]{1,256}")
 def by_pod_address(addresses: Iterable[str]) -> Query | None:
     """Return the query for the pods with one of ``addresses`` as ``K8s.IP``.
 
-    Returns None if there are no addresses. Values that are not addresses are left out.
+    Returns None if there are no addresses. Values that are unsafe in a query are left out.
 
     Raises:
         ValueError: There are more than `MAX_VALUES` addresses.

@@ -1,13 +1,12 @@
 """Stores the nodes and edges of the topology that skyfast uses to resolve names.
 
-Each query has its own elements. A complete response replaces the elements of its query. A response
-with only the changed elements is merged into the elements of its query. `GraphReader` reuses the
-objects of unchanged elements. To detect changes, the store therefore compares only the identities
-of objects.
+Each query has its own elements. A complete response replaces these elements. A response with only
+changed elements is merged into them. `GraphReader` reuses the objects of unchanged elements.
+Therefore the store detects changes by the identities of objects.
 
-Elements are structs that the garbage collector does not track. Before version 3.14, CPython also
-does not track the dicts of elements, because their keys are strings and integers. A garbage
-collection that visits 100,000 elements would stop the process for 0.1 s.
+The garbage collector does not track elements. Before CPython 3.14, it also does not track their
+dicts, because the keys are strings and integers. A garbage collection that visits 100,000 elements
+would stop the process for 0.1 s.
 """
 
 from collections import Counter
@@ -38,8 +37,8 @@ class GraphReader:
     """Decodes a response to nodes or edges.
 
     With ``also_interfaces``, the counters of interfaces are decoded, too. An element that equals an
-    element in ``known`` is immediately replaced by the known object. Therefore reading an unchanged
-    topology again takes no additional memory.
+    element in ``known`` is replaced by the known object. Therefore reading an unchanged topology
+    again takes no additional memory.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class GraphReader:
         self._add(element)
 
     def skip(self, count: int) -> None:
-        """Count elements longer than `MAX_ELEMENT_BYTES`."""
         if count:
             self.skipped[TOO_LONG] += count
         if self._nodes_reader is not None:
@@ -98,8 +96,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # Every change of a node also changes ``UpdatedAt``, even if skyfast does not read the
-            # changed field. The following comparison must ignore ``UpdatedAt``.
+            # The following comparison must ignore ``UpdatedAt``, which also changes with fields
+            # that skyfast does not read.
             known.updated_at = node.updated_at
         if known == node:
             # Use the known node's ID as the key, because an equal string would take additional
@@ -145,10 +143,9 @@ def _updated_ms(node: Node) -> int:
 
 
 class TopologyStore:
-    """The elements of each query. Only one thread at a time may change the elements.
+    """Only one thread at a time may change the elements.
 
-    If a method gets a query and a reader, this reader must have been created by the method `reader`
-    for the same query.
+    If a method gets a query and a reader, `reader` must have created this reader for the query.
     """
 
     def __init__(self) -> None:
@@ -161,10 +158,9 @@ class TopologyStore:
     def reader(
         self, kept: Query, *, changes: Query | None = None, also_interfaces: bool = False
     ) -> GraphReader:
-        """Return a reader for the response to the query ``kept``, or to ``changes``.
+        """Return a reader for the response to ``kept``, or to ``changes``.
 
-        ``changes`` is a query that returns only those elements of the query ``kept`` that have
-        changed since its last response.
+        ``changes`` is a query that returns only some elements of ``kept``.
         """
         return GraphReader(
             changes or kept,

@@ -2,12 +2,12 @@
 
 A message with 100 flows has about 80 KB. The websockets package would copy the message several
 times, which would take more CPU time than the table takes to apply the message. To avoid the
-copies, this module receives all bytes first. Nearly all messages of analyzers are in a single
-frame. This module passes such a message on as a slice of the receive buffer. It forwards all other
-bytes to websockets unchanged: the opening handshake, pings and pongs, fragments, close frames, and
-invalid frames. Only websockets sends responses, closes the connection and reports errors.
+copies, this module receives all bytes first. If a message is in a single frame, as nearly all are,
+this module passes the message on as a slice of the receive buffer. All other bytes go to websockets
+unchanged: the opening handshake, pings and pongs, fragments, close frames, and invalid frames. Only
+websockets sends responses, closes the connection and reports errors.
 
-RFC 6455, section 5.2, specifies the frames. This module does not decode their payload.
+RFC 6455, section 5.2, specifies the frames.
 """
 
 import asyncio
@@ -84,8 +84,8 @@ class WebSocketConnection(ClientConnection):
     async def receive(self, on_message: OnMessage, *, max_message_bytes: int) -> Never:
         """Pass all messages to ``on_message``, starting with the first received message.
 
-        ``max_message_bytes`` is the ``max_size`` of the connection in websockets. ``on_message``
-        runs in a callback of the event loop, so an exception of ``on_message`` ends the connection.
+        ``max_message_bytes`` is the ``max_size`` of the connection in websockets. An exception of
+        ``on_message`` ends the connection.
 
         Raises:
             ConnectionClosed: The connection has ended for any reason.
@@ -130,7 +130,7 @@ class WebSocketConnection(ClientConnection):
 
 
 def _ignore(_: MessageData) -> None:
-    """Discard a message."""
+    pass
 
 
 class _Receiver(asyncio.BufferedProtocol):
@@ -230,10 +230,7 @@ class _Receiver(asyncio.BufferedProtocol):
     # Parsing the buffer
 
     def _step(self) -> bool:
-        """Process the next frame, or its received part.
-
-        Returns False if more bytes are required.
-        """
+        """Process the next frame, or its received part; return False if more bytes are required."""
         start, end = self._start, self._end
         if self._opening:
             return self._read_handshake()
@@ -298,16 +295,12 @@ class _Receiver(asyncio.BufferedProtocol):
         return True
 
     def _forward(self, stop: int) -> None:
-        """Forward the bytes before ``stop`` to websockets."""
         data = bytes(self._buffer[self._start : stop])
         self._start = stop
         self._connection.data_received(data)
 
     def _reserve(self, stop: int) -> bool:
-        """Make space for the rest of the frame up to ``stop``.
-
-        Always returns False, because `_step` requires more bytes.
-        """
+        """Make space for the rest of the frame up to ``stop``; return False, as `_step` must."""
         buffer, begun = self._buffer, self._buffer[self._start : self._end]
         needed = stop - self._start
         if stop <= len(buffer):

@@ -67,14 +67,13 @@ class PodNames(msgspec.Struct, frozen=True, gc=False):
 
 
 class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """A pod of the Kubernetes probe.
+    """``agent`` is the host with an edge to the pod's Kubernetes node, or "" if uncertain.
 
-    ``agent`` is the host with an edge to the pod's Kubernetes node, or "" if this host is not
-    certain. ``host`` is the host to show: ``agent``, or else the name of the Kubernetes node, or
-    else "". ``assumed_host`` is the host on which an interface of the pod may be. It equals
-    ``host``, but is "" if edges of the topology contradict ``host``. ``addresses`` are in the
-    notation of flows, and empty if the pod does not run. ``only_container`` is the name of the
-    pod's container in Kubernetes, or "" if the pod has several containers.
+    ``host`` is the host to show: ``agent``, or else the name of the Kubernetes node.
+    ``assumed_host`` is the host on which an interface of the pod may be: ``host``, or "" if edges
+    of the topology contradict ``host``. ``addresses`` are in the notation of flows, and empty if
+    the pod does not run. ``only_container`` is the container's name in Kubernetes, or "" if the pod
+    has several containers.
     """
 
     node: Node
@@ -103,8 +102,6 @@ class Service(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class Workloads:
-    """All pods and services, with their names."""
-
     def __init__(self, index: GraphIndex, *, k8s_labels: tuple[str, ...]) -> None:
         self._index = index
         self._k8s_labels = k8s_labels
@@ -130,7 +127,6 @@ class Workloads:
 
     @property
     def pods(self) -> Sequence[Pod]:
-        """All pods, in the order of the graph."""
         return tuple(self._pod_of_node.values())
 
     @property
@@ -147,14 +143,10 @@ class Workloads:
 
     @property
     def services(self) -> Sequence[Service]:
-        """All services with a cluster IP."""
         return tuple(self._service_of_node.values())
 
     def cluster_of_host(self, host: str) -> str:
-        """Return the cluster in which a host is a node.
-
-        Returns "" if the host is a node of no cluster or of several clusters.
-        """
+        """Return the cluster in which a host is a node; "" if there is none or several."""
         nodes = self._clusters.get(host)
         if not nodes:
             return ""
@@ -177,7 +169,6 @@ class Workloads:
         return latest([pod for pod in pods if pod.agent in ("", host)])
 
     def may_be_on(self, pod: Pod, host: str) -> bool:
-        """Return whether the pod may be on ``host``, based on the pod's cluster and agent."""
         return self.cluster_of_host(host) in ("", pod.cluster) and pod.agent in ("", host)
 
     def unnamed(self, namespace: str, name: str) -> PodNames:
@@ -185,12 +176,11 @@ class Workloads:
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
-        """Return the pods of a runtime container.
+        """Return the pods of a runtime container, and the names of pods without a single node.
 
-        The result is a list of pods in the topology, and a set with the names of pods for which no
-        single node was found. Each name is a pair of the pod's namespace and name. In a consistent
-        topology, there is at most one pod or name. An edge or the container's ID shows to which
-        Kubernetes container the runtime container belongs.
+        Each name is a pair of namespace and name. In a consistent topology, there is at most one
+        pod or name. An edge or the container's ID shows to which Kubernetes container the runtime
+        container belongs.
 
         Raises:
             ContradictionError: There are more than `MAX_OF_CONTAINER` Kubernetes containers or
@@ -225,9 +215,8 @@ class Workloads:
     def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
         """Return the Kubernetes containers of each pod, and the pods of each container.
 
-        The edges of the topology show which containers a pod has. A container without such an edge
-        belongs to the pod that the container names, if this name is unique. The keys of both maps
-        are the ``id()`` of nodes.
+        A container without an edge to a pod belongs to the pod that it names, if this name is
+        unique. The keys are the ``id()`` of nodes.
         """
         index = self._index
         by_name = MultiMap(
@@ -346,7 +335,7 @@ class Workloads:
         owners = _controllers(pod)
         if not owners:
             return self._selecting_workload(pod)
-        owner = self._named_owner(owners)
+        owner = self._only_owner(owners)
         k8s = _k8s(pod)
         match owner.kind:
             case "ReplicaSet":
@@ -361,10 +350,7 @@ class Workloads:
                 return owner
 
     def _selecting_workload(self, pod: Node) -> Workload:
-        """Return the only workload whose selector matches ``pod``, or else `_UNKNOWN`.
-
-        ``pod`` has no owner.
-        """
+        """Return the only workload whose selector matches ``pod``, or else `_UNKNOWN`."""
         parents = [parent for kind in CONTROLLERS for parent in self._selecting(kind, pod)]
         if len(parents) != 1:
             return _UNKNOWN
@@ -376,7 +362,7 @@ class Workloads:
     def _replica_set(self, replica_set: Node) -> Workload:
         owners = _controllers(replica_set)
         if owners:
-            return self._named_owner(owners)
+            return self._only_owner(owners)
         deployments = self._selecting(DEPLOYMENT, replica_set)
         if len(deployments) == 1:
             return self._itself(deployments[0], "Deployment")
@@ -403,32 +389,24 @@ class Workloads:
 
     def _job(self, job: Node) -> Workload:
         owners = _controllers(job)
-        return self._named_owner(owners) if owners else self._itself(job, "Job")
+        return self._only_owner(owners) if owners else self._itself(job, "Job")
 
     def _itself(self, node: Node, kind: str) -> Workload:
         name = self._index.name(_k8s(node).name)
         return Workload(name, kind) if name else _UNKNOWN
 
-    def _named_owner(self, owners: Sequence[OwnerReference]) -> Workload:
-        """Return the only element of ``owners`` as a workload.
-
-        Returns `_UNKNOWN` if there are several owners, or if the owner has no name or no kind.
-        """
+    def _only_owner(self, owners: Sequence[OwnerReference]) -> Workload:
         if len(owners) > 1:
             return _UNKNOWN
         kind, name = self._index.name(owners[0].kind), self._index.name(owners[0].name)
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload of ``owner``, which is a replica set or a job.
-
-        Returns None if ``owner`` is not in the topology.
-        """
+        """Return the workload of a replica set or job; None if ``owner`` is not in the topology."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Use only the newest node. If several nodes were created at the same time, use all of
-            # them.
+            # Use only the newest node, or all of them if several were created at the same time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
@@ -443,8 +421,8 @@ class Workloads:
 def latest(pods: Sequence[Pod]) -> Pod | None:
     """Return the pod to use if several pods have the same name, or None if the choice is unclear.
 
-    Several pods have the same name if the topology still has an ended pod. For example, a stateful
-    set gives a new pod the name of the ended pod.
+    Example: a stateful set has given a new pod the name of an ended pod, which the topology still
+    has.
     """
     if len({pod.cluster for pod in pods}) != 1:
         return None
@@ -468,9 +446,9 @@ def _controllers(node: Node) -> Sequence[OwnerReference]:
 def _label(k8s: K8s, key: str) -> str | None:
     """Return the value of a label, or None.
 
-    Skydive nests labels at the dots of their keys. If one key is the start of another (``app`` and
-    ``app.kubernetes.io/name``), only one of these labels is left. A node has two copies of its
-    labels, and each copy may have kept a different label.
+    Skydive nests labels at the dots of their keys. Therefore only one of ``app`` and
+    ``app.kubernetes.io/name`` is left. A node has two copies of its labels, and each copy may have
+    kept a different label.
     """
     meta = k8s.extra.object_meta if k8s.extra else None
     for labels in (k8s.labels, meta.labels if meta else None):
