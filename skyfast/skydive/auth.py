@@ -136,12 +136,11 @@ def redirect(location: str) -> str:
 
 
 class Authentication:
-    """The credentials for one analyzer.
+    """At first, requests have Basic authentication.
 
-    At first, requests have Basic authentication. After a 401, skyfast logs in, and later requests
-    have the login cookie. After another 401, skyfast logs in again. No request has both Basic
-    authentication and the login cookie: Skydive checks the cookie first, and rejects an expired
-    cookie even if the password is valid.
+    After a 401, skyfast logs in, and later requests have the login cookie. After another 401,
+    skyfast logs in again. No request has both Basic authentication and the login cookie: Skydive
+    checks the cookie first, and rejects an expired cookie even if the password is valid.
 
     The headers, cookies and passwords must not be logged.
     """

@@ -43,7 +43,7 @@ _decode = msgspec.json.Decoder(_Message).decode
 
 
 class CapturePoints:
-    """The capture points of each capture; not thread-safe."""
+    """Not thread-safe."""
 
     def __init__(self) -> None:
         self._points: dict[str, dict[str, float]] = {}

@@ -8,7 +8,7 @@ recordings):
 
 * ``FlowDropped`` and ``KernelFlowDropped``: flows dropped since the capture point's previous
   report. skyfast exports the sum over all reports of a capture as a counter. By default, agents
-  send reports in UDP datagrams. Drops in a lost datagram are missing from the counter.
+  send reports in UDP datagrams. If a datagram is lost, the counter is too low.
 * ``FlowCount``: the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped``: once a second (``agent.capture.stats_update``), the
   agent reads the socket's totals since the start of the capture. A report has the sum of the
@@ -188,8 +188,7 @@ class Captures:
         """Process a report, the ``Obj`` of a message.
 
         Captures expire by ``now``, the table's clock, which stands still while reports may be
-        missing. Values of gauges expire by ``running``, a clock that never stands still. Its
-        default is ``now``.
+        missing. Values of gauges expire by ``running``, a clock that never stands still.
         """
         try:
             report = _decode(raw)

@@ -1,7 +1,7 @@
 """Detects flows with impossible times, which show that the clock of an agent is wrong.
 
-The metrics ``start`` and ``last`` export the agents' times, and the table detects late reports by
-them. If the local clock is wrong, the clocks of all agents seem to be wrong.
+The metrics ``start`` and ``last`` export the agents' times. The table also uses these times to
+detect late reports. If the local clock is wrong, the clocks of all agents seem to be wrong.
 """
 
 import logging

@@ -67,10 +67,10 @@ class CombinedNames(dict[str, NameTuple | None]):
             del self[key]
 
     def name_of(self, key: str) -> str:
-        """Return the first name of an address; "" if the name is unknown or depends on the flow.
+        """Return the name of an address; "" if the name is unknown or depends on the flow.
 
-        Any thread may call this. Unlike a lookup, this method does not note unknown addresses
-        for a later query.
+        Any thread may call this. Unlike a lookup, this method does not note unknown addresses for a
+        later query.
         """
         topology = self._topology
         names = topology.get(key, topology.empty)

@@ -60,13 +60,13 @@ CONTROLLERS: Final = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""The workloads that create pods: maps the node type in Skydive to the kind in Kubernetes."""
+"""Maps node types in Skydive to kinds in Kubernetes, for the workloads that create pods."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
 """The values of ``RelationType`` for the edges that skyfast uses to resolve names."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type that this module uses for containers of the Kubernetes probe. In Skydive, they have the
+"""The type that this module uses for containers of the Kubernetes probe. Skydive gives them the
 type ``container``, like the containers of a container runtime."""
 
 _KUBERNETES_TYPES: Final = frozenset(
@@ -235,8 +235,8 @@ class GraphIndex:
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
     """Return whether the missing one of ``parent`` and ``child`` should be in the graph."""
     if relation == OWNERSHIP:
-        # skyfast does not read Kubernetes namespaces, Kubernetes clusters, and some nodes that
-        # hosts own.
+        # The missing node can be a Kubernetes namespace or cluster, which skyfast does not read. If
+        # the child is missing, its type is unknown: skyfast does not read all nodes of hosts.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None
@@ -254,7 +254,7 @@ def type_of(node: Node) -> str:
 
 
 def _is_later(node: Node, other: Node) -> bool:
-    """Return whether to use ``node`` instead of ``other``, regardless of their order in a graph."""
+    """Compare two nodes with the same ID, independently of their order in the graph."""
     times = node.updated_at or 0, other.updated_at or 0
     if times[0] != times[1]:
         return times[0] > times[1]

@@ -1,7 +1,4 @@
-"""Exports the counters of network interfaces as metric families.
-
-`skyfast.skydive.topology` requests the responses of the topology API.
-"""
+"""Exports the counters of network interfaces as metric families."""
 
 import heapq
 import threading

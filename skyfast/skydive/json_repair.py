@@ -33,7 +33,7 @@ _ESCAPE: Final = re.compile(
 def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
     r"""Return ``data`` with lone surrogates replaced by bytes that are not valid UTF-8.
 
-    The decoder mistakes ``"\\ud800"`` for the end of the text. If an invalid byte replaces this
+    The decoder mistakes ``"\ud800"`` for the end of the text. If an invalid byte replaces this
     escape, the decoder rejects only the string that contains the byte. ``max_escapes`` limits how
     many escapes are parsed; 0 means all.
     """

@@ -52,10 +52,9 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class _Update(Generic[V]):
-    """The changes of a mapping. ``removed`` are the keys to remove.
+    """``gone`` has the keys that are missing from the resolution, but stay for now.
 
-    ``gone`` are the keys that are missing from the resolution, but stay for now. It maps each key
-    to the time of the first resolution without the key, oldest first.
+    It maps each key to the time of the first resolution without the key, oldest first.
     """
 
     changed: Mapping[str, V]
@@ -88,8 +87,7 @@ class _Context:
     def _in_namespaces_of(self, point: PointLocation | None, address: str) -> tuple[Candidate, ...]:
         """Return the candidates in the namespaces of a capture point and of the point's peers.
 
-        A loopback address has thousands of candidates, one in each namespace. Therefore the
-        candidates are indexed by namespace.
+        The candidates are indexed, because a loopback address has thousands: one in each namespace.
         """
         if point is None:
             return ()
@@ -118,8 +116,8 @@ class IndexChanges:
     """The new content of the cache: the names of each cached key, chosen again with
     ``context``."""
     cached: int
-    """Number of keys that the cache had when the resolution was compared with the index. `apply`
-    drops keys that were added to the cache later."""
+    """Number of keys in the cache at the time of the comparison; `apply` drops keys that were added
+    later."""
     affected: Set[str]
     """Ambiguous addresses whose names have changed for at least one cached key."""
     pruned_at: float | None
@@ -231,10 +229,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 
 
 class NameIndex:
-    """The names of addresses and capture points, from the topology and from own names.
-
-    ``addresses`` has the names in the topology. ``combined`` has these names combined with own
-    names, for the table.
+    """``addresses`` has the names in the topology; ``combined`` also has own names, for the table.
 
     New and changed names apply at once. If a node is missing from a resolution, its names stay for
     ``keep_s``, because an analyzer that has just started may not know the node yet. The first
@@ -301,8 +296,7 @@ class NameIndex:
     def compare(self, resolution: Resolution, now: float) -> IndexChanges:
         """Return the changes caused by ``resolution``, which covers the whole topology at ``now``.
 
-        Modifies nothing. Any thread may call this method, but not while a thread is in
-        :meth:`apply`.
+        Any thread may call this method, except while a thread is in :meth:`apply`.
         """
         nodes, left_out_nodes = _truncated(resolution.nodes)
         candidates, left_out_addresses = _truncated(resolution.addresses)
@@ -394,10 +388,7 @@ class NameIndex:
     def _resolve_again(
         self, cached: Mapping[ResolveKey, tuple[str, ...]], context: _Context
     ) -> tuple[dict[ResolveKey, tuple[str, ...]], set[str]]:
-        """Resolve each cached key with ``context``.
-
-        Returns the names of the keys, and the addresses for which the names of a key changed.
-        """
+        """Return the names of all cached keys in ``context``, and addresses with changed names."""
         resolved: dict[ResolveKey, tuple[str, ...]] = {}
         affected: set[str] = set()
         for key, before in cached.items():
@@ -435,7 +426,7 @@ class NameIndex:
         """Apply ``changes``, the result of the latest comparison.
 
         Returns each changed mapping with the keys whose names changed, or may have changed for some
-        flows. The first resolution of a huge topology takes about 10 ms.
+        flows. For the first resolution of a huge topology, this takes about 10 ms.
         """
         addresses = self.addresses
         late = islice(reversed(addresses._resolved), len(addresses._resolved) - changes.cached)

@@ -223,11 +223,7 @@ class NamePoller:
     async def _ask(
         self, client: TopologyClient, query: Query, kind: str, *, kept: Query
     ) -> GraphReader | None:
-        """Send ``query``, and return the reader of the response.
-
-        ``kept`` is one of the queries whose elements are stored. ``query`` is ``kept`` itself, or a
-        query that returns a part of these elements.
-        """
+        """Send ``query``, which returns all or some of the stored elements of ``kept``."""
         begun = time.monotonic()
         reader = await client.ask(query, lambda: self._store.reader(kept, changes=query))
         if reader is not None:

@@ -82,7 +82,7 @@ def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
 
 
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """A network namespace. ``own`` is true for the host's own namespace.
+    """``own`` is true for the host's own namespace.
 
     ``pod_names`` can be known even if ``pod`` is not. ``uncertain`` means that it is unclear which
     containers are in the namespace, or to which pod they belong. In that case, an interface with a

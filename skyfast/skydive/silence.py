@@ -4,9 +4,8 @@ Every 10 s, each capture point (a capture on one interface) sends a ``stats`` me
 analyzer (``flow/table.go`` and ``flow/client/flow_client.go`` of Skydive). If n of these messages
 are sent to N analyzers, the probability that a given analyzer receives none of them is (1 - 1/N)^n.
 A subscription without a message is *suspect* if this probability is less than `SUSPECT_CHANCE`, and
-*silent* if it is less than `SILENT_CHANCE`. The number n is estimated from the number of capture
-points. If the other subscriptions have received far fewer ``stats`` than estimated, captures have
-ended. In this case, n is the number of ``stats`` that the other subscriptions have received.
+*silent* if it is less than `SILENT_CHANCE`. The section "Silence" of ``docs/architecture.md``
+explains how n is estimated.
 
 A subscription can also get ``stats`` but no flows. When a subscriber disconnects, the analyzer
 stops sending to all its subscribers until another client subscribes. If this client subscribes only
@@ -303,8 +302,7 @@ class _MissingFlows:
         """Number of reports that show received packets, minus the number that is normal for idle
         captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The value of ``seconds`` when flows became due: see `_due_since`. Infinity if flows are
-        not due yet."""
+        """The value of ``seconds`` when flows became due (see `_due_since`), or infinity."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

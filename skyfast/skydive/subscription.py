@@ -99,9 +99,9 @@ class Timing:
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If the analyzer had been waiting to send for this long when it closed the connection, skyfast
-    assumes that it read too slowly. Skydive closes a connection if it cannot write for 10 s, or if
-    no pong arrives within 7 s."""
+    """If the analyzer closes the connection after it has been waiting to send for this long,
+    skyfast has probably read too slowly. Skydive closes a connection if it cannot write for 10 s,
+    or if no pong arrives within 7 s."""
     conflict_grace_s: float = 15.0
     """For this time after the end of a subscription, its analyzer may reject the next subscription
     with HTTP 409."""

@@ -302,7 +302,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """The parameters of a subscription. If they change, the subscription is restarted.
+    """If a target changes, its subscription is restarted.
 
     ``address`` is empty if the host of the endpoint is used.
     """

@@ -7,7 +7,7 @@ from skyfast.config.yaml_nodes import ConfigError
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:
-    """Return the context for connections to analyzers. Blocks, because it reads the files.
+    """Blocks, because the files are read.
 
     If ``ca_cert`` is set, its authorities are trusted instead of the system's authorities.
 

@@ -63,7 +63,7 @@ class Reader(Protocol):
     """Decodes the elements of one response, in order. Its methods are called in a worker thread."""
 
     def add(self, element: bytes, /) -> None:
-        """Decode an element. Raises MalformedResponseError if the whole response is unusable."""
+        """Raises MalformedResponseError if the whole response is unusable."""
 
     def skip(self, count: int, /) -> None:
         """Count elements that were too long to be decoded."""

@@ -40,8 +40,6 @@ class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
 
 
 class Docker(_Struct, rename=None):
-    """Labels under ``io.kubernetes.docker``."""
-
     type: str | None = None
 
 
@@ -61,21 +59,15 @@ class Crio(_Struct):
 
 
 class PodLabels(_Struct, rename=None):
-    """Labels under ``io.kubernetes.pod``."""
-
     name: str | None = None
     namespace: str | None = None
 
 
 class ContainerName(_Struct, rename=None):
-    """Labels under ``io.kubernetes.container``."""
-
     name: str | None = None
 
 
 class KubernetesLabels(_Struct, rename=None):
-    """Labels under ``io.kubernetes``."""
-
     docker: Docker | None = None
     cri: Cri | None = None
     crio: Crio | None = msgspec.field(default=None, name="cri-o")
@@ -84,17 +76,14 @@ class KubernetesLabels(_Struct, rename=None):
 
 
 class IoLabels(_Struct, rename=None):
-    """Labels under ``io``."""
-
     kubernetes: KubernetesLabels | None = None
 
 
 class ContainerLabels(_Struct):
-    """``Container.Labels``.
+    """Skydive splits label keys at dots into nested objects.
 
-    Skydive splits label keys at dots into nested objects (``NormalizeValue`` in
-    ``graffiti/graph/metadata.go``). But the runc probe does not split label keys of a
-    ``create-config`` file (``getMetadata``), so both forms exist.
+    See ``NormalizeValue`` in ``graffiti/graph/metadata.go``. But the runc probe does not split
+    label keys of a ``create-config`` file (``getMetadata``), so both forms exist.
     """
 
     io: IoLabels | None = msgspec.field(default=None, name="io")
@@ -105,15 +94,11 @@ class ContainerLabels(_Struct):
 
 
 class Container(_Struct):
-    """The field ``Container`` of a runtime container."""
-
     id: str | None = msgspec.field(default=None, name="ID")
     labels: ContainerLabels | None = None
 
 
 class OwnerReference(_Struct):
-    """An element of ``K8s.Extra.ObjectMeta.OwnerReferences``."""
-
     kind: str | None = None
     name: str | None = None
     controller: bool | None = None
@@ -127,22 +112,16 @@ class ObjectMeta(_Struct):
 
 
 class Spec(_Struct):
-    """The field ``K8s.Extra.Spec`` of a pod or service."""
-
     host_network: bool | None = None
     node_name: str | None = None
     cluster_ips: tuple[str, ...] | None = msgspec.field(default=None, name="ClusterIPs")
 
 
 class PodIp(_Struct):
-    """An element of ``K8s.Extra.Status.PodIPs``."""
-
     ip: str | None = msgspec.field(default=None, name="IP")
 
 
 class PodStatus(_Struct):
-    """The field ``K8s.Extra.Status`` of a pod."""
-
     pod_ips: tuple[PodIp, ...] | None = msgspec.field(default=None, name="PodIPs")
     host_ip: str | None = msgspec.field(default=None, name="HostIP")
 
@@ -156,7 +135,7 @@ class Extra(_Struct):
 
 
 class K8s(_Struct):
-    """The field ``K8s`` of a Kubernetes object. Labels are nested at the dots of their keys."""
+    """Labels are nested at the dots of their keys."""
 
     name: str | None = None
     namespace: str | None = None
@@ -190,7 +169,7 @@ class Neutron(_Struct):
 
 
 class Metadata(_Struct):
-    """The field ``Metadata`` of a node. The addresses have a prefix length: ``10.0.0.1/24``."""
+    """Addresses have a prefix length: ``10.0.0.1/24``."""
 
     name: str | None = None
     type: str | None = None
@@ -232,8 +211,6 @@ class Edge(msgspec.Struct, gc=False):
 
 @dataclass(slots=True)
 class Graph:
-    """The nodes and edges of one or more responses, and the number of skipped items."""
-
     nodes: list[Node]
     edges: list[Edge]
     skipped: Skipped = field(default_factory=Counter)

@@ -26,7 +26,7 @@ class MalformedResponseError(ValueError):
 
 
 class Counters(msgspec.Struct, gc=False, rename="pascal"):
-    """The field ``Metric`` of an interface. Skydive omits counters that are zero."""
+    """Skydive omits counters that are zero."""
 
     rx_bytes: int = 0
     tx_bytes: int = 0
@@ -41,10 +41,9 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
 
 
 class InterfaceMetadata(msgspec.Struct, gc=False, rename="pascal"):
-    """The field ``Metadata`` of a node. The addresses have a prefix length: ``10.0.0.1/24``.
+    """Addresses have a prefix length: ``10.0.0.1/24``.
 
-    The addresses are in tuples, because the garbage collector ignores tuples of strings, but not
-    lists.
+    They are in tuples, because the garbage collector ignores tuples of strings, but not lists.
     """
 
     name: str | None = None

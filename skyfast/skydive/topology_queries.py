@@ -11,8 +11,8 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 * If ``Has`` directly follows ``V()`` or ``E()``, Skydive evaluates ``Has`` while it lists the
   graph, and creates no list of all nodes or edges.
 * ``Within`` compares a field with all listed values, one after the other.
-* If a field of a node is a list, a condition holds if any element of the list meets it. ``Ne('')``
-  is different: this condition holds if the key exists and no element is ``''``.
+* If a field of a node is a list, a condition holds if any element of the list meets the condition.
+  ``Ne('')`` is different: this condition holds if the key exists and no element is ``''``.
 * ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
   metadata.
 * A string ends at the next single or double quote; there are no escapes.
@@ -156,9 +156,9 @@ _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 def changes(query: Query, since_ms: int) -> Query:
     """Return the query for the elements of ``query`` that were updated after ``since_ms``.
 
-    ``query`` must not read interfaces: agents update the counters of all interfaces every 30 s.
-    Deleted elements are not in the response. From Skydive before 0.28, the response is empty,
-    because the key ``@UpdatedAt`` had another name (``UpdatedAt``).
+    Queries for interfaces are not accepted, because agents update the counters of all interfaces
+    every 30 s. Deleted elements are not in the response. Skydive before 0.28 returns nothing,
+    because its key is ``UpdatedAt`` instead of ``@UpdatedAt``.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")

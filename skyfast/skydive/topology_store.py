@@ -145,7 +145,7 @@ def _updated_ms(node: Node) -> int:
 class TopologyStore:
     """Only one thread at a time may change the elements.
 
-    If a method gets a query and a reader, `reader` must have created this reader for the query.
+    `replace`, `merge` and `differing` require a reader that `reader` created for the same query.
     """
 
     def __init__(self) -> None:

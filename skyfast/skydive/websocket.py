@@ -300,7 +300,10 @@ class _Receiver(asyncio.BufferedProtocol):
         self._connection.data_received(data)
 
     def _reserve(self, stop: int) -> bool:
-        """Make space for the rest of the frame up to ``stop``; return False, as `_step` must."""
+        """Make space for the rest of the frame, up to ``stop``.
+
+        Always returns False, because `_step` requires more bytes.
+        """
         buffer, begun = self._buffer, self._buffer[self._start : self._end]
         needed = stop - self._start
         if stop <= len(buffer):

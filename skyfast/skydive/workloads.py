@@ -176,7 +176,7 @@ class Workloads:
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
-        """Return the pods of a runtime container, and the names of pods without a single node.
+        """Return the pods of a runtime container, and the names of its pods that were not found.
 
         Each name is a pair of namespace and name. In a consistent topology, there is at most one
         pod or name. An edge or the container's ID shows to which Kubernetes container the runtime
