@@ -2,7 +2,7 @@
 """Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
 A response of the topology API can be a hundred megabytes long. Decoding the whole response at once
-would need memory for the text and for all objects, and would hold the GIL for a large part of a
+would need memory for the text and for all objects. It would also hold the GIL for a large part of a
 second.
 
 To find the commas between the elements, the splitter counts brackets and skips strings, which takes

@@ -1,7 +1,7 @@
 """Logs in to analyzers, and creates the HTTP headers that authenticate requests.
 
-aiohttp is imported at the first login: the import takes longer than all other imports together, and
-most installations need no login.
+The module aiohttp is imported at the first login, because most installations need no login. Its
+import takes longer than all other imports together.
 """
 
 import asyncio
@@ -47,8 +47,8 @@ NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH
 async def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of ``host`` in the order of preference.
 
-    Each lookup runs in its own daemon thread. If it ran in the executor of the event loop, Python
-    would wait for the lookup at exit, even if the name server does not respond.
+    Each lookup runs in its own daemon thread. At exit, Python would wait for a lookup in the
+    executor of the event loop, even if the name server does not respond.
 
     Raises:
         OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.
@@ -140,7 +140,7 @@ class Authentication:
 
     After a 401, skyfast logs in, and later requests have the login cookie. After another 401,
     skyfast logs in again. No request has both Basic authentication and the login cookie: Skydive
-    checks the cookie first, and rejects an expired cookie even if the password is valid.
+    would reject an expired cookie even if the password is valid.
 
     The headers, cookies and passwords must not be logged.
     """

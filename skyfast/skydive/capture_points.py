@@ -1,6 +1,6 @@
 """Finds the capture points of each capture: the interfaces on which the capture runs.
 
-The statistics of a capture do not name these interfaces, but flows do: each flow has the ID of its
+The statistics of a capture do not name these interfaces, but flows do. Each flow has the ID of its
 capture, and the ``NodeTID`` of the interface. To save time, only about four messages per second are
 read. `skyfast.skydive.report_checks` checks the same messages.
 """

@@ -1,7 +1,7 @@
 """Looks up and searches the names of addresses and capture points.
 
-No queries are sent. The names are those that labels show, those that users gave to addresses (*own
-names*), and those of interfaces whose counters are exported.
+No queries are sent. The sources are names that labels show, names that users gave to addresses
+(*own names*), and interfaces whose counters are exported.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -78,8 +78,7 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    Even if the topology has a single owner of such an address, hosts and links outside the topology
-    can have the same address.
+    Hosts and links outside the topology can have the same local address as a host in the topology.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True

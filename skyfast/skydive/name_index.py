@@ -231,8 +231,8 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 class NameIndex:
     """``addresses`` has the names in the topology; ``combined`` also has own names, for the table.
 
-    New and changed names apply at once. If a node is missing from a resolution, its names stay for
-    ``keep_s``, because an analyzer that has just started may not know the node yet. The first
+    New and changed names apply at once. An analyzer that has just started may not know all nodes
+    yet. Therefore, if a node is missing from a resolution, its names stay for ``keep_s``. The first
     resolution after this time removes the names. If all capture points of a host are missing, the
     host's candidates for ambiguous addresses also stay for ``keep_s``.
     """

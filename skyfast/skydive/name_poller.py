@@ -3,8 +3,8 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* While flows have unknown addresses, one query is sent every `UNKNOWN_INTERVAL_S`: in turns, a
-  query for the pods with these addresses and a query for updated pods.
+* While flows have unknown addresses, a query is sent every `UNKNOWN_INTERVAL_S`: one for the pods
+  with these addresses, the next for updated pods.
 * If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
 """
 

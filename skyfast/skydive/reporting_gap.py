@@ -2,8 +2,8 @@
 
 While a subscription does not deliver (see `Subscription.delivers`), reports of live flows do not
 arrive. Therefore no row expires until the subscription has delivered again for one reporting
-interval of the agents (``flow.update``): by then, every live flow has been reported again. The time
-for which the clock is held is limited, because ended connections do not expire in this time.
+interval (``flow.update``). By then, every live flow has been reported again. The time for which the
+clock is held is limited, because ended connections do not expire in this time.
 """
 
 import math

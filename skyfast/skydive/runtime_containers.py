@@ -66,8 +66,8 @@ def kubelet_pod(container: Node) -> tuple[str, str] | None:
 def _kubelet_name(container: Node) -> tuple[str, str, str] | None:
     """Return CONTAINER, POD and NAMESPACE of the name ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``.
 
-    kubelet gives such names to containers, and appends a random suffix after a conflict. Names in
-    Kubernetes have no underscores.
+    Such names are from kubelet, which appends a random suffix after a conflict. Names in Kubernetes
+    have no underscores.
     """
     parts = (container.metadata.name or "").split("_", 7)
     if len(parts) not in (6, 7) or parts[0] != _KUBELET_PREFIX or not all(parts[1:4]):

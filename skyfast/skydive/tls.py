@@ -19,8 +19,8 @@ def client_context(tls: TLS) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=tls.ca_cert or None)
     except (OSError, ValueError) as exc:
         raise _error("tls.ca_cert", tls.ca_cert, "PEM certificates", exc) from None
-    # Like Go's TLS client: certificates in ca_cert are trusted even if they are not self-signed,
-    # and authorities are accepted even if they lack extensions that Python 3.13 requires.
+    # Like Go's TLS client: certificates in ca_cert are trusted even if they are not self-signed.
+    # Authorities may lack extensions that Python 3.13 requires.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if tls.client_cert:

@@ -1,8 +1,8 @@
 """Decodes those fields of nodes and edges that skyfast uses to resolve names.
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
-``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises: a field of an
-unexpected type is treated as absent, and elements that are not nodes or edges are skipped. Both are
+``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises. A field of an
+unexpected type is treated as absent. Elements that are not nodes or edges are skipped. Both are
 counted.
 """
 

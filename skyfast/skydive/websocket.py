@@ -1,11 +1,11 @@
 """Receives WebSocket messages directly from the buffer of the socket.
 
 A message with 100 flows has about 80 KB. The websockets package would copy the message several
-times, which would take more CPU time than the table takes to apply the message. To avoid the
-copies, this module receives all bytes first. If a message is in a single frame, as nearly all are,
-this module passes the message on as a slice of the receive buffer. All other bytes go to websockets
-unchanged: the opening handshake, pings and pongs, fragments, close frames, and invalid frames. Only
-websockets sends responses, closes the connection and reports errors.
+times. These copies would take more CPU time than the table takes to apply the message. To avoid
+them, this module receives all bytes first. Nearly all messages are in a single frame: this module
+passes them on as slices of the receive buffer. All other bytes go to websockets unchanged: the
+opening handshake, pings and pongs, fragments, close frames, and invalid frames. Only websockets
+sends responses, closes the connection and reports errors.
 
 RFC 6455, section 5.2, specifies the frames.
 """
@@ -137,7 +137,7 @@ class _Receiver(asyncio.BufferedProtocol):
     """Owns the receive buffer of the transport, and parses the frames in it.
 
     ``_buffer[_start:_end]`` has been received but not processed. While the receiver waits for the
-    event loop or for `start`, it does not read from the socket, so backpressure reaches the
+    event loop or for `start`, it does not read from the socket. Therefore backpressure reaches the
     analyzer.
     """
 
