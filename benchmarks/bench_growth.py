@@ -107,7 +107,7 @@ def run(report: Report) -> None:
             f"memory, {point.connections:,} connections",
             [point.bytes_],
             "bytes per connection",
-            to=f"{SCALE:,}" if is_larger else "",
+            to=f"{SCALE:,} connections" if is_larger else "",
             over=[base.bytes_] if is_larger else None,
             target=bound if is_larger else None,
         )

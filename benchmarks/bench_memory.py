@@ -54,7 +54,7 @@ def _skyfast(report: Report, analyzer: Remote[Analyzer], flows: int) -> float:
                 program.page(compressed=compressed)
                 peaks.append((program.memory("VmHWM") - before) / 2**20)
             coding = "gzip" if compressed else "uncompressed"
-            what = f"additional memory during a scrape, {coding}"
+            what = f"{flows:,} connections, additional memory during a scrape, {coding}"
             report.add(what, peaks, "MiB", target=at_most(16))
     return taken
 

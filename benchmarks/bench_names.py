@@ -76,11 +76,11 @@ def run(report: Report) -> None:
         with programs.heartbeat(analyzer, CONFIG + NAMES) as program:
             _wait(program, "skyfast_names", PODS)
             report.add("time from the start to all names", [time.monotonic() - began_s], "s")
-            _add_delays(report, "first reading", program)
+            _add_delays(report, "names read for the first time", program)
             program.round(FIRST_ROUND)
             program.command("begin")
             time.sleep(2 * READING_INTERVAL_S)
-            _add_delays(report, "unchanged readings", program)
+            _add_delays(report, "names read again without changes", program)
             _move(report, program, analyzer)
             memory = _resident(program) - without
             report.add("memory of names, besides the table", [memory], "MiB", target=at_most(150))

@@ -115,7 +115,7 @@ def _first_page(report: Report, program: Program, connections: int) -> None:
     program.forget_peak()
     program.page(compressed=True)
     growth = (program.memory("VmHWM") - before_bytes) / 2**20
-    what = f"additional memory during the first page, {connections:,} connections"
+    what = f"first page of {connections:,} connections, additional memory"
     report.add(what, [growth], "MiB", target=at_most(16))
 
 
@@ -186,10 +186,10 @@ class Scrapes:
         report.add(f"compression only, {alone}", self._alone_s, "s")
         target = ratio_at_most(0.8)
         report.add(what, self.seconds, "s", to=alone, over=self._alone_s, target=target)
-        what = f"{what}, CPU time"
-        report.add(what, self._cpu_s, "s", to=alone, over=self._alone_cpu_s, target=target)
-        what = "additional memory during later scrapes"
-        report.add(what, [self._growth], "MiB", target=at_most(16))
+        cpu = f"{what}, CPU time"
+        report.add(cpu, self._cpu_s, "s", to=alone, over=self._alone_cpu_s, target=target)
+        memory = f"{what}, additional memory"
+        report.add(memory, [self._growth], "MiB", target=at_most(16))
 
 
 def _render(report: Report) -> None:

@@ -128,7 +128,7 @@ def _add(
 ) -> None:
     target = at_most(limit_ms) if limit_ms else None
     report.add(what, [sample * 1e3 for sample in seconds], "ms", target=target)
-    report.add("longest pause of the event loop", [longest_ms], "ms", target=at_most(50))
+    report.add(f"{what}: longest pause", [longest_ms], "ms", target=at_most(50))
 
 
 def _longest_ms(program: Program) -> float:

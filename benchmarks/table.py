@@ -44,7 +44,7 @@ def _text(results: list[dict[str, Any]]) -> str:
             if not row["target"] and row["ratio"] is None:
                 continue
             figure = f"{number(row['median'])} {row['unit']}".strip()
-            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} × {row['ratio_to']}"
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f} × *{row['ratio_to']}*"
             verdict = {None: "", True: "met", False: "**missed**"}[row["met"]]
             cells = (name, row["what"], figure, ratio, row["target"], verdict)
             lines.append(f"| {' | '.join(cells)} |")

@@ -113,7 +113,7 @@ def to_metric(value: YamlValue) -> MetricSpec:
         known=("name", "value", "type", "help"),
         required=("name", "value", "type"),
         what="a metric with name, value and type",
-        unknown=lambda name: "requires the type histogram" if name == "buckets" else "",
+        unknown=lambda name: "only a metric with type: histogram has buckets" if name == "buckets" else "",
     )
     entries = Entries(nodes)
     kind = cast(MetricType, entries.of("type", one_of("counter", "gauge", "histogram")))

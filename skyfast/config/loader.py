@@ -172,7 +172,7 @@ def _collect(
             origin = Origin(file, node.line)
             if path in values:
                 first = values[path].origin.line
-                text = f"{origin}: {path}: is already set on line {first}"
+                text = f"{origin}: {path}: already set on line {first}"
                 problems.add(text, node.line)
             elif path in SCHEMA:
                 values[path] = SetValue(origin, node.value)
@@ -184,7 +184,7 @@ def _collect(
                 # Do not show the value: if the space after a colon is missing, the value can be the
                 # string "password:secret".
                 kind = kind_of(node.value)
-                text = f"{origin}: {path}: must contain key: value pairs, but is {kind}"
+                text = f"{origin}: {path}: expected key: value pairs, but found {kind}"
                 if near := KNOWN.instead_of_section(path, node.value):
                     text += f"; did you mean {near}?"
                 problems.add(text, node.line)
@@ -217,7 +217,7 @@ def _check_unknown(
             text = f"{origin} is ignored: not supported by skyfast"
             notes.append(Note(level=logging.WARNING, text=text))
         elif path.startswith(STRICT_SECTIONS):
-            problems.add(f"{origin}: is an unknown key; {_advice(path, node.value)}", node.line)
+            problems.add(f"{origin}: unknown key; {_advice(path, node.value)}", node.line)
         elif f"{path}.".startswith(SECTIONS_OF_SKYDIVE):
             ignored.append(describe_path(path))
         elif meant := _probable_keys(path, node):
@@ -230,7 +230,7 @@ def _check_unknown(
         else:
             ignored.append(describe_path(path))
     if none_known and ignored:
-        text = f"{file}: contains no known key"
+        text = f"{file} contains no known key"
         notes.append(Note(level=logging.WARNING, text=text))
     if ignored:
         text = f"{file}: keys that skyfast does not use are ignored: {', '.join(ignored)}"

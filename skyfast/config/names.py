@@ -101,7 +101,7 @@ def to_names(value: YamlValue) -> Mapping[str, tuple[Prefix, OwnNameEntry]]:
             except InvalidEntryError as error:
                 raise InvalidValue(str(error), shown=False) from None
             if prefix in spellings:
-                raise InvalidValue(f"is the same prefix as {spellings[prefix]}", shown=False)
+                raise InvalidValue(f"already set as {spellings[prefix]}", shown=False)
             spellings[prefix] = text
             entries[text] = prefix, entry
     problems.check()
@@ -172,12 +172,12 @@ def _read_file(path: str) -> dict[Prefix, OwnNameEntry]:
     except OSError as error:  # pragma: no cover - root can read all files
         raise ConfigError(f"{KEY_PREFIX}{name} cannot be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{name}: is longer than {MAX_FILE_BYTES} bytes")
+        raise ConfigError(f"{name} is longer than {MAX_FILE_BYTES} bytes")
     try:
         return read_csv(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{name}: line {line}: is not UTF-8") from None
+        raise ConfigError(f"{name}: line {line}: not UTF-8") from None
     except InvalidLinesError as error:
         raise ConfigError(*(f"{name}: line {n}: {text}" for n, text in error.problems)) from None
 

@@ -308,7 +308,7 @@ def mapping_of(
         with problems:
             if name.lower() not in known:
                 problem = unknown(name.lower()) if unknown is not None else ""
-                problem = problem or f"is an unknown key; {suggestion(name, known)}"
+                problem = problem or f"unknown key; {suggestion(name, known)}"
                 raise InvalidValue(problem, name=name, line=node.line, shown=False)
         if node.value is not None:
             nodes[name.lower()] = node

@@ -93,17 +93,17 @@ def read_file(path: str) -> str:
             with Path(path).open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{file_name(path)}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{file_name(path)} cannot be read: {error.strerror}") from None
     except ValueError as error:  # a null character in the path
-        raise ConfigError(f"{file_name(path)}: cannot be read: {error}") from None
+        raise ConfigError(f"{file_name(path)} cannot be read: {error}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{file_name(path)}: is longer than {MAX_FILE_BYTES} bytes")
+        raise ConfigError(f"{file_name(path)} is longer than {MAX_FILE_BYTES} bytes")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
-            f"{file_name(path)}: line {line}: is not UTF-8 (byte 0x{data[error.start]:02x})"
+            f"{file_name(path)}: line {line}: not UTF-8 (byte 0x{data[error.start]:02x})"
         ) from None
 
 
@@ -185,7 +185,7 @@ class _Composer:
         if depth > MAX_DEPTH:
             # Leave out list indexes, because the indexes of nested lists would fill the message.
             key = path.partition("[")[0]
-            raise self._error(event, key, f"is nested deeper than {MAX_DEPTH} levels")
+            raise self._error(event, key, f"nested deeper than {MAX_DEPTH} levels")
         value: YamlValue
         if isinstance(event, yaml.ScalarEvent):
             value = _scalar(event)
@@ -216,7 +216,7 @@ class _Composer:
             if key == "<<" and event.implicit[0]:
                 self._refuse(event, path, "YAML's merge keys (<<) are not supported")
             elif first := lines.get(key.lower()):
-                self._refuse(event, below, f"is already set on line {first}")
+                self._refuse(event, below, f"already set on line {first}")
             lines.setdefault(key.lower(), _line(event))
             value = self._node(next(events), events, below, depth + 1).value
             nodes[key] = YamlNode(value, _line(event))

@@ -138,8 +138,8 @@ def parse(text: bytes) -> Message:
     """Parse a line.
 
     Raises:
-        ValueError: The line is invalid. The text of the error is a predicate, such as "is not a
-            JSON object".
+        ValueError: The line is invalid. The text of the error describes the problem, such as "not
+            a JSON object".
 
     """
     text = text.strip()
@@ -148,25 +148,25 @@ def parse(text: bytes) -> Message:
     head = _HEAD.match(text)
     if head is None:
         if (keys := _keys(text)) is None:
-            raise ValueError("is not a JSON object")
+            raise ValueError("not a JSON object")
         kind = _kind(keys)
         data = b'{"Namespace":"flow","Type":"store","Obj":[%b]}' % text if kind == "flow" else text
         return Message(data=data, at_ms=None, analyzer="", kind=kind)
     try:
         analyzer = _text.decode(head[2])
     except UNDECODABLE:
-        raise ValueError("has an invalid analyzer name") from None
+        raise ValueError("invalid analyzer name") from None
     if head[3] is None:
         data = b"{" + text[head.end() :]
         if _keys(data) is None:
-            raise ValueError("is not a JSON object")
+            raise ValueError("not a JSON object")
     else:
         try:
             data = base64.b64decode(head[3], validate=True)
         except binascii.Error:
-            raise ValueError("has invalid base64") from None
+            raise ValueError("invalid base64") from None
         if head.end() != len(text):
-            raise ValueError("is not a JSON object")
+            raise ValueError("not a JSON object")
     return Message(data=data, at_ms=int(head[1]), analyzer=analyzer)
 
 
@@ -175,9 +175,9 @@ def _parse_topology(text: bytes, head: re.Match[bytes]) -> Message:
     try:
         decode_update(data)
     except UNDECODABLE:
-        raise ValueError("has an invalid topology") from None
+        raise ValueError("invalid topology") from None
     if not text.endswith(b"}"):
-        raise ValueError("is not a JSON object")
+        raise ValueError("not a JSON object")
     return Message(data=data, at_ms=int(head[1]), analyzer="", kind="topology")
 
 
@@ -240,11 +240,11 @@ class Recording:
                 continue
             analyzers.setdefault(message.analyzer)
             if len(analyzers) > MAX_ANALYZERS:
-                raise ConfigError(f"{path}: has more than {MAX_ANALYZERS} analyzers")
+                raise ConfigError(f"{path} has more than {MAX_ANALYZERS} analyzers")
             first_ms, last_ms = first_ms or at_ms, at_ms
         if not kinds["message"] + kinds["flow"]:
             others = f", but {counted(kinds['other'], 'other line')}" if kinds["other"] else ""
-            raise ConfigError(f"{path}: contains no messages and no flows{others}")
+            raise ConfigError(f"{path} contains no messages and no flows{others}")
         return cls(
             path=path,
             analyzers=tuple(analyzers),
@@ -329,7 +329,7 @@ class _Lines:
                 while text := file.readline(MAX_LINE_BYTES + 1):
                     number += 1
                     if len(text) > MAX_LINE_BYTES:
-                        raise self._error(number, f"is longer than {MAX_LINE_BYTES} bytes")
+                        raise self._error(number, f"longer than {MAX_LINE_BYTES} bytes")
                     if text.isspace():
                         continue
                     try:
@@ -343,7 +343,7 @@ class _Lines:
         except EOFError:
             self.truncated = True  # the gzip stream is incomplete: the writer was killed
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise self._error(number + 1, f"is not valid gzip: {error}") from None
+            raise self._error(number + 1, f"invalid gzip data: {error}") from None
         except OSError as error:
             raise ConfigError(f"{self.path!r} cannot be read: {error.strerror}") from None
 

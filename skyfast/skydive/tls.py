@@ -5,6 +5,13 @@ import ssl
 from skyfast.config.model import TLS
 from skyfast.config.yaml_nodes import ConfigError
 
+NOT_A_PAIR = "are not a PEM certificate and its key"
+"""The end of errors about a certificate and a key."""
+
+
+class EncryptedKeyError(ValueError):
+    """A private key is encrypted. The text of the error is a predicate about the key."""
+
 
 def client_context(tls: TLS) -> ssl.SSLContext:
     """Blocks, because the files are read.
@@ -18,7 +25,8 @@ def client_context(tls: TLS) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=tls.ca_cert or None)
     except (OSError, ValueError) as exc:
-        raise _error("tls.ca_cert", tls.ca_cert, "PEM certificates", exc) from None
+        problem = f"does not contain PEM certificates{failure(exc)}"
+        raise ConfigError(f"tls.ca_cert: {tls.ca_cert!r} {problem}") from None
     # Like Go's TLS client: certificates in ca_cert are trusted even if they are not self-signed.
     # Authorities may lack extensions that Python 3.13 requires.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -26,24 +34,31 @@ def client_context(tls: TLS) -> ssl.SSLContext:
     if tls.client_cert:
         try:
             context.load_cert_chain(
-                tls.client_cert, tls.client_key or None, password=_refuse_password
+                tls.client_cert, tls.client_key or None, password=refuse_password
             )
+        except EncryptedKeyError as exc:
+            raise ConfigError(f"tls.client_key: {tls.client_key!r} {exc}") from None
         except (OSError, ValueError) as exc:
-            raise _error(
-                "tls.client_cert", tls.client_cert, "a PEM certificate for tls.client_key", exc
+            raise ConfigError(
+                f"tls.client_cert: {tls.client_cert!r} and {tls.client_key!r}"
+                f" {NOT_A_PAIR}{failure(exc)}"
             ) from None
     return context
 
 
-def _refuse_password() -> str:
-    # Without this callback, OpenSSL would ask for a password on the terminal, and a daemon would
-    # hang.
-    raise ValueError("the key is encrypted")
+def refuse_password() -> str:
+    """Raise `EncryptedKeyError` instead of returning the password of a private key.
+
+    Without this callback, OpenSSL would ask for a password on the terminal, and a daemon would
+    hang.
+    """
+    raise EncryptedKeyError("is encrypted; skyfast needs an unencrypted key")
 
 
-def _error(key: str, path: str, allowed: str, exc: Exception) -> ConfigError:
+def failure(exc: Exception) -> str:
+    """Return the reason of a failure to load PEM files, in parentheses, or "" without a reason."""
     if isinstance(exc, ssl.SSLError):
         reason = exc.reason or ""  # str(exc) contains a line number of CPython's source
     else:
         reason = str(getattr(exc, "strerror", None) or exc)
-    return ConfigError(f"{key}: {path!r} does not contain {allowed}{reason and f' ({reason})'}")
+    return f" ({reason})" if reason else ""

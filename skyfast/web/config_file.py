@@ -28,6 +28,7 @@ from skyfast.config.yaml_nodes import (
     join,
     read_file,
 )
+from skyfast.skydive.tls import NOT_A_PAIR, EncryptedKeyError, failure, refuse_password
 from skyfast.web.handshakes import ServerContext
 
 T = TypeVar("T")
@@ -262,7 +263,7 @@ class _Reader:
             except ssl.SSLError as error:  # pragma: no cover - OpenSSL lacks a suite
                 raise section.error(
                     "cipher_suites",
-                    f"contains no suite that OpenSSL supports{_reason(error)}",
+                    f"contains no suite that OpenSSL supports{failure(error)}",
                 ) from None
         elif minimum < ssl.TLSVersion.TLSv1_3:
             raise section.error(
@@ -286,7 +287,7 @@ class _Reader:
             except (ssl.SSLError, ValueError) as error:  # pragma: no cover - OpenSSL lacks a curve
                 raise section.error(
                     "curve_preferences",
-                    f"contains a curve that OpenSSL does not support{_reason(error)}",
+                    f"contains a curve that OpenSSL does not support{failure(error)}",
                 ) from None
 
     def _load_certificate(self, section: "_Section", context: ssl.SSLContext) -> None:
@@ -297,18 +298,21 @@ class _Reader:
                 text = section.get(name, _to_pem, "", secret=True)
                 if path and text:
                     raise section.error(
-                        name, f"cannot be set together with {name}_file", shown=False
+                        name, f"set either {name} or {name}_file, not both", shown=False
                     )
                 if not path and not text:
                     raise section.missing(f"{name}_file or {name}")
                 # OpenSSL loads certificates only from files, so use an in-memory file.
                 paths.append(path or stack.enter_context(_in_memory(text)))
-            key = "cert_file" if section.has("cert_file") else "cert"
             try:
-                context.load_cert_chain(paths[0], paths[1], password=_refuse_password)
+                context.load_cert_chain(paths[0], paths[1], password=refuse_password)
+            except EncryptedKeyError as error:
+                key = "key_file" if section.has("key_file") else "key"
+                raise section.error(key, f"the key {error}", shown=False) from None
             except (OSError, ValueError) as error:
-                problem = f"is not a PEM certificate that matches the key{_reason(error)}"
-                raise section.error(key, problem, shown=key == "cert_file") from None
+                key = "cert_file" if section.has("cert_file") else "cert"
+                problem = f"the certificate and the key {NOT_A_PAIR}{failure(error)}"
+                raise section.error(key, problem, shown=False) from None
 
     def _clients(self, section: "_Section", context: ssl.SSLContext) -> frozenset[str]:
         """Set up the verification of client certificates; return the allowed SANs."""
@@ -318,12 +322,11 @@ class _Reader:
         key = "client_ca_file" if path else "client_ca"
         if path and text:
             raise section.error(
-                "client_ca", "cannot be set together with client_ca_file", shown=False
+                "client_ca", "set either client_ca or client_ca_file, not both", shown=False
             )
         if (path or text) and mode is ssl.CERT_NONE:
-            raise section.error(
-                key, "requires a client_auth_type that verifies certificates", shown=False
-            )
+            allowed = " or ".join(name for name, used in _CLIENT_AUTH.items() if used)
+            raise section.error(key, f"set client_auth_type to {allowed}", shown=False)
         if mode is not ssl.CERT_NONE:
             try:
                 if path or text:
@@ -331,7 +334,8 @@ class _Reader:
                 else:
                     context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
             except (OSError, ValueError) as error:
-                problem = f"does not contain PEM certificates{_reason(error)}"
+                subject = "" if path else "the value "
+                problem = f"{subject}does not contain PEM certificates{failure(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
             # Verify as Go does, and as skyfast.skydive.tls does for connections to analyzers.
@@ -377,11 +381,11 @@ class _Reader:
         for name, entry in node.value.items():
             with self.errors_at(entry, join(path, name), secret=True):
                 if ":" in parse_str(name):
-                    raise InvalidValue("is not a valid user name: it contains a colon", shown=False)
+                    raise InvalidValue("a user name cannot contain a colon", shown=False)
                 users[name.encode()] = hashed = _to_hash(entry.value)
             if (cost := _cost(hashed)) > SLOW_COST:
                 text = (
-                    f"has a bcrypt cost of {cost}: the user's first request after skyfast starts"
+                    f"the bcrypt cost is {cost}: the user's first request after skyfast starts"
                     " may time out before the password is checked; later requests succeed"
                 )
                 self.add_warning(entry, join(path, name), text)
@@ -439,7 +443,7 @@ def _check_mapping(value: YamlValue) -> None:
     # Never show the value: without the space after the colon, "alice:hash" is a string that
     # contains a password hash.
     if not isinstance(value, dict):
-        problem = "must contain key: value pairs, with a space after the colon"
+        problem = "expected key: value pairs, with a space after the colon"
         raise InvalidValue(problem, shown=False)
 
 
@@ -463,7 +467,7 @@ def _to_client_auth(value: YamlValue) -> ssl.VerifyMode:
 
 def _to_pem(value: YamlValue) -> str:
     if not isinstance(value, str) or not value.isascii():
-        raise InvalidValue("is not PEM", shown=False)
+        raise InvalidValue("the value is not text in PEM format", shown=False)
     return value
 
 
@@ -520,16 +524,3 @@ def _in_memory(text: str) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
-
-
-def _refuse_password() -> str:
-    # Without this function, OpenSSL would prompt for a password on the terminal and wait.
-    raise ValueError("the key is encrypted")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        reason = error.reason or ""  # str(error) also contains a line number of Python
-    else:
-        reason = str(getattr(error, "strerror", None) or error)
-    return f" ({reason})" if reason else ""

@@ -78,7 +78,7 @@ class Elements:
         """Return the number of hidden connections for ``table.connections``, otherwise ""."""
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""
-        return f", <small>{self.value(_HIDDEN, 'count')} hidden</small>"
+        return f" <small>({self.value(_HIDDEN, 'count')} hidden)</small>"
 
     def limit(self, limit: Limit) -> str:
         values = [_at(self._tree, key) for key in limit.keys]

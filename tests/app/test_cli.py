@@ -355,7 +355,7 @@ tls: {client_cert: /nowhere}
         "line 5: pipeline.filter.drop[0].target_port: 'x' is neither",
         "line 5: pipeline.filter.drop[0].protocol: 'UPD' is not one of",
         "line 6: pipeline.filter.drop[1].nmae: unknown condition",
-        f"line 9: {store}.prot: is an unknown key; did you mean {store}.port?",
+        f"line 9: {store}.prot: unknown key; did you mean {store}.port?",
         f"line 10: {store}.port: '91OO' is not an integer",
         f"line 11: {store}.labels[0]: 'target_ipp' is not a known label; did you mean target_ip?",
         f"line 11: {store}.labels[2]: 'protcol' is not a known label; did you mean protocol?",
@@ -398,7 +398,7 @@ def test_warnings_are_shown_in_addition_to_errors() -> None:
     text = "standard input: line 1: logging.levels is ignored; did you mean logging.level?"
     assert of_file == warning + text
     assert of_environment.startswith(f"{warning}environment variable SKYDIVE_LOGGING_FORMATT is")
-    assert error.startswith("skyfast: standard input: line 2: web.port: is an unknown key")
+    assert error.startswith("skyfast: standard input: line 2: web.port: unknown key")
     conflict = f"loggings: {{}}\ntls: {{client_cert: {CONFIG}/certificate.pem}}\n"
     warning, error = run("-", stdin=conflict).stderr.splitlines()
     assert "loggings is ignored" in warning
@@ -454,17 +454,17 @@ SUSPICIOUS = {
     "a file of Prometheus": (
         "global: {scrape_interval: 15s, scrape_timeout: 10s}\nscrape_configs: []\n",
         {},
-        "standard input: contains no known key",
+        "standard input contains no known key",
     ),
     "a file of Kubernetes": (
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {labels: {app: x}}\ndata: {a.yml: '{}'}\n",
         {},
-        "standard input: contains no known key",
+        "standard input contains no known key",
     ),
     "a file of Skydive without analyzers": (
         "agent: {listen: ':8081'}\nanalyzer: {listen: ':8082'}\n",
         {},
-        "standard input: contains no known key",
+        "standard input contains no known key",
     ),
     "the Go connector's other port": (
         (CONFIG / "good" / "monitoring_port.yml").read_text(),
@@ -610,7 +610,7 @@ def test_default_configuration_path_is_that_of_the_go_connector() -> None:
     result = run()
     assert result.returncode == 2
     assert result.stderr == (
-        "skyfast: /etc/skydive/prom_sky_con.yml: cannot be read: No such file or directory;"
+        "skyfast: /etc/skydive/prom_sky_con.yml cannot be read: No such file or directory;"
         " give a CONFIG, or try --demo\n"
     )
 
@@ -618,7 +618,7 @@ def test_default_configuration_path_is_that_of_the_go_connector() -> None:
 def test_missing_file_on_the_command_line_gets_no_hint(tmp_path: Path) -> None:
     result = run(str(tmp_path / "no.yml"))
     assert result.returncode == 2
-    assert result.stderr.endswith("no.yml: cannot be read: No such file or directory\n")
+    assert result.stderr.endswith("no.yml cannot be read: No such file or directory\n")
 
 
 def test_unusable_certificate_is_a_configuration_error(tmp_path: Path) -> None:

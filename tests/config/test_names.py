@@ -129,9 +129,9 @@ def test_errors_in_the_names_file_contain_the_line_numbers(file: Path) -> None:
         f"{file}: line 5: '10.0.0.2' is not prefix,name[,key=value…]",
     )
     file.write_bytes(b"10.0.0.1,a\n10.0.0.2,\xff\n")
-    assert problems(file) == (f"{file}: line 2: is not UTF-8",)
+    assert problems(file) == (f"{file}: line 2: not UTF-8",)
     file.write_bytes("10.0.0.1,a\n".encode("utf-16"))
-    assert problems(file) == (f"{file}: line 1: is not UTF-8",)
+    assert problems(file) == (f"{file}: line 1: not UTF-8",)
 
 
 def test_names_file_must_exist(file: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_names_file_must_not_be_too_long(file: Path, monkeypatch: pytest.MonkeyP
     file.write_text("10.0.0.1,a\n")
     assert load(make_config(names_file=str(file))).own["10.0.0.1"][0] == "a"
     file.write_text("10.0.0.1,ab\n")
-    assert problems(file) == (f"{file}: is longer than 11 bytes",)
+    assert problems(file) == (f"{file} is longer than 11 bytes",)
 
 
 def test_unchanged_names_are_not_read_again(file: Path) -> None:

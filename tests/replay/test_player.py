@@ -400,7 +400,7 @@ def stats(n, analyzer="a"):
     ("content", "problem"),
     [
         (stats(1) + stats(2, "b"), "unexpected analyzer b"),
-        (stats(1) + b"x\n", "line 2: is not a JSON object"),
+        (stats(1) + b"x\n", "line 2: not a JSON object"),
     ],
     ids=["another analyzer", "invalid line"],
 )

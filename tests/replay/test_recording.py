@@ -85,63 +85,63 @@ def test_bare_flow_is_wrapped_in_a_message() -> None:
 
 GOOD = b'{"Namespace":"stats"}\n'
 INVALID = {
-    "empty": (b"", "{path}: contains no messages"),
-    "blank": (b"\n \n", "{path}: contains no messages"),
+    "empty": (b"", "{path} contains no messages"),
+    "blank": (b"\n \n", "{path} contains no messages"),
     "other JSON objects": (
         b'{"a":1}\n{}\n',
-        "{path}: contains no messages and no flows, but 2 other lines",
+        "{path} contains no messages and no flows, but 2 other lines",
     ),
-    "not JSON": (GOOD + b"\nhost_id: a\n" + GOOD, "{path}: line 3: is not a JSON object"),
+    "not JSON": (GOOD + b"\nhost_id: a\n" + GOOD, "{path}: line 3: not a JSON object"),
     "a byte order mark": (
         b"\xef\xbb\xbf" + GOOD,
-        "{path}: line 1: is not a JSON object",
+        "{path}: line 1: not a JSON object",
     ),
-    "UTF-16": (GOOD.decode().encode("utf-16-le"), "{path}: line 1: is not a JSON object"),
-    "a list": (GOOD + b"[]\n", "{path}: line 2: is not a JSON object"),
-    "one unfinished line": (b'{"a"', "{path}: line 1: is not a JSON object"),
+    "UTF-16": (GOOD.decode().encode("utf-16-le"), "{path}: line 1: not a JSON object"),
+    "a list": (GOOD + b"[]\n", "{path}: line 2: not a JSON object"),
+    "one unfinished line": (b'{"a"', "{path}: line 1: not a JSON object"),
     "invalid after a valid head": (
         b'{"Recorded":{"At":1,"Analyzer":"a"},"b\n',
-        "{path}: line 1: is not a JSON object",
+        "{path}: line 1: not a JSON object",
     ),
     "invalid base64": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"abc"}}\n',
-        "{path}: line 1: has invalid base64",
+        "{path}: line 1: invalid base64",
     ),
     "base64 after its padding": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":"AA==AA=="}}\n',
-        "{path}: line 1: has invalid base64",
+        "{path}: line 1: invalid base64",
     ),
     "data after base64": (
         b'{"Recorded":{"At":1,"Analyzer":"a","Base64":""}} 1\n',
-        "{path}: line 1: is not a JSON object",
+        "{path}: line 1: not a JSON object",
     ),
     "a bad name": (
         b'{"Recorded":{"At":1,"Analyzer":"\xff"}}\n',
-        "{path}: line 1: has an invalid analyzer name",
+        "{path}: line 1: invalid analyzer name",
     ),
     "only a topology": (
         b'{"Recorded":{"At":1},"Topology":{"Nodes":[{"ID":"a"}]}}\n',
-        "{path}: contains no messages and no flows",
+        "{path} contains no messages and no flows",
     ),
     "an invalid topology": (
         b'{"Recorded":{"At":1},"Topology":{"Removed":[7]}}\n' + GOOD,
-        "{path}: line 1: has an invalid topology",
+        "{path}: line 1: invalid topology",
     ),
     "an unfinished topology": (
         b'{"Recorded":{"At":1},"Topology":{}x\n' + GOOD,
-        "{path}: line 1: is not a JSON object",
+        "{path}: line 1: not a JSON object",
     ),
     "too many analyzers": (
         b"".join(message_line(b"{}", at_ms=1, analyzer=f"{i}") + b"\n" for i in range(65)),
-        "{path}: has more than 64 analyzers",
+        "{path} has more than 64 analyzers",
     ),
     "bad gzip": (
         gzip.compress(GOOD * 9)[:-8] + b"x" * 8,
-        "{path}: line 10: is not valid gzip: CRC check failed",
+        "{path}: line 10: invalid gzip data: CRC check failed",
     ),
     "invalid gzip header": (
         b"\x1f\x8b" + b"x" * 20,
-        "{path}: line 1: is not valid gzip: Unknown compression method",
+        "{path}: line 1: invalid gzip data: Unknown compression method",
     ),
 }
 
@@ -170,7 +170,7 @@ def test_summary_counts_kinds_of_lines(tmp_path: Path) -> None:
 def test_line_length_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "MAX_LINE_BYTES", 30)
     path = write(tmp_path, GOOD + b'{"a":"' + b"x" * 30 + b'"}\n')
-    with pytest.raises(ConfigError, match="line 2: is longer than 30 bytes"):
+    with pytest.raises(ConfigError, match="line 2: longer than 30 bytes"):
         Recording.load(path)
 
 

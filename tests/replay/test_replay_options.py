@@ -195,7 +195,7 @@ def test_invalid_recording_is_reported_in_one_line(tmp_path: Path, check: list[s
     path.write_text('{"Namespace":"stats"}\nhost_id: me\n')
     done = run(*check, "--replay", path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"skyfast: {path}: line 2: is not a JSON object\n"
+    assert done.stderr == f"skyfast: {path}: line 2: not a JSON object\n"
 
 
 @pytest.mark.parametrize("name", ["my.yml", "my.YAML"])
@@ -208,7 +208,7 @@ def test_configuration_file_after_the_option_replay_is_rejected(
     done = run(*check, "--replay", RECORDINGS / TWO[0], path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"skyfast: {path}: line 1: is not a JSON object;"
+        f"skyfast: {path}: line 1: not a JSON object;"
         " a configuration file must come before --replay\n"
     )
 
