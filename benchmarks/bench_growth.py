@@ -95,11 +95,11 @@ def run(report: Report) -> None:
     for point in points[1:]:
         what = f"known flow, {point.connections:,} connections"
         ns = point.known_ns
-        to = f"{least.connections:,}"
+        to = f"{least.connections:,} connections"
         report.add(what, ns, "ns per flow", to=to, over=least.known_ns, target=bound)
     for point in points[1:]:
         what = f"new flow, {point.connections:,} connections"
-        to = f"{least.connections:,}"
+        to = f"{least.connections:,} connections"
         report.add(what, [point.new_ns], "ns per flow", to=to, over=[least.new_ns])
     for point in points:
         is_larger = point.connections > SCALE
