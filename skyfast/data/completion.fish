@@ -57,7 +57,7 @@ complete -c skyfast -e
 complete -c skyfast -f
 
 complete -c skyfast -n _shtab_skyfast_using -s h -l help -d 'show this help message and exit'
-complete -c skyfast -n _shtab_skyfast_using -l config.file -xka "(__fish_complete_path (commandline -ct))" -d 'same as CONFIG'
+complete -c skyfast -n _shtab_skyfast_using -l config.file -xka "(__fish_complete_path (commandline -ct))" -d 'configuration file, instead of CONFIG'
 complete -c skyfast -n _shtab_skyfast_using -l check -d 'validate CONFIG; print settings and their cost'
 complete -c skyfast -n _shtab_skyfast_using -l strict -d 'with --check, treat warnings as errors'
 complete -c skyfast -n _shtab_skyfast_using -l demo -d 'replay a packaged recording (CONFIG optional)'

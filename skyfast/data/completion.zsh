@@ -17,7 +17,7 @@ _shtab_skyfast_commands() {
 
 _shtab_skyfast_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--config.file[same as CONFIG]:FILE:_files"
+  "--config.file[configuration file, instead of CONFIG]:FILE:_files"
   "--check[validate CONFIG\; print settings and their cost]"
   "--strict[with --check, treat warnings as errors]"
   "--demo[replay a packaged recording (CONFIG optional)]"
