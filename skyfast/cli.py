@@ -119,7 +119,12 @@ def _parser() -> _Parser:
         metavar="CONFIG",
         help=f"configuration file, or - for standard input (default: {DEFAULT_PATH})",
     )
-    parser.add_argument("--config.file", dest="config_file", metavar="FILE", help="configuration file, instead of CONFIG")
+    parser.add_argument(
+        "--config.file",
+        dest="config_file",
+        metavar="FILE",
+        help="configuration file, instead of CONFIG",
+    )
     parser.add_argument(
         "--check",
         action="store_true",

@@ -83,6 +83,8 @@ _SOURCES = ("path", "k8s_label", "names_key")
 
 _ANY_SOURCE = "one of 'path', 'k8s_label' and 'names_key'"
 
+_ONLY_HISTOGRAMS = "only a metric with type: histogram has buckets"
+
 
 def expand_label(label: LabelSpec) -> tuple[LabelSpec, ...]:
     """Return the labels that an entry of the configuration adds: usually one.
@@ -113,7 +115,7 @@ def to_metric(value: YamlValue) -> MetricSpec:
         known=("name", "value", "type", "help"),
         required=("name", "value", "type"),
         what="a metric with name, value and type",
-        unknown=lambda name: "only a metric with type: histogram has buckets" if name == "buckets" else "",
+        unknown=lambda name: _ONLY_HISTOGRAMS if name == "buckets" else "",
     )
     entries = Entries(nodes)
     kind = cast(MetricType, entries.of("type", one_of("counter", "gauge", "histogram")))

@@ -261,7 +261,8 @@ class Subscriptions:
                 if len(addresses) > MAX_ADDRESSES:
                     self._log(
                         endpoint.name,
-                        f"resolves to {len(addresses)} addresses; using the first {MAX_ADDRESSES}",
+                        f"the host name resolves to {len(addresses)} addresses;"
+                        f" using the first {MAX_ADDRESSES}",
                         cause="addresses",
                     )
                     # Sort the addresses, because each response can have another order.
@@ -338,6 +339,6 @@ def _check_headers(config: Config) -> None:
     for key, value in values.items():
         if not (value.isascii() and value.isprintable()) and value:
             raise ConfigError(
-                f"{config.source}: {key}: must be printable ASCII, because"
-                " it is sent in an HTTP header"
+                f"{config.source}: {key}: the value must be printable ASCII, because it is"
+                " sent in an HTTP header"
             )
