@@ -43,15 +43,17 @@ def _time_out(_number: int, _frame: FrameType | None) -> None:
     raise TimeoutError("exceeded its time limit")
 
 
+def module_name(name: str) -> str:
+    return f"benchmarks.micro.test_{name}" if name in MICRO else f"benchmarks.bench_{name}"
+
+
 def _run(name: str) -> bool:
-    is_micro = name in MICRO
-    path = f"benchmarks.micro.test_{name}" if is_micro else f"benchmarks.bench_{name}"
-    module = importlib.import_module(path)
+    module = importlib.import_module(module_name(name))
     report = harness.Report(name, str(module.__doc__).splitlines()[0])
     signal.signal(signal.SIGALRM, _time_out)
     signal.alarm(getattr(module, "LIMIT_S", LIMIT_S))
     try:
-        if is_micro:
+        if name in MICRO:
             microbenchmarks.run(name, report)
         else:
             module.run(report)

@@ -1,4 +1,7 @@
-"""What do views, labels and optional metrics cost?"""
+"""What do views, labels and optional metrics cost?
+
+Not measured: the savings in Prometheus, which are larger.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator

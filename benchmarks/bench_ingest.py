@@ -1,4 +1,7 @@
-"""How much CPU time does the whole process need per flow, from the socket to the table?"""
+"""How much CPU time does the whole process need per flow, from the socket to the table?
+
+Not measured: a network; TLS.
+"""
 
 import itertools
 import statistics

@@ -1,4 +1,7 @@
-"""How much memory do a connection and a scrape take?"""
+"""How much memory do a connection and a scrape take?
+
+Not measured: several slow clients; each needs up to 2 MB.
+"""
 
 from benchmarks import programs
 from benchmarks.analyzer import Analyzer

@@ -1,4 +1,7 @@
-"""How long does it take to read own names and to look one up, and how much memory do they take?"""
+"""How long does it take to read own names and to look one up, and how much memory do they take?
+
+Not measured: other threads that run at the same time.
+"""
 
 import random
 import tempfile

@@ -1,4 +1,7 @@
-"""How long does a scrape take, compared with compression or sending alone?"""
+"""How long does a scrape take, compared with compression or sending alone?
+
+Not measured: storing the samples, which takes longer.
+"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor

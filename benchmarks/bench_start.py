@@ -1,5 +1,7 @@
 """How long does it take until the first page, and how much of this time do imports take?
 
+Not measured: a cold disk.
+
 As after an installation with pip, the bytecode of all modules is cached.
 """
 

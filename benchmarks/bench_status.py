@@ -1,4 +1,7 @@
-"""What does the status page cost with a large table?"""
+"""What does the status page cost with a large table?
+
+Not measured: the browser.
+"""
 
 import json
 import threading

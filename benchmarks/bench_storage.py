@@ -1,4 +1,7 @@
-"""What does a page cost the metrics server: time, CPU and memory?"""
+"""What does a page cost the metrics server: time, CPU and memory?
+
+Not measured: queries; blocks on disk; memory after two hours.
+"""
 
 import itertools
 import json

@@ -23,6 +23,7 @@ from typing import Any, Final
 
 import yaml
 
+from benchmarks.__main__ import NAMES, ON_REQUEST, module_name
 from docs.log_messages import SOURCES, log_messages
 from skyfast import cli, stats
 from skyfast._table import MAX_PARTS, Table
@@ -71,6 +72,9 @@ INTERFACE: Final = (
     b'[{"ID":"i","Host":"h","Metadata":{"Name":"eth0","Type":"device","TID":"t","Metric":{}}}]'
 )
 """A topology with one interface."""
+
+NOT_MEASURED: Final = "Not measured: "
+"""The start of a paragraph in the docstring of each benchmark."""
 
 CAPTURE: Final = b'{"CaptureID":"c","PacketsReceived":1}'
 """A report about one capture."""
@@ -661,6 +665,25 @@ def modules() -> str:
             name = path.relative_to(SOURCES).with_suffix("").as_posix()
             folders.setdefault(path.parent.name, []).append([code(name), summary])
     return table(["Module", "Purpose"], [row for rows in folders.values() for row in rows])
+
+
+# Benchmarks --------------------------------------------------------------------------------------
+
+
+@part("benchmarks")
+def benchmark_questions() -> str:
+    rows = []
+    for name in (*NAMES, *ON_REQUEST):
+        path = ROOT.joinpath(*module_name(name).split(".")).with_suffix(".py")
+        question, *paragraphs = str(ast.get_docstring(ast.parse(path.read_text()))).split("\n\n")
+        for paragraph in paragraphs:
+            if paragraph.startswith(NOT_MEASURED):
+                excluded = " ".join(paragraph.removeprefix(NOT_MEASURED).split()).removesuffix(".")
+                rows.append([code(name), question, excluded])
+                break
+        else:
+            raise DocumentationError(f"{path.name}: the docstring lacks {NOT_MEASURED!r}")
+    return table(["Benchmark", "Question", "Not measured"], rows)
 
 
 # Alerts and figures ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What does a flow cost in the table, without decoding?
 
-No page is rendered meanwhile, so updates do not wait for the lock.
+Not measured: waiting for the lock during a scrape.
 """
 
 from collections.abc import Iterator
