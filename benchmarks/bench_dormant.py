@@ -22,7 +22,7 @@ SLICE_ROWS = 256
 LIMIT_S = 600
 
 
-class Churn(Parts):
+class ExpiringTable(Parts):
     """A table whose flows are reported once and then expire."""
 
     def __init__(self, count: int, memory_s: float) -> None:
@@ -98,13 +98,18 @@ class Crowd(Parts):
 def run(report: Report) -> None:
     minutes = (MEMORY_S + 75) / 60 + 1
     count = int(NEW_FLOWS_A_MINUTE * (minutes + MEASURED_MINUTES))
-    with Remote(Churn, count, MEMORY_S) as churn, Remote(Churn, count, 0) as without:
-        filling = [table.begin(Churn.run, minutes) for table in (churn, without)]
+    with (
+        Remote(ExpiringTable, count, MEMORY_S) as remembering,
+        Remote(ExpiringTable, count, 0) as without,
+    ):
+        filling = [table.begin(ExpiringTable.run, minutes) for table in (remembering, without)]
         for filled in filling:
             filled()
-        update_ns, expire_ns, bytes_, dormant = churn.call(Churn.run, MEASURED_MINUTES)
+        update_ns, expire_ns, bytes_, dormant = remembering.call(
+            ExpiringTable.run, MEASURED_MINUTES
+        )
         update_without_ns, expire_without_ns, bytes_without, _ = without.call(
-            Churn.run, MEASURED_MINUTES
+            ExpiringTable.run, MEASURED_MINUTES
         )
     what = f"{NEW_FLOWS_A_MINUTE:,} new flows per minute"
     report.add(

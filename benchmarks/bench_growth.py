@@ -65,7 +65,7 @@ class Naive:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class Measurement:
     """``new_ns`` and ``known_ns`` are CPU time per flow. ``bytes_`` is memory per connection."""
 
     connections: int
@@ -74,7 +74,9 @@ class Point:
     bytes_: float
 
 
-def measure(connector: Callable[[int], Growing], *, reports: int, repeats: int) -> list[Point]:
+def measure(
+    connector: Callable[[int], Growing], *, reports: int, repeats: int
+) -> list[Measurement]:
     """Measure a connector without sockets at each number of connections in `STEPS`."""
     points = []
     with Remote(connector, LARGE) as remote:
@@ -86,7 +88,7 @@ def measure(connector: Callable[[int], Growing], *, reports: int, repeats: int) 
             known_ns = [
                 sum(remote.call(Growing.report, reports, round_, False)) for round_ in rounds
             ]
-            points.append(Point(connections, new_ns, known_ns, bytes_))
+            points.append(Measurement(connections, new_ns, known_ns, bytes_))
     return points
 
 

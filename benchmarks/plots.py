@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from benchmarks.bench_growth import Naive, Point, measure
+from benchmarks.bench_growth import Naive, Measurement, measure
 from benchmarks.core import Core
 from benchmarks.harness import SCALE, header
 
@@ -22,7 +22,7 @@ SKYFAST_COLOR, NAIVE_COLOR, TEXT_COLOR = "#0b7285", "#c2410c", "#6b7280"
 _LABEL = {"textcoords": "offset points", "ha": "right"}
 
 
-def draw(skyfast: list[Point], naive: list[Point]) -> None:
+def draw(skyfast: list[Measurement], naive: list[Measurement]) -> None:
     mpl.use("svg")
     mpl.rcParams |= {
         "svg.hashsalt": "skyfast",  # makes the file depend only on the figures

@@ -18,7 +18,7 @@ UPDATE_S = 60.0
 STEP_S = 0.5
 
 
-class Subscriptions:
+class FakeSubscriptions:
     """Fake subscriptions, of which those in ``delivering`` deliver messages."""
 
     def __init__(self, **_: object) -> None:
@@ -35,10 +35,10 @@ class Running:
 
     def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 1000.0
-        monkeypatch.setattr(app, "Subscriptions", Subscriptions)
+        monkeypatch.setattr(app, "Subscriptions", FakeSubscriptions)
         monkeypatch.setattr(app, "Clock", lambda: Clock(lambda: self.now_s))
         self.app = App(config, load=lambda: config)
-        self.subscriptions: Subscriptions = self.app.subscriptions  # type: ignore[assignment]
+        self.subscriptions: FakeSubscriptions = self.app.subscriptions  # type: ignore[assignment]
         self.pass_time(100)
 
     def pass_time(self, seconds: float) -> float:

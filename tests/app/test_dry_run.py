@@ -11,13 +11,13 @@ from skyfast.replay import recording
 from skyfast.replay.recording import Playback, Recording
 from tests.model import make_flow, read_page
 from tests.support.messages import message
-from tests.support.model_specs import CONFIGURATIONS, DEFAULT, Configuration
+from tests.support.model_specs import CONFIGURATIONS, DEFAULT, ReplayConfiguration
 from tests.support.paths import DATA, RECORDINGS, ROOT
 from tests.support.process import run
 from tests.support.table_adapter import read_all
 
 CASES = {
-    "defaults": Configuration(spec=DEFAULT, recordings=("one-analyzer.jsonl",)),
+    "defaults": ReplayConfiguration(spec=DEFAULT, recordings=("one-analyzer.jsonl",)),
     **CONFIGURATIONS,
 }
 

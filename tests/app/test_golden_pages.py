@@ -37,7 +37,14 @@ from tests.model import (
 from tests.support import openmetrics_2
 from tests.support.analyzer import FakeAnalyzer, FakeResponse
 from tests.support.golden import golden_lines, recorded
-from tests.support.model_specs import CONFIGURATIONS, DEFAULT, ONE, TOPOLOGY, TWO, Configuration
+from tests.support.model_specs import (
+    CONFIGURATIONS,
+    DEFAULT,
+    ONE,
+    TOPOLOGY,
+    TWO,
+    ReplayConfiguration,
+)
 from tests.support.paths import DATA, ROOT, TESTS
 from tests.support.process import PROBLEM, running
 from tests.support.prometheus import lint, needs_promtool
@@ -47,8 +54,8 @@ from tests.support.web_fixtures import PROMETHEUS, PROMETHEUS_OPENMETRICS_2
 GOLDEN = TESTS / "golden"
 BUILD = ROOT / "build" / "golden"
 REPLAYS = {
-    "one-analyzer": Configuration(spec=DEFAULT, recordings=ONE),
-    "two-analyzers": Configuration(spec=DEFAULT, recordings=TWO),
+    "one-analyzer": ReplayConfiguration(spec=DEFAULT, recordings=ONE),
+    "two-analyzers": ReplayConfiguration(spec=DEFAULT, recordings=TWO),
     **CONFIGURATIONS,
 }
 PARTS = 3

@@ -51,7 +51,7 @@ EVERY_LABEL = [label.name for label in LABELS]
 EVERY_METRIC = [metric.name for metric in METRICS]
 
 
-class Names(dict[str, tuple[str, ...]]):
+class FixedNames(dict[str, tuple[str, ...]]):
     """Maps known keys to names, and other keys to ``count`` empty names."""
 
     def __init__(self, count: int, **known: tuple[str, ...]) -> None:
@@ -69,8 +69,8 @@ class Source:
     """A source of empty names, for the topology labels and up to two pod labels."""
 
     def __init__(self) -> None:
-        self.combined = Names(len(ADDRESS_NAMES) + 2)
-        self.nodes = Names(len(NODE_NAMES))
+        self.combined = FixedNames(len(ADDRESS_NAMES) + 2)
+        self.nodes = FixedNames(len(NODE_NAMES))
 
 
 def plan_of(names: Source | None = None, **keys: object) -> Plan:

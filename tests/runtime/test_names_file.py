@@ -15,7 +15,7 @@ from tests.support.configs import make_config
 SITE = {"name": "site", "names_key": "site"}
 
 
-class Reader:
+class WatchedNames:
     """The watcher of ``file``, and the current names."""
 
     def __init__(self, file: Path, **keys: object) -> None:
@@ -63,7 +63,7 @@ def replace_atomically(file: Path, text: str) -> None:
 
 async def test_replaced_file_is_read(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    reader = Reader(file)
+    reader = WatchedNames(file)
     assert not await reader.refresh()
     replace_atomically(file, "10.0.0.0/8,new,site=b\n10.0.0.1,host\n")
     assert await reader.refresh()
@@ -74,7 +74,7 @@ async def test_replaced_file_is_read(file: Path, caplog: pytest.LogCaptureFixtur
 
 
 async def test_file_that_was_written_in_place_is_read(file: Path) -> None:
-    reader = Reader(file)
+    reader = WatchedNames(file)
     write(file, "10.0.0.0/8,new\n")
     assert await reader.refresh()
     assert reader["10.0.0.1"] == ("", "new", "")
@@ -98,7 +98,7 @@ def mount_version(directory: Path, number: int) -> Path:
 
 
 async def test_config_map_is_read(tmp_path: Path) -> None:
-    reader = Reader(mount_version(tmp_path, 1))
+    reader = WatchedNames(mount_version(tmp_path, 1))
     assert reader["10.0.0.1"] == ("", "name1", "a")
     mount_version(tmp_path, 2)
     assert await reader.refresh()
@@ -108,7 +108,7 @@ async def test_config_map_is_read(tmp_path: Path) -> None:
 async def test_invalid_file_leaves_the_names_in_use(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader = Reader(file)
+    reader = WatchedNames(file)
     first_s = reader.counts.last_load_success_timestamp_s
     replace_atomically(file, "10.0.0.0/8,new\n10.0.0,x\n")
     for _ in range(3):
@@ -138,7 +138,7 @@ async def test_file_that_does_not_fit_into_memory_leaves_the_names_in_use(
     def fail(*_: object) -> None:
         raise MemoryError
 
-    reader = Reader(file)
+    reader = WatchedNames(file)
     write(file, "10.0.0.0/8,new\n")
     monkeypatch.setattr(names, "load", fail)
     assert not await reader.refresh()
@@ -149,7 +149,7 @@ async def test_file_that_does_not_fit_into_memory_leaves_the_names_in_use(
 async def test_missing_key_is_logged_again_only_after_an_entry_had_it(
     file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader = Reader(file)
+    reader = WatchedNames(file)
     assert caplog.text == ""
     text = "a label needs the key 'site', but no entry of 'names' or 'names_file' has this key"
     for count in (1, 2):

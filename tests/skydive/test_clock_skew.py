@@ -92,16 +92,16 @@ def test_limit_follows_the_update_interval() -> None:
         assert sink.analyzer.misdated["behind"] == counted
 
 
-class Flow(msgspec.Struct):
+class TimedFlow(msgspec.Struct):
     Last: int
     FinishType: int = 0
     NodeTID: str = "a"
 
 
-class FakeTable:
+class FakeTimes:
     """A fake table with the earliest and the latest time of ``flows``."""
 
-    def __init__(self, flows: list[Flow]) -> None:
+    def __init__(self, flows: list[TimedFlow]) -> None:
         times = [flow.Last for flow in flows]
         self.times_ms = (min(times), max(times))
 
@@ -111,9 +111,9 @@ def test_time_at_the_limit_is_accepted() -> None:
     first_ms, last_ms = now_ms - int(MAX_BEHIND_S * 1000), now_ms + int(MAX_AHEAD_S * 1000)
     for excess_ms, counted in ((0, 0), (1, 1)):
         times = first_ms - excess_ms, first_ms, now_ms, last_ms, last_ms + excess_ms
-        flows = [Flow(Last=last_ms) for last_ms in times]
+        flows = [TimedFlow(Last=last_ms) for last_ms in times]
         analyzer = AnalyzerStats("analyzer:8082")
-        ClockSkewCheck(FakeTable(flows), stats=Stats()).check(flows, b"", analyzer, now_ms)
+        ClockSkewCheck(FakeTimes(flows), stats=Stats()).check(flows, b"", analyzer, now_ms)
         assert analyzer.misdated == {"ahead": counted, "behind": counted}
 
 

@@ -68,7 +68,7 @@ def edge(parent, child, relation, *, updated_at=2_000_000_000_000):
     }
 
 
-class Poll:
+class NamePoll:
     """A poller, and the changes that it has reported."""
 
     def __init__(
@@ -141,7 +141,7 @@ async def test_only_the_required_queries_are_sent():
     for wanted in (EVERYTHING[:1], EVERYTHING[:3], EVERYTHING):
         async with FakeAnalyzer() as analyzer:
             analyzer.graph = recorded()
-            async with Poll(analyzer.url, wanted=wanted).running() as poll:
+            async with NamePoll(analyzer.url, wanted=wanted).running() as poll:
                 await poll.ready()
             assert analyzer.queries == [query.gremlin for query in wanted]
 
@@ -149,7 +149,7 @@ async def test_only_the_required_queries_are_sent():
 async def test_all_names_of_a_recorded_topology_are_resolved():
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
         index = poll.index
         assert poll.name("172.31.255.5") == "default/frontend"
@@ -182,7 +182,7 @@ async def test_empty_labels_are_explained_until_there_are_pods(fast, monkeypatch
     monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 0)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = {"Nodes": [], "Edges": []}
-        async with Poll(analyzer.url, labels=KUBERNETES_LABELS).running() as poll:
+        async with NamePoll(analyzer.url, labels=KUBERNETES_LABELS).running() as poll:
             await until(lambda: poll.stats.names and poll.stats.names.labels_without_pods)
             names = poll.stats.names
             assert f"labels {names.labels_without_pods} are empty:" in NO_PODS
@@ -204,7 +204,7 @@ async def test_a_hint_is_logged_once(fast, monkeypatch, caplog):
     monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 0)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = {"Nodes": [], "Edges": []}
-        async with Poll(analyzer.url, labels=["target_pod"]).running() as poll:
+        async with NamePoll(analyzer.url, labels=["target_pod"]).running() as poll:
             await poll.ready()
             names = poll.stats.names
             for number in range(3):
@@ -224,7 +224,7 @@ async def test_no_hints_are_logged_without_kubernetes_labels(caplog):
             names = index.stats
             # These hints are left over from the configuration before a reload.
             names.labels_without_pods, names.missing_pod_labels = "target_pod", ("team",)
-            poll = Poll(analyzer.url, labels=labels, wanted=wanted, index=index)
+            poll = NamePoll(analyzer.url, labels=labels, wanted=wanted, index=index)
             async with poll.running():
                 await until(lambda names=names: not names.labels_without_pods)
             assert names.missing_pod_labels == ()
@@ -241,7 +241,7 @@ async def test_no_hints_are_logged_before_pods_were_read(fast, caplog):
             return FakeResponse(status=500) if fails else respond(request)
 
         analyzer._topology = failing
-        async with Poll(analyzer.url, labels=KUBERNETES_LABELS).running() as poll:
+        async with NamePoll(analyzer.url, labels=KUBERNETES_LABELS).running() as poll:
             await poll.ready()
             await until(lambda: poll.stats.names.resolutions)
         assert poll.stats.names.labels_without_pods == ""
@@ -274,7 +274,7 @@ def test_labels_of_pods_need_no_hint_if_containers_have_names_of_pods():
 async def test_an_unchanged_topology_is_not_resolved_again(fast, monkeypatch):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             for _ in range(3):
                 for node in analyzer.graph["Nodes"]:
@@ -290,7 +290,7 @@ async def test_an_unchanged_topology_is_not_resolved_again(fast, monkeypatch):
 async def test_only_changes_are_queried_between_complete_queries(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             begun = len(analyzer.queries)
             await until(lambda: len(analyzer.queries) >= begun + 10)
@@ -312,7 +312,7 @@ async def test_complete_queries_detect_deletions(fast, monkeypatch):
     monkeypatch.setattr(name_poller, "FULL_INTERVAL_S", 4 * FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             poll.index.set_keep_time(0.0)
             await poll.ready()
             assert poll.name("172.31.255.5") == "default/frontend"
@@ -327,7 +327,7 @@ async def test_a_deletion_removes_a_name_even_if_nothing_else_changes(fast, monk
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         analyzer.graph["Nodes"].append(pod("old", "10.0.0.9"))
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             poll.index.set_keep_time(0.2)
             await poll.ready()
             assert poll.index.addresses["10.0.0.9"][3] == "old"
@@ -343,7 +343,7 @@ async def replaced_pod():
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         analyzer.graph["Nodes"].append(pod("old", "10.0.0.9", updated_at=1_900_000_000_000))
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             assert poll.index.addresses["10.0.0.9"][3] == "old"
             analyzer.graph["Nodes"].append(pod("new", "10.0.0.9"))
@@ -375,7 +375,7 @@ async def test_the_cron_job_of_a_new_pod_is_known_after_the_next_query_of_change
     monkeypatch.setattr(name_poller, "INTERVAL_S", 8 * FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             job = pod("backup-1", None, **owned_by("CronJob", "backup"))
             job["Metadata"]["Type"] = "job"
@@ -396,7 +396,7 @@ async def test_the_address_of_a_new_pod_is_queried_soon(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             service = next(
                 node
@@ -424,7 +424,7 @@ async def test_a_pod_that_appears_after_its_flow_is_named_soon(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             assert poll.name("10.0.0.9") == ""
             asked = queries.by_pod_address(["10.0.0.9"]).gremlin
@@ -438,7 +438,7 @@ async def test_no_query_is_sent_while_all_addresses_are_known(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.01)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             assert poll.name("172.31.255.5")
             await asyncio.sleep(0.1)
@@ -449,7 +449,7 @@ async def test_many_unknown_addresses_take_several_queries(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", 0.01)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             for number in range(1200):
                 poll.name(f"10.1.{number // 256}.{number % 256}")
@@ -462,7 +462,7 @@ async def test_many_unknown_addresses_take_several_queries(monkeypatch):
 async def test_unknown_addresses_are_not_queried_without_kubernetes_labels(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url, wanted=EVERYTHING[:3]).running() as poll:
+        async with NamePoll(analyzer.url, wanted=EVERYTHING[:3]).running() as poll:
             await poll.ready()
             poll.name("10.0.0.9")
             await asyncio.sleep(3 * FAST_S)
@@ -482,7 +482,7 @@ async def test_a_query_that_fails_does_not_hide_the_other_names():
             return FakeResponse(status=500) if too_many else respond(request)
 
         analyzer._topology = failing
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
             assert poll.stats.errors["status"] == 1
             assert len(poll.index.nodes) > 20
@@ -496,7 +496,7 @@ async def test_names_change_after_a_reload_when_all_queries_have_responses(
     monkeypatch.setattr(name_poller, "COMPLETE_WAIT_S", wait_s)
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
         index, respond, fails = poll.index, analyzer._topology, True
 
@@ -505,7 +505,7 @@ async def test_names_change_after_a_reload_when_all_queries_have_responses(
             return FakeResponse(status=500) if is_failure else respond(request)
 
         analyzer._topology = failing
-        async with Poll(analyzer.url, index=index).running() as poll:
+        async with NamePoll(analyzer.url, index=index).running() as poll:
             await until(lambda: poll.stats.errors["status"] == 2)
             if not wait_s:
                 await until(lambda: poll.renamed)
@@ -538,7 +538,7 @@ async def test_only_one_thread_at_a_time_changes_the_topology_store(fast, monkey
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
         analyzer.graph["Nodes"].append(pod("web", "10.0.0.9"))
-        async with Poll(analyzer.url, interval_s=FAST_S).running() as poll:
+        async with NamePoll(analyzer.url, interval_s=FAST_S).running() as poll:
             await poll.ready()
             for number in range(10):
                 analyzer.graph["Nodes"].append(pod(f"web{number}", f"10.0.1.{number}"))
@@ -550,7 +550,7 @@ async def test_only_one_thread_at_a_time_changes_the_topology_store(fast, monkey
 async def test_names_are_not_ready_before_a_response(fast):
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = FakeResponse(status=500)
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await until(lambda: poll.stats.errors["status"] >= 10)
             assert not poll.index.ready.is_set()
             analyzer.graph = recorded()
@@ -565,14 +565,14 @@ async def test_after_a_failure_the_second_analyzer_gets_complete_queries(fast):
     first, second = FakeAnalyzer(), FakeAnalyzer()
     first.topology = FakeResponse(status=500)
     second.graph = recorded()
-    async with first, second, Poll(first.url, second.url).running() as poll:
+    async with first, second, NamePoll(first.url, second.url).running() as poll:
         await poll.ready()
     assert len(first.queries) == 1
     assert second.queries[0] == queries.NAMED_INTERFACES.gremlin
 
 
 async def test_an_empty_topology_is_a_valid_response():
-    async with FakeAnalyzer() as analyzer, Poll(analyzer.url).running() as poll:
+    async with FakeAnalyzer() as analyzer, NamePoll(analyzer.url).running() as poll:
         await poll.ready()
         assert poll.index.addresses == poll.index.nodes == {}
 
@@ -580,7 +580,7 @@ async def test_an_empty_topology_is_a_valid_response():
 async def test_an_unexpected_exception_does_not_end_the_poller(fast, monkeypatch):
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        poll = Poll(analyzer.url)
+        poll = NamePoll(analyzer.url)
         with monkeypatch.context() as patch:
             patch.setattr(name_poller, "resolve", lambda *_args, **_options: 1 / 0)
             task = asyncio.create_task(poll.poller.run())
@@ -602,7 +602,7 @@ async def test_a_large_response_is_decoded_while_it_arrives(monkeypatch):
         analyzer.graph["Nodes"] += [
             pod(f"web-{number}", f"10.1.{number // 256}.{number % 256}") for number in range(2000)
         ]
-        async with Poll(analyzer.url).running() as poll:
+        async with NamePoll(analyzer.url).running() as poll:
             await poll.ready()
         assert sum(address.startswith("10.1.") for address in poll.index.addresses) == 2000
 
@@ -623,7 +623,7 @@ async def test_an_observer_gets_all_responses():
 
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url, observe=Observer).running() as poll:
+        async with NamePoll(analyzer.url, observe=Observer).running() as poll:
             await poll.ready()
         graph = analyzer.graph
     assert seen == {
@@ -639,7 +639,7 @@ async def test_an_observer_gets_all_responses():
 async def test_interfaces_and_names_share_a_query():
     async with FakeAnalyzer() as analyzer:
         analyzer.graph = recorded()
-        async with Poll(analyzer.url, interval_s=20).running() as poll:
+        async with NamePoll(analyzer.url, interval_s=20).running() as poll:
             await poll.ready()
             await until(lambda: poll.stats.interfaces)
         assert sorted(analyzer.queries) == sorted(query.gremlin for query in EVERYTHING)

@@ -21,7 +21,7 @@ AFTER_S = UPDATE_S + SLACK_S
 STEP_S = 0.5
 
 
-class Scenario:
+class GapScenario:
     """Subscriptions that start and stop delivering, and the time for which the clock was held."""
 
     def __init__(self, *names: str, update_s: float = UPDATE_S) -> None:
@@ -54,14 +54,14 @@ class Scenario:
 
 
 def test_clock_is_not_held_before_first_delivery() -> None:
-    scenario = Scenario("a", "b")
+    scenario = GapScenario("a", "b")
     assert scenario.run(600) == 0
     assert scenario.run(600, "a") == 0
     assert not scenario.gap.causes
 
 
 def test_clock_is_held_for_one_update_interval_after_an_interruption() -> None:
-    scenario = Scenario("a")
+    scenario = GapScenario("a")
     scenario.run(100, "a")
     assert scenario.run(0) == 0
     assert scenario.held
@@ -72,7 +72,7 @@ def test_clock_is_held_for_one_update_interval_after_an_interruption() -> None:
 
 
 def test_further_interruption_extends_the_hold() -> None:
-    scenario = Scenario("a")
+    scenario = GapScenario("a")
     scenario.run(100, "a")
     assert scenario.run(1) == 1
     assert scenario.run(70, "a") == 70
@@ -81,17 +81,17 @@ def test_further_interruption_extends_the_hold() -> None:
 
 
 def test_hold_times_follow_the_update_interval() -> None:
-    scenario = Scenario("a", update_s=10.0)
+    scenario = GapScenario("a", update_s=10.0)
     scenario.run(100, "a")
     assert scenario.run(5) == 5
     assert scenario.run(100, "a") == 10 + SLACK_S
-    very_long = Scenario("a", update_s=1e9)
+    very_long = GapScenario("a", update_s=1e9)
     very_long.run(100, "a")
     assert very_long.run(5 * MAX_FLOW_UPDATE_S) == INCIDENT_UPDATES * MAX_FLOW_UPDATE_S
 
 
 def test_subscription_that_stays_down_holds_the_clock_for_two_update_intervals() -> None:
-    scenario = Scenario("a", "b")
+    scenario = GapScenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(1000, "a") == MISSING_UPDATES * UPDATE_S
     # When "b" delivers again, no report is missing: agents have sent all reports to "a".
@@ -101,14 +101,14 @@ def test_subscription_that_stays_down_holds_the_clock_for_two_update_intervals()
 
 
 def test_subscription_that_returns_before_the_limit_holds_the_clock() -> None:
-    scenario = Scenario("a", "b")
+    scenario = GapScenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(110, "a") == 110
     assert scenario.run(1000, "a", "b") == AFTER_S
 
 
 def test_clock_is_held_for_four_update_intervals_if_nothing_is_delivered() -> None:
-    scenario = Scenario("a", "b")
+    scenario = GapScenario("a", "b")
     scenario.run(100, "a", "b")
     assert scenario.run(3600) == INCIDENT_UPDATES * UPDATE_S
     assert scenario.run(1000, "a", "b") == 0
@@ -116,7 +116,7 @@ def test_clock_is_held_for_four_update_intervals_if_nothing_is_delivered() -> No
 
 
 def test_removed_subscription_counts_as_down_until_it_is_forgotten() -> None:
-    scenario = Scenario("a", "b")
+    scenario = GapScenario("a", "b")
     scenario.run(100, "a", "b")
     scenario.subscribed = {"a"}
     assert scenario.run(1000, "a") == MISSING_UPDATES * UPDATE_S
@@ -126,7 +126,7 @@ def test_removed_subscription_counts_as_down_until_it_is_forgotten() -> None:
 
 
 def test_names_of_removed_subscriptions_are_forgotten() -> None:
-    scenario = Scenario()
+    scenario = GapScenario()
     for number in range(200):
         scenario.subscribed = {"a", f"b-{number}"}
         scenario.run(10, *scenario.subscribed)
@@ -137,7 +137,7 @@ def test_names_of_removed_subscriptions_are_forgotten() -> None:
 
 
 def test_replacing_all_subscriptions_holds_the_clock() -> None:
-    scenario = Scenario("a", "b")
+    scenario = GapScenario("a", "b")
     scenario.run(100, "a", "b")
     scenario.subscribed = {"c"}
     assert scenario.run(10) == 10
@@ -146,7 +146,7 @@ def test_replacing_all_subscriptions_holds_the_clock() -> None:
 
 def test_consecutive_outages_are_one_incident() -> None:
     names = "abcdefgh"
-    scenario = Scenario(*names)
+    scenario = GapScenario(*names)
     scenario.run(100, *names)
     held_s = sum(scenario.run(50, *set(names) - {down}) for down in names)
     assert held_s == INCIDENT_UPDATES * UPDATE_S
@@ -156,7 +156,7 @@ def test_consecutive_outages_are_one_incident() -> None:
 
 @pytest.mark.parametrize(("down_s", "up_s"), [(1, 30), (10, 10), (1, 80), (30, 90), (60, 100)])
 def test_flapping_subscription_does_not_hold_the_clock_forever(down_s: float, up_s: float) -> None:
-    scenario = Scenario("a", "b")
+    scenario = GapScenario("a", "b")
     scenario.run(100, "a", "b")
     for _ in range(20):
         scenario.run(down_s, "b")
@@ -173,7 +173,7 @@ def test_flapping_subscription_does_not_hold_the_clock_forever(down_s: float, up
 
 
 def test_limit_is_reset_after_one_calm_update_interval() -> None:
-    scenario = Scenario("a")
+    scenario = GapScenario("a")
     scenario.run(100, "a")
     assert scenario.run(300) == INCIDENT_UPDATES * UPDATE_S
     scenario.run(AFTER_S + UPDATE_S - 2, "a")

@@ -37,7 +37,7 @@ def report(received: int, *, capture: str = "c", flows: int = 1) -> bytes:
     ).encode()
 
 
-class Point:
+class CapturePoint:
     """A capture point: an agent's flow table and its packet socket."""
 
     def __init__(self, rng: random.Random, *, packets_s: int, total: int = 0) -> None:
@@ -63,7 +63,7 @@ class Point:
         return statistics, sends_flows
 
 
-class Cluster:
+class StatsCluster:
     """Analyzers, capture points, and a subscription to each analyzer."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Cluster:
         self.stats.flow_update_s = UPDATE_S
         self.reporting = Reporting(updates=self.stats)
         self.reporting.analyzers = analyzers
-        self.points = [Point(self.rng, packets_s=packets_s) for _ in range(points)]
+        self.points = [CapturePoint(self.rng, packets_s=packets_s) for _ in range(points)]
         self.lost = lost
         self.now = 0
         self.mute: set[int] = set()
@@ -151,7 +151,7 @@ def chance(seconds: float, *, points: int, analyzers: int, lost: float = 0.0) ->
 @pytest.mark.parametrize("analyzers", [1, 2, 3])
 @pytest.mark.parametrize("points", [40, 400])
 def test_silence_is_detected_early_with_many_capture_points(analyzers: int, points: int) -> None:
-    cluster = Cluster(analyzers=analyzers, points=points)
+    cluster = StatsCluster(analyzers=analyzers, points=points)
     assert not cluster.run(100)
     cluster.mute = {0}
     last = cluster.now
@@ -174,7 +174,7 @@ def test_silence_is_detected_within_documented_times(
     """One of ten runs may take longer, if the other analyzers receive few messages by chance."""
     times = []
     for seed in range(10):
-        cluster = Cluster(analyzers=analyzers, points=points, seed=seed)
+        cluster = StatsCluster(analyzers=analyzers, points=points, seed=seed)
         assert not cluster.run(150)
         silent_s = cluster.subscriptions[0].silent_s
         cluster.mute = {0}
@@ -185,7 +185,7 @@ def test_silence_is_detected_within_documented_times(
 
 
 def test_all_subscriptions_fall_silent_at_once() -> None:
-    cluster = Cluster(analyzers=3, points=40)
+    cluster = StatsCluster(analyzers=3, points=40)
     assert not cluster.run(100)
     cluster.mute = {0, 1, 2}
     silent = cluster.run(30)
@@ -194,7 +194,7 @@ def test_all_subscriptions_fall_silent_at_once() -> None:
 
 
 def test_silence_is_detected_while_another_subscription_recovers() -> None:
-    cluster = Cluster(analyzers=3, points=40)
+    cluster = StatsCluster(analyzers=3, points=40)
     assert not cluster.run(100)
     cluster.mute = {0, 1, 2}
     assert not cluster.run(18)
@@ -209,7 +209,7 @@ def test_silence_is_detected_while_another_subscription_recovers() -> None:
 def test_random_pauses_do_not_count_as_silence(points: int, analyzers: int) -> None:
     """False positives have a probability of 1e-6, so none is expected within 8,000 s."""
     # With this longest_s, detection depends only on the probabilities.
-    cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
+    cluster = StatsCluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(8_000)
     checks = 8_000 * analyzers
     assert cluster.suspicions <= 3 * SUSPECT_CHANCE * checks
@@ -217,14 +217,14 @@ def test_random_pauses_do_not_count_as_silence(points: int, analyzers: int) -> N
 
 @pytest.mark.parametrize("points", [1, 2, 10])
 def test_lost_messages_do_not_count_as_silence(points: int) -> None:
-    cluster = Cluster(analyzers=1, points=points, lost=LOST)
+    cluster = StatsCluster(analyzers=1, points=points, lost=LOST)
     assert not cluster.run(8_000)
 
 
 @pytest.mark.parametrize(("points", "analyzers"), [(4, 2), (10, 3), (30, 10)])
 def test_detection_times_match_the_probabilities(points: int, analyzers: int) -> None:
     """All subscriptions are silent, so no other subscription affects the times."""
-    cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
+    cluster = StatsCluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(300)
     cluster.mute = set(range(analyzers))
     last = cluster.now - max(subscription.silent_s for subscription in cluster.subscriptions)
@@ -245,7 +245,7 @@ def test_detection_times_match_the_probabilities(points: int, analyzers: int) ->
 @pytest.mark.parametrize("stretch", [1.0, 1.3])
 @pytest.mark.parametrize("longest_s", [10.0, 30.0])
 def test_silence_timeout_is_the_upper_limit(stretch: float, longest_s: float) -> None:
-    cluster = Cluster(analyzers=5, points=2, stretch=stretch, longest_s=longest_s)
+    cluster = StatsCluster(analyzers=5, points=2, stretch=stretch, longest_s=longest_s)
     for number in range(5):  # all subscriptions have delivered, and none delivers again
         cluster.subscriptions[number].update(received=True, statistics=0, flows=False, now_s=0)
     cluster.mute = set(range(5))
@@ -256,7 +256,7 @@ def test_silence_timeout_is_the_upper_limit(stretch: float, longest_s: float) ->
 
 
 def test_timeout_0_disables_detection() -> None:
-    cluster = Cluster(analyzers=1, points=10, longest_s=0.0)
+    cluster = StatsCluster(analyzers=1, points=10, longest_s=0.0)
     cluster.run(100)
     cluster.mute = {0}
     assert not cluster.run(10_000)
@@ -264,7 +264,7 @@ def test_timeout_0_disables_detection() -> None:
 
 
 def test_subscription_that_never_delivered_is_not_silent() -> None:
-    cluster = Cluster(analyzers=2, points=10)
+    cluster = StatsCluster(analyzers=2, points=10)
     cluster.mute = {0}
     assert not cluster.run(10_000)
     assert not cluster.subscriptions[0].delivers
@@ -272,7 +272,7 @@ def test_subscription_that_never_delivered_is_not_silent() -> None:
 
 
 def test_ended_captures_lower_the_estimate_of_capture_points_but_are_not_silence() -> None:
-    cluster = Cluster(analyzers=2, points=40)
+    cluster = StatsCluster(analyzers=2, points=40)
     assert not cluster.run(300)
     del cluster.points[1:]
     # Both subscriptions now receive few messages, so long pauses are normal.
@@ -286,7 +286,7 @@ def test_ended_captures_lower_the_estimate_of_capture_points_but_are_not_silence
 
 
 def test_silent_subscription_does_not_lower_the_estimate_of_capture_points() -> None:
-    cluster = Cluster(analyzers=2, points=40)
+    cluster = StatsCluster(analyzers=2, points=40)
     cluster.run(200)
     estimate = cluster.reporting.capture_points
     assert estimate == pytest.approx(40, rel=0.1)
@@ -312,7 +312,7 @@ def test_silence_is_improbable_if_enough_messages_were_sent(analyzers: int, sent
 def test_statistics_without_flows_count_as_silence(
     analyzers: int, points: int, within_s: int
 ) -> None:
-    cluster = Cluster(analyzers=analyzers, points=points)
+    cluster = StatsCluster(analyzers=analyzers, points=points)
     assert not cluster.run(600)
     cluster.flowless = {0}
     silent = cluster.run(within_s)
@@ -325,7 +325,7 @@ def test_statistics_without_flows_count_as_silence(
 
 
 def test_missing_flows_are_suspect_before_connections_expire() -> None:
-    cluster = Cluster(analyzers=1, points=20)
+    cluster = StatsCluster(analyzers=1, points=20)
     assert not cluster.run(600)
     while not cluster.flowless:
         before = cluster.subscriptions[0]._missing_flows.seconds
@@ -338,7 +338,7 @@ def test_missing_flows_are_suspect_before_connections_expire() -> None:
 @pytest.mark.parametrize("analyzers", [1, 2])
 @pytest.mark.parametrize("points", [1, 20, 300])
 def test_idle_network_is_not_silent(analyzers: int, points: int) -> None:
-    cluster = Cluster(analyzers=analyzers, points=points, packets_s=0, longest_s=10_000)
+    cluster = StatsCluster(analyzers=analyzers, points=points, packets_s=0, longest_s=10_000)
     assert not cluster.run(800)
     for point in cluster.points:
         point.packets_s = 50
@@ -349,7 +349,7 @@ def test_idle_network_is_not_silent(analyzers: int, points: int) -> None:
 
 
 def test_occasional_packets_without_flows_do_not_count_as_silence() -> None:
-    cluster = Cluster(analyzers=1, points=5, packets_s=0)
+    cluster = StatsCluster(analyzers=1, points=5, packets_s=0)
     cluster.flowless = {0}  # all flows are lost
     for _ in range(20):
         cluster.points[0].total += 1
@@ -358,19 +358,19 @@ def test_occasional_packets_without_flows_do_not_count_as_silence() -> None:
 
 @pytest.mark.parametrize(("analyzers", "points"), [(1, 1), (2, 1), (2, 4), (3, 20)])
 def test_random_pauses_do_not_count_as_missing_flows(analyzers: int, points: int) -> None:
-    cluster = Cluster(analyzers=analyzers, points=points, longest_s=10_000)
+    cluster = StatsCluster(analyzers=analyzers, points=points, longest_s=10_000)
     assert not cluster.run(12_000)
 
 
 def test_missing_flows_are_ignored_until_flow_update_is_known() -> None:
-    cluster = Cluster(analyzers=1, points=20)
+    cluster = StatsCluster(analyzers=1, points=20)
     cluster.stats.observed_flow_update_s = None
     cluster.flowless = {0}
     assert not cluster.run(1000)
 
 
 def test_longer_flow_update_delays_detection() -> None:
-    cluster = Cluster(analyzers=1, points=20)
+    cluster = StatsCluster(analyzers=1, points=20)
     cluster.run(100)
     cluster.stats.flow_update_s = 600
     cluster.flowless = {0}

@@ -87,7 +87,7 @@ def pick(items, number):
     return items[number % len(items)]
 
 
-class Point:
+class RestartablePoint:
     """A capture point whose agent can stop and restart."""
 
     def __init__(self, agent, number):
@@ -158,7 +158,7 @@ class FaultMachine(RuleBasedStateMachine):
         for number, name in enumerate(nodes * self.captures):
             if name not in agents:
                 agents[name] = self.agent(name)
-            self.points.append(Point(agents[name], number))
+            self.points.append(RestartablePoint(agents[name], number))
         self.visitors = []
         self.due = deque()
         self.wire = Counter()
@@ -365,7 +365,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.oracle.check_after(page, self.oracle.message(flows, now), now)
 
 
-class DeduplicatingMachine(FaultMachine):
+class DeduplicatingFaultMachine(FaultMachine):
     """With ``deduplicate: first``, each packet is counted at most once."""
 
     deduplicate = "first"
@@ -393,7 +393,7 @@ class DeduplicatingMachine(FaultMachine):
 def test_expired_flow_is_deduplicated_when_it_closes(monkeypatch):
     """Hypothesis found this case, in which a packet was counted at two capture points."""
     monkeypatch.setattr("tests.skydive.test_skydive_faults.note", lambda text: None)
-    machine = DeduplicatingMachine()
+    machine = DeduplicatingFaultMachine()
     machine.start(
         seed=2556,
         analyzers=2,
@@ -533,5 +533,5 @@ COMMON = settings(
 )
 TestFaults = pytest.mark.slow(FaultMachine.TestCase)
 TestFaults.settings = COMMON
-TestDeduplication = pytest.mark.slow(DeduplicatingMachine.TestCase)
+TestDeduplication = pytest.mark.slow(DeduplicatingFaultMachine.TestCase)
 TestDeduplication.settings = COMMON

@@ -474,7 +474,7 @@ FAST_S = 0.05
 """So short an interval that a test sees several responses."""
 
 
-class Poll:
+class InterfacePoll:
     """A running poller, and the interfaces that it receives."""
 
     def __init__(self, *urls, interval_s=FAST_S, names=None, **settings):
@@ -522,7 +522,7 @@ def closed_port():
 async def test_the_first_query_is_sent_at_once_in_the_form_of_skydive():
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = response_of(node(), compress=True)
-        async with Poll(analyzer.url, interval_s=3600).running() as poll:
+        async with InterfacePoll(analyzer.url, interval_s=3600).running() as poll:
             await until(lambda: poll.stats.answers)
             assert poll.shows("eth0")
         (request,) = analyzer.topology_requests
@@ -541,7 +541,7 @@ async def test_queries_and_logins_use_the_prefix():
     async with FakeAnalyzer(prefix="/a/skydive", username="ann", password="s3cret") as analyzer:
         analyzer.accepts_basic = False
         analyzer.topology = response_of(node())
-        async with Poll(analyzer.url, username="ann", password="s3cret").running() as poll:
+        async with InterfacePoll(analyzer.url, username="ann", password="s3cret").running() as poll:
             await until(lambda: poll.shows("eth0"))
         assert {*analyzer.paths} == {"/a/skydive/login", "/a/skydive/api/topology"}
 
@@ -549,7 +549,7 @@ async def test_queries_and_logins_use_the_prefix():
 @pytest.mark.xdist_group("timing")
 async def test_a_query_is_sent_in_every_interval():
     async with FakeAnalyzer() as analyzer:
-        async with Poll(analyzer.url).running() as poll:
+        async with InterfacePoll(analyzer.url).running() as poll:
             for number in range(3):
                 analyzer.topology = response_of(node(f"eth{number}"), compress=number == 1)
                 await until(lambda name=f"eth{number}": poll.shows(name))
@@ -562,7 +562,7 @@ async def test_a_query_is_sent_in_every_interval():
 async def test_no_query_is_sent_with_an_interval_of_zero():
     async with FakeAnalyzer() as analyzer:
         async with asyncio.timeout(2):
-            await Poll(analyzer.url, interval_s=0).poller.run()
+            await InterfacePoll(analyzer.url, interval_s=0).poller.run()
         assert analyzer.connections == 0
 
 
@@ -582,7 +582,7 @@ async def test_names_and_interfaces_come_from_the_same_response():
             WRONG["Name is an object"],
             compress=True,
         )
-        async with Poll(analyzer.url, names=names).running() as poll:
+        async with InterfacePoll(analyzer.url, names=names).running() as poll:
             await asyncio.wait_for(names.ready.wait(), 5)
             assert names.nodes == NODES
             assert names.addresses["10.0.0.1"] == ("h", "h", *[""] * 6)
@@ -617,7 +617,7 @@ async def test_a_new_name_is_reported():
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
         analyzer.topology = response_of(node(), node("eth1", tid="t2", node_id="n2"))
-        async with Poll(analyzer.url, names=names).running() as poll:
+        async with InterfacePoll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.renamed)
             poll.renamed.clear()
             analyzer.topology = response_of(node("wan0"), node("eth1", tid="t2", node_id="n2"))
@@ -633,7 +633,7 @@ async def test_names_are_queried_even_if_interfaces_are_not_exported(monkeypatch
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=60.0)
         analyzer.topology = response_of(node(EncapType="ether"))
-        async with Poll(analyzer.url, interval_s=0, names=names).running() as poll:
+        async with InterfacePoll(analyzer.url, interval_s=0, names=names).running() as poll:
             await until(lambda: poll.stats.answers >= 2)
         assert names.nodes["t1"][0] == "eth0"
         assert poll.interfaces.page(time.monotonic()) == b""
@@ -644,7 +644,7 @@ async def test_names_are_ready_after_the_first_response_and_kept_after_a_failure
     async with FakeAnalyzer() as analyzer:
         names = NameIndex(keep_s=0.0)
         analyzer.topology = FakeResponse(status=500)
-        async with Poll(analyzer.url, names=names).running() as poll:
+        async with InterfacePoll(analyzer.url, names=names).running() as poll:
             await until(lambda: poll.stats.errors["status"] >= 2)
             assert poll.stats.last_failure.reason == "status"
             assert poll.stats.last_failure.text.endswith("topology query failed: HTTP 500")
@@ -664,7 +664,7 @@ async def test_names_beyond_the_bounds_are_logged_once(monkeypatch, caplog):
             *(node(tid=f"t{number}", node_id=f"n{number}") for number in range(5))
         )
         names = NameIndex(keep_s=60.0)
-        async with Poll(analyzer.url, names=names).running() as poll:
+        async with InterfacePoll(analyzer.url, names=names).running() as poll:
             await until(lambda: names.stats.resolutions)
             await until(lambda: poll.stats.answers >= 3)
     (record,) = (record for record in caplog.records if "topology too large" in record.getMessage())
@@ -676,7 +676,7 @@ async def test_queries_stay_with_the_first_analyzer_that_responds():
     first.topology, second.topology = response_of(node("one")), response_of(node("two"))
     async with first, second:
         await first.stop()
-        async with Poll(first.url, second.url).running() as poll:
+        async with InterfacePoll(first.url, second.url).running() as poll:
             await until(lambda: poll.shows("two"))
             assert poll.errors() == {"unreachable": 1}
             await first.start()
@@ -691,7 +691,7 @@ async def test_queries_stay_with_the_first_analyzer_that_responds():
 async def test_credentials_are_sent_as_basic_authentication():
     async with FakeAnalyzer(username="ann", password="s3cret:x") as analyzer:
         analyzer.topology = response_of(node())
-        poll = Poll(analyzer.url, username="ann", password="s3cret:x", cookie={"a": "b"})
+        poll = InterfacePoll(analyzer.url, username="ann", password="s3cret:x", cookie={"a": "b"})
         async with poll.running():
             await until(lambda: poll.shows("eth0"))
         request = analyzer.topology_requests[0]
@@ -704,7 +704,7 @@ async def test_credentials_in_the_url_take_precedence():
     async with FakeAnalyzer(username="url", password="p@ss") as analyzer:
         analyzer.topology = response_of(node())
         url = analyzer.url.replace("ws://", "ws://url:p%40ss@")
-        async with Poll(url, username="ann", password="other").running() as poll:
+        async with InterfacePoll(url, username="ann", password="other").running() as poll:
             await until(lambda: poll.shows("eth0"))
         assert poll.errors() == {}
 
@@ -713,7 +713,7 @@ async def test_a_login_replaces_basic_authentication_and_is_renewed():
     async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
         analyzer.accepts_basic = False
         analyzer.topology = response_of(node())
-        poll = Poll(analyzer.url, username="ann", password="s3cret", cookie={"a": "b"})
+        poll = InterfacePoll(analyzer.url, username="ann", password="s3cret", cookie={"a": "b"})
         async with poll.running():
             await until(lambda: poll.stats.answers >= 2)
             assert len(analyzer.logins) == 1
@@ -729,7 +729,7 @@ async def test_a_login_replaces_basic_authentication_and_is_renewed():
 
 async def test_wrong_credentials_are_counted_and_logged_without_the_password(caplog):
     async with FakeAnalyzer(username="ann", password="s3cret") as analyzer:
-        async with Poll(analyzer.url, username="ann", password="wr0ng").running() as poll:
+        async with InterfacePoll(analyzer.url, username="ann", password="wr0ng").running() as poll:
             await until(lambda: poll.errors().get("unauthorized", 0) >= 2)
         assert poll.errors() == {"unauthorized": poll.stats.errors["unauthorized"]}
     (record,) = caplog.records
@@ -743,7 +743,7 @@ async def test_a_redirect_is_logged_with_its_location(caplog):
     async with FakeAnalyzer() as analyzer:
         target = (("Location", "https://ann:s3cret@sso.test/login?state=t0ken"),)
         analyzer.topology = FakeResponse(status=303, headers=target)
-        async with Poll(analyzer.url).running() as poll:
+        async with InterfacePoll(analyzer.url).running() as poll:
             await until(lambda: poll.errors())
     (record,) = caplog.records
     assert record.getMessage() == (
@@ -769,7 +769,7 @@ async def test_the_log_suggests_the_correct_scheme(tmp_path, caplog):
             f"ws://{address}/ws/subscriber/flow",
             f"wss://{address}/ws/subscriber/flow",
         ):
-            async with Poll(url).running() as poll:
+            async with InterfacePoll(url).running() as poll:
                 await until(lambda poll=poll: poll.errors())
     first, second, third = (record.getMessage() for record in caplog.records)
     assert first.endswith("; use wss:// if the analyzer serves TLS")
@@ -784,7 +784,7 @@ async def test_tls_uses_the_configured_authority_and_client_certificate(tmp_path
     async with FakeAnalyzer(ssl=context, username="ann", password="s3cret") as analyzer:
         analyzer.accepts_basic = False
         analyzer.topology = response_of(node())
-        poll = Poll(
+        poll = InterfacePoll(
             analyzer.url,
             username="ann",
             password="s3cret",
@@ -800,7 +800,7 @@ async def test_tls_uses_the_configured_authority_and_client_certificate(tmp_path
 async def test_tls_rejects_a_server_of_an_unknown_authority(tmp_path):
     stranger, ours = Authority(tmp_path, "stranger"), Authority(tmp_path, "ours")
     async with FakeAnalyzer(ssl=stranger.server_context("127.0.0.1")) as analyzer:
-        async with Poll(analyzer.url, ca_cert=ours.certificate).running() as poll:
+        async with InterfacePoll(analyzer.url, ca_cert=ours.certificate).running() as poll:
             await until(lambda: poll.errors())
         assert poll.errors().keys() == {"unreachable"}
         assert analyzer.topology_requests == []
@@ -809,14 +809,14 @@ async def test_tls_rejects_a_server_of_an_unknown_authority(tmp_path):
 def test_an_unusable_authority_is_an_error_of_the_configuration(tmp_path):
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(ConfigError, match=r"tls\.ca_cert"):
-        Poll("wss://127.0.0.1:9/ws/subscriber/flow", ca_cert=str(tmp_path / "ca.pem"))
+        InterfacePoll("wss://127.0.0.1:9/ws/subscriber/flow", ca_cert=str(tmp_path / "ca.pem"))
 
 
 async def test_a_query_to_a_name_with_several_addresses_uses_the_name():
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = response_of(node())
         url = f"dns+ws://localhost:{analyzer.port}/ws/subscriber/flow"
-        async with Poll(url).running() as poll:
+        async with InterfacePoll(url).running() as poll:
             await until(lambda: poll.shows("eth0"))
         assert analyzer.topology_requests[0].get("Host") == f"localhost:{analyzer.port}"
 
@@ -866,7 +866,7 @@ async def test_failures_are_counted_and_interfaces_stay(failure, monkeypatch, ca
     async with FakeAnalyzer() as bad, FakeAnalyzer() as good:
         bad.topology = response_of(node("before"))
         good.topology = FakeResponse(status=503)
-        async with Poll(bad.url, good.url).running() as poll:
+        async with InterfacePoll(bad.url, good.url).running() as poll:
             await until(lambda: poll.shows("before"))
             bad.topology = fault
             await until(lambda: poll.stats.errors[reason] >= 2)
@@ -881,7 +881,7 @@ async def test_failures_are_counted_and_interfaces_stay(failure, monkeypatch, ca
 
 
 async def test_an_unresolved_name_is_counted_as_unreachable():
-    async with Poll(
+    async with InterfacePoll(
         "ws://analyzer.invalid:8082/ws/subscriber/flow", interval_s=1
     ).running() as poll:
         await until(poll.errors)
@@ -891,7 +891,7 @@ async def test_an_unresolved_name_is_counted_as_unreachable():
 async def test_an_unexpected_exception_does_not_end_the_poller(monkeypatch):
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = response_of(node())
-        poll = Poll(analyzer.url)
+        poll = InterfacePoll(analyzer.url)
         update = poll.interfaces.update
         monkeypatch.setattr(poll.interfaces, "update", lambda *_: 1 / 0)
         async with poll.running():
@@ -903,7 +903,7 @@ async def test_an_unexpected_exception_does_not_end_the_poller(monkeypatch):
 async def test_failures_are_logged_once_a_minute_with_their_number(monkeypatch, caplog):
     monkeypatch.setattr(topology_client, "LogLimit", lambda: LogLimit(0.3))
     url = f"ws://127.0.0.1:{closed_port()}/ws/subscriber/flow"
-    async with Poll(url, interval_s=0.02).running() as poll:
+    async with InterfacePoll(url, interval_s=0.02).running() as poll:
         await until(lambda: len(caplog.records) >= 2)
     first, second = (record.getMessage() for record in caplog.records[:2])
     assert "more" not in first
@@ -915,7 +915,7 @@ async def test_a_gzip_bomb_takes_no_memory(monkeypatch):
     monkeypatch.setattr(topology_client, "MAX_RESPONSE_BYTES", 1 << 20)
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = gzipped(bomb(256 << 20))
-        async with Poll(analyzer.url, interval_s=5).running() as poll:
+        async with InterfacePoll(analyzer.url, interval_s=5).running() as poll:
             tracemalloc.start()
             try:
                 await until(lambda: poll.errors())
@@ -929,7 +929,7 @@ async def test_a_gzip_bomb_takes_no_memory(monkeypatch):
 async def test_cancelling_closes_the_socket_of_a_query_in_progress():
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = Fault.HANG  # reads until the socket is closed
-        async with Poll(analyzer.url, interval_s=60).running():
+        async with InterfacePoll(analyzer.url, interval_s=60).running():
             await until(lambda: analyzer.topology_requests)
         await until(lambda: not analyzer._tasks)
 
@@ -937,7 +937,7 @@ async def test_cancelling_closes_the_socket_of_a_query_in_progress():
 async def test_the_event_loop_runs_during_an_update(monkeypatch):
     async with FakeAnalyzer() as analyzer:
         analyzer.topology = response_of(node())
-        poll = Poll(analyzer.url, interval_s=60)
+        poll = InterfacePoll(analyzer.url, interval_s=60)
         update = poll.interfaces.update
         begun, go_on = threading.Event(), threading.Event()
 

@@ -495,7 +495,7 @@ SCHEMES = pytest.mark.parametrize("scheme", ["ws", "wss"])
 
 
 @dataclass
-class TLS:
+class TLSContexts:
     """TLS contexts of the client and the server, or None without TLS."""
 
     server: ssl.SSLContext | None = None
@@ -503,16 +503,18 @@ class TLS:
 
 
 @pytest.fixture
-def tls(scheme: str, tmp_path: Path) -> TLS:
+def tls(scheme: str, tmp_path: Path) -> TLSContexts:
     if scheme == "ws":
-        return TLS()
+        return TLSContexts()
     authority = Authority(tmp_path)
     trusted = model.TLS(client_cert="", client_key="", ca_cert=authority.certificate)
     client = client_context(trusted)
-    return TLS(authority.server_context("127.0.0.1"), client)
+    return TLSContexts(authority.server_context("127.0.0.1"), client)
 
 
-async def connected(url: str, tls: TLS, *, max_message_bytes: int = 1 << 24) -> WebSocketConnection:
+async def connected(
+    url: str, tls: TLSContexts, *, max_message_bytes: int = 1 << 24
+) -> WebSocketConnection:
     connection = await connect(
         url,
         compression=None,
@@ -564,7 +566,7 @@ class Receiving:
 
 @contextlib.asynccontextmanager
 async def raw_server(
-    tls: TLS, play: Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
+    tls: TLSContexts, play: Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 ) -> AsyncIterator[str]:
     """Yield a server's URL. ``play`` gets the handshake response, and must send it."""
 
@@ -590,7 +592,7 @@ async def raw_server(
 
 @LOOPS
 @SCHEMES
-def test_messages_arrive_in_order(run: Run, tls: TLS) -> None:
+def test_messages_arrive_in_order(run: Run, tls: TLSContexts) -> None:
     sent = [payload(length) for length in (0, 1, 125, 126, 65_535, 65_536, 300_000, 2 << 20, 7)]
 
     async def scenario() -> None:
@@ -614,7 +616,7 @@ def test_messages_arrive_in_order(run: Run, tls: TLS) -> None:
 
 @LOOPS
 @SCHEMES
-def test_messages_sent_with_the_handshake_response_come_first(run: Run, tls: TLS) -> None:
+def test_messages_sent_with_the_handshake_response_come_first(run: Run, tls: TLSContexts) -> None:
     sent = [b"%d" % number for number in range(100)]
 
     async def play(writer: asyncio.StreamWriter, response: bytes) -> None:
@@ -638,7 +640,7 @@ def test_messages_sent_with_the_handshake_response_come_first(run: Run, tls: TLS
 
 @LOOPS
 @SCHEMES
-def test_stream_may_arrive_byte_by_byte(run: Run, tls: TLS) -> None:
+def test_stream_may_arrive_byte_by_byte(run: Run, tls: TLSContexts) -> None:
     sent = [b"", b"one", payload(130)]
 
     async def play(writer: asyncio.StreamWriter, response: bytes) -> None:
@@ -658,7 +660,7 @@ def test_stream_may_arrive_byte_by_byte(run: Run, tls: TLS) -> None:
 
 @LOOPS
 @SCHEMES
-def test_nothing_is_read_before_receiving_starts(run: Run, tls: TLS) -> None:
+def test_nothing_is_read_before_receiving_starts(run: Run, tls: TLSContexts) -> None:
     count, data = 200, payload(200_000)
 
     async def scenario() -> None:
@@ -683,7 +685,7 @@ def test_nothing_is_read_before_receiving_starts(run: Run, tls: TLS) -> None:
 
 @LOOPS
 @SCHEMES
-def test_flood_does_not_block_pings_or_the_event_loop(run: Run, tls: TLS) -> None:
+def test_flood_does_not_block_pings_or_the_event_loop(run: Run, tls: TLSContexts) -> None:
     handling_s = 0.002
 
     async def flood(remote: Subscriber) -> None:
@@ -718,7 +720,7 @@ def test_flood_does_not_block_pings_or_the_event_loop(run: Run, tls: TLS) -> Non
 @LOOPS
 @SCHEMES
 @pytest.mark.parametrize("received", [True, False])
-def test_flood_does_not_delay_the_close(run: Run, tls: TLS, received: bool) -> None:
+def test_flood_does_not_delay_the_close(run: Run, tls: TLSContexts, received: bool) -> None:
     async def scenario() -> None:
         async with FakeAnalyzer(ssl=tls.server) as analyzer:
             connection = await connected(analyzer.url, tls)
@@ -738,7 +740,7 @@ def test_flood_does_not_delay_the_close(run: Run, tls: TLS, received: bool) -> N
 
 @LOOPS
 @SCHEMES
-def test_all_messages_before_the_close_are_received(run: Run, tls: TLS) -> None:
+def test_all_messages_before_the_close_are_received(run: Run, tls: TLSContexts) -> None:
     count = 300
 
     async def play(writer: asyncio.StreamWriter, response: bytes) -> None:

@@ -118,7 +118,7 @@ DEFAULT = Spec(views=(View(LABELS, FAMILIES), traffic()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Configuration:
+class ReplayConfiguration:
     """The spec of a file under ``data/configs``, and the recordings to replay with it."""
 
     spec: Spec
@@ -154,7 +154,7 @@ _OWN = (
 )
 
 CONFIGURATIONS = {
-    "labels": Configuration(
+    "labels": ReplayConfiguration(
         recordings=ALL,
         spec=Spec(
             views=(
@@ -169,7 +169,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "sum": Configuration(
+    "sum": ReplayConfiguration(
         recordings=TWO,
         spec=Spec(
             views=(
@@ -183,7 +183,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "icmp": Configuration(
+    "icmp": ReplayConfiguration(
         recordings=ONE,
         spec=Spec(
             include_icmp=True,
@@ -198,7 +198,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "filters": Configuration(
+    "filters": ReplayConfiguration(
         recordings=ONE,
         spec=Spec(
             cluster_net_masks=_MASKS,
@@ -227,7 +227,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "rewrites": Configuration(
+    "rewrites": ReplayConfiguration(
         recordings=TWO,
         spec=Spec(
             views=(
@@ -236,7 +236,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "overflow": Configuration(
+    "overflow": ReplayConfiguration(
         recordings=ONE,
         spec=Spec(
             max_connections=40,
@@ -255,7 +255,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "deduplicate": Configuration(
+    "deduplicate": ReplayConfiguration(
         recordings=ONE,
         spec=Spec(
             deduplicate="first",
@@ -268,7 +268,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "standard": Configuration(
+    "standard": ReplayConfiguration(
         recordings=TWO,
         spec=Spec(
             views=(
@@ -284,7 +284,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "histograms": Configuration(
+    "histograms": ReplayConfiguration(
         recordings=ALL,
         spec=Spec(
             views=(
@@ -315,7 +315,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "views": Configuration(
+    "views": ReplayConfiguration(
         recordings=ALL,
         spec=Spec(
             cluster_net_masks=_MASKS,
@@ -347,7 +347,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "bounds": Configuration(
+    "bounds": ReplayConfiguration(
         recordings=ALL,
         spec=Spec(
             views=(
@@ -368,7 +368,7 @@ CONFIGURATIONS = {
             ),
         ),
     ),
-    "own": Configuration(
+    "own": ReplayConfiguration(
         recordings=TWO,
         spec=Spec(
             include_icmp=True,
