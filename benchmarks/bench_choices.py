@@ -113,7 +113,7 @@ def run(report: Report) -> None:
         _add(report, "decoding", decode_ns, "ns per flow")
         _add(report, "known flows in the table", known_ns, "ns per flow")
         _add(report, "new flows in the table", new_ns, "ns per flow")
-        _add(report, "connections from the same flows", choices.call(Choices.connections), "")
+        _add(report, "number of connections", choices.call(Choices.connections), "")
         _add(report, "page size", choices.call(Choices.page_mb), "MB")
         rendering_ms = choices.call(Choices.render)
         _add(report, "rendering", rendering_ms, "ms")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 
-from benchmarks.bench_growth import Naive, Measurement, measure
+from benchmarks.bench_growth import Measurement, Naive, measure
 from benchmarks.core import Core
 from benchmarks.harness import SCALE, header
 

@@ -318,7 +318,7 @@ cdef struct View:
     uint32_t start_offset
     uint32_t label_ids_offset
     bint identifies_connection  # whether the labels distinguish all conversations
-    bint linked_from_flow       # flow rows link to this view; if not, rows of the first view do
+    bint linked_from_flow       # flow rows link to this view (otherwise: rows of the first view)
     uint32_t link               # index of the link to this view, in the links of the linking row
     uint32_t direction_index    # index of the literal that contains the direction
     uint32_t overflow

@@ -244,8 +244,8 @@ cdef extern from *:
     static const uint64_t EACH_BYTE = 0x0101010101010101;
     static const double MAX_REPORT_DELAY_S = 15.0;
     """
-    const uint32_t IS_STRING        # flag of a label ID that is the number of a string
-    const uint32_t STRING_KEY       # flag in `Flow.connection`, like the next three
+    const uint32_t IS_STRING        # flag of a label ID: the other bits are the number of a string
+    const uint32_t STRING_KEY       # this flag and the next three are in `Flow.connection`
     const uint32_t LABELS_KEY
     const uint32_t DORMANT
     const uint32_t ENDED
@@ -404,8 +404,8 @@ cdef struct TableState:
     Family *families
     uint32_t family_count
     size_t max_lines            # maximum size of a connection's lines, in bytes
-    # indexes in `omitted_counts`: of the values, of the values of the last update, and of the
-    # lifecycle fields
+    # indexes in `omitted_counts` for three groups: values, values of the last update, lifecycle
+    # fields
     uint32_t value_fields[2 * MAX_VALUES]
     uint32_t last_update_fields[2 * MAX_VALUES]
     uint32_t lifecycle_fields[LIFECYCLE_FIELDS]
@@ -1142,11 +1142,11 @@ cdef class Page:
         """Return the next lines like `read`, and the same lines compressed with deflate.
 
         Together, the compressed bytes of all calls are the blocks of one stream (RFC 1951), except
-        for the stream's last block. At the end of the page, the lines are empty. The compressed
-        bytes then end the current block at a byte boundary, so that blocks of other text can
-        follow.
+        for the stream's last block. After the last line of the page, the returned lines are empty.
+        The compressed bytes then end the current block at a byte boundary, so that blocks of other
+        text can follow.
 
-        :param size: about how many bytes of lines to return, at most 512 KiB.
+        :param size: the approximate number of bytes of lines to return; the maximum is 512 KiB.
         :returns: the lines, which the next call overwrites, and the compressed bytes.
         :raises MemoryError: an allocation failed.
 

@@ -82,9 +82,9 @@ Views
   expire, and have no gauges. If a row already has the label values of the overflow row, it becomes
   the overflow row.
 * If the table has overflow rows, a report that is skipped as ``table_full`` still adds its deltas.
-  In the first view, the overflow row gets the deltas. In the other views, the row with the flow's
-  labels gets them, or the overflow row if the view is full. The gauges and the deadline of this row
-  are also updated, but its number of flows does not change.
+  In the first view, the overflow row gets the deltas. In each other view, the row with the
+  flow's labels gets the deltas, or the overflow row if the view is full. The gauges and the
+  deadline of this row are also updated, but its number of flows does not change.
 * An unknown flow that creates a row adds its total if the labels identify its conversation. This
   rule does not apply if counters are saved for the row, or if any view has an overflow row. These
   counters and rows may already contain a part of the total.
@@ -123,11 +123,12 @@ Dormant flows
 * The order of flows that became dormant in the same second is undefined. Therefore `Model.expire`
   has the argument ``order``.
 * When a row of the first view is removed, its counters are saved if they differ from the totals of
-  its last flow. If the first view counts new flows, they are also saved if this number is not 1.
-  Counters are also saved if the labels do not identify the conversation. If ``flow_memory_s`` is 0,
-  counters are never saved.
-* Saved counters count as one flow towards ``max_flows``. They are forgotten like a flow that became
-  dormant just after the last flow of the row, and that has not ended.
+  its last flow. The counters are also saved if the first view counts new
+  flows, and the number of new flows is not 1. Counters are also saved if the labels do not identify
+  the conversation. If ``flow_memory_s`` is 0, counters are never saved.
+* Saved counters count as one flow towards ``max_flows``. They are forgotten as
+  if they were a flow without a closing report that became dormant just after the last flow of the
+  row.
 * A repeat does not create a row of the first view. It adds its deltas to an existing row or to
   saved counters. If neither exists, and the labels do not identify the conversation, the deltas
   become saved counters.
@@ -1009,7 +1010,7 @@ class Model:
         return not in_range([last]) or last != flow.get("Last", 0)
 
     def _was_never_counted(self, flow: JSON, now: float) -> bool:
-        """Return whether an unknown flow began after the horizon."""
+        """Return whether an unknown flow is certain to be new: it began after the horizon."""
         start, last = flow.get("Start", 0), value_at(flow, ("LastUpdateMetric", "Last"), 0)
         if (
             self._deduplicates

@@ -387,7 +387,7 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 
 
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
-    """Return the error at the first path in ``error.key_paths`` that the configuration sets.
+    """Return a ConfigError about the first of ``error.key_paths`` that the configuration sets.
 
     If the configuration does not set the key (``labels``, ``metrics`` or ``views``), the
     error is about a default value. In this case, return the error for ``error.other``, if any.

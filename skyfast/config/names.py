@@ -172,7 +172,7 @@ def _read_file(path: str) -> dict[Prefix, OwnNameEntry]:
     except OSError as error:  # pragma: no cover - root can read all files
         raise ConfigError(f"{KEY_PREFIX}{name} cannot be read: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(f"{name} is longer than {MAX_FILE_BYTES} bytes")
+        raise ConfigError(f"{KEY_PREFIX}{name} is longer than {MAX_FILE_BYTES} bytes")
     try:
         return read_csv(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

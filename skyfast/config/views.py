@@ -189,7 +189,9 @@ def _resolve_view(
         raise ViewError("contains no label other than direction", number, ("labels",))
     for i, metric in enumerate(view.metrics):
         if metric.is_histogram and not view.prefix:
-            problem = "is only possible in views: connections expire before their flows are closed"
+            problem = (
+                "is only possible in views: a connection can expire before its flows are closed"
+            )
             raise ViewError(problem, number, ("metrics", i, "type"))
         if metric.is_histogram and "le" in names:
             problem = "cannot be a label of a view with histograms: they use le for their buckets"

@@ -79,7 +79,10 @@ class InvalidLinesError(ValueError):
 
 
 class OwnNameEntry(msgspec.Struct, frozen=True, gc=False):
-    """The name can be empty; values are (key, value) pairs."""
+    """The name and the values of an address or network; values are (key, value) pairs.
+
+    The name can be empty if there are values.
+    """
 
     name: str
     values: tuple[tuple[str, str], ...] = ()

@@ -269,7 +269,8 @@ class Conversation:
 class ShardSelector:
     """Selects the conversations whose hash modulo ``count`` is ``index``.
 
-    The hash never changes, so shards do not overlap, even if their versions of skyfast differ.
+    All versions of skyfast use the same hash function, so shards with different versions do not
+    overlap.
     """
 
     conversation: Conversation

@@ -252,7 +252,7 @@ class LogLimit:
         *args: object,
         exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
     ) -> None:
-        """``exc_info`` returns an exception to log, too."""
+        """``exc_info`` is called only if the line is logged, and returns an exception to log."""
         suppressed = self._next(cause)
         if suppressed is None:
             return

@@ -119,8 +119,8 @@ class _Capture:
 
 
 _MEAN: Final = (
-    "since the capture started: the mean of the last ten readings, at the capture point where this"
-    " mean is highest."
+    "since the capture started: the highest value of all capture points. Each value is the mean of"
+    " the last ten readings."
 )
 
 _FAMILIES: Final = (

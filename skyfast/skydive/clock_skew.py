@@ -20,7 +20,7 @@ MAX_AHEAD_S: Final = 60.0
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
-"""The latest packet may be this old, plus `MAX_UPDATES_BEHIND` reporting intervals.
+"""The maximum age of the latest packet is this time plus `MAX_UPDATES_BEHIND` reporting intervals.
 
 Agents report a packet within one interval (``flow.update``). Two intervals are allowed, because
 messages can be delayed, and because skyfast notices an increase of ``flow.update`` late."""

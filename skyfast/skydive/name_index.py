@@ -480,7 +480,10 @@ def _with_gone_hosts(
 
 
 def _common_names(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names that all candidates share, or None if the names depend on the flow."""
+    """Return the names if all candidates have the same names, otherwise None.
+
+    For a local address, always return None: every host can have this address.
+    """
     if is_local(address):
         return None
     first = candidates[0].names

@@ -22,7 +22,7 @@
 # The source of a piece: an interned string (IS_STRING and its number), or one of these kinds and a
 # number.
 cdef enum:
-    TEXT = 0                    # the source is unknown
+    TEXT = 0                    # new text: no earlier occurrence is known
     HEAD = 1 << 28              # the head of a family; in a note, with the family's number
     FIXED = 2 << 28             # the same bytes as the latest piece with this number
     COPIED = 3 << 28            # the same bytes as the text at this distance

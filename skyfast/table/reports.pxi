@@ -2,8 +2,8 @@
 # the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
-# writes only to the batch, and to the deadlines of names. The batch borrows values from the flows,
-# from `Table.batch_objects` and from the rows of names.
+# writes only to the batch, and to the deadlines of cached lookup results (rows of names). The batch
+# borrows values from the flows, from `Table.batch_objects` and from the rows of names.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i

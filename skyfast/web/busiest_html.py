@@ -114,7 +114,7 @@ def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
     if top.other is not None and top.other.connections:
         key = ranking.views[query.view].keys[query.by]
         format_ = _format(key.metric, is_rate=key.is_rate)
-        others = f"{count(top.other.connections)} other {row}s"
+        others = f"{count(top.other.connections)} other {noun(top.other.connections, row)}"
         text += f"; {others}: {formatted(top.other.rank, format_, 0)}"
     if top.approximate:
         text += "; too many groups: sums are approximate"

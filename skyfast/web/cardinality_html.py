@@ -17,7 +17,8 @@ from skyfast.wording import noun
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
-connections are shown. The reason: among equally rare values, the report lists arbitrary ones."""
+connections are shown. Rarer values are hidden, because the report lists only some of them,
+chosen arbitrarily."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""

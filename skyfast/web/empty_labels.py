@@ -122,9 +122,8 @@ class EmptyLabelCheck:
     def is_due(self, ranking: Ranking, *, is_read: bool) -> bool:
         """Return whether the table of ``ranking`` can be searched.
 
-        ``is_read`` tells whether skyfast has read all names. Updating the labels of flows then
-        takes some time. Therefore ``is_read`` must also have been true in the previous call, for
-        the same table.
+        ``is_read`` tells whether skyfast has read all names. It must also have been true in the
+        previous call for the same table, so that the labels of flows have been updated meanwhile.
         """
         was_read = self._read_for is not None and self._read_for() is ranking
         self._read_for = weakref.ref(ranking) if is_read else None

@@ -17,7 +17,8 @@ def as_html() -> str:
         title="Help · skyfast",
         body=(
             f"{html.header('help', '<p>what the figures mean</p>', updates=False)}"
-            '<main>\n<p class="lead">The pages in docs/ are in the repository of skyfast.</p>\n'
+            '<main>\n<p class="lead">Each topic names a page in docs/,'
+            " a directory of the skyfast repository.</p>\n"
             f'<dl class="panel help">\n{items}</dl>\n</main>\n'
         ),
     )

@@ -463,9 +463,9 @@ class WebServer:
             where, key = " to this address", "web.max_scrapes_per_address"
         else:
             return ""
-        text = f"{counted(limit, 'page is', 'pages are')} being served{where} ({key})"
+        text = f"{counted(limit, 'page is', 'pages are')} being served{where}, the maximum ({key})"
         if parts > limit:
-            text += f"; to scrape {parts} parts together, set this limit to at least {parts}"
+            text += f"; to scrape {parts} parts at the same time, set {key} to at least {parts}"
         return text
 
     async def _stream(

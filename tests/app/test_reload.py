@@ -1269,7 +1269,7 @@ async def test_names_are_polled_without_interfaces(tmp_path: Path, analyzer: Fak
         analyzer.topology = topology("eth1")
         await operator.report(analyzer, flow("1"))
         assert len(analyzer.topology_requests) == requests
-        # Names were not polled since the previous reload, so skyfast reads them again.
+        # After the previous reload, no label needed names, so skyfast has to read them again.
         await operator.reload({f"{STORE}.labels": NAME_LABELS})
         await operator.report(analyzer, flow("1"))
         assert total(await operator.flows(), node_name="eth1", target_name="h") == "100"

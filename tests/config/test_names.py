@@ -146,7 +146,7 @@ def test_names_file_must_not_be_too_long(file: Path, monkeypatch: pytest.MonkeyP
     file.write_text("10.0.0.1,a\n")
     assert load(make_config(names_file=str(file))).own["10.0.0.1"][0] == "a"
     file.write_text("10.0.0.1,ab\n")
-    assert problems(file) == (f"{file} is longer than 11 bytes",)
+    assert problems(file) == (f"names_file: {file} is longer than 11 bytes",)
 
 
 def test_unchanged_names_are_not_read_again(file: Path) -> None:

@@ -258,7 +258,7 @@ def test_no_secret_of_the_recordings_is_left() -> None:
 
 @pytest.fixture(scope="module")
 def elements() -> list[tuple[Query, bytes]]:
-    """The nodes and edges of the recorded containers and pods, each with its query.
+    """The nodes and edges of the recorded topology, each with the query that returned it.
 
     They have only the fields that skyfast reads.
     """

@@ -51,12 +51,12 @@ def test_page_shows_the_values_of_a_report():
     assert (
         captures.page(100.0).decode()
         == """\
-# HELP skydive_capture_packets_received Packets received since the capture started: the mean \
-of the last ten readings, at the capture point where this mean is highest.
+# HELP skydive_capture_packets_received Packets received since the capture started: the \
+highest value of all capture points. Each value is the mean of the last ten readings.
 # TYPE skydive_capture_packets_received gauge
 skydive_capture_packets_received{capture_id="c-1"} 16159
 # HELP skydive_capture_packets_dropped Packets dropped by the agent since the capture started: \
-the mean of the last ten readings, at the capture point where this mean is highest.
+the highest value of all capture points. Each value is the mean of the last ten readings.
 # TYPE skydive_capture_packets_dropped gauge
 skydive_capture_packets_dropped{capture_id="c-1"} 5773.4
 # HELP skydive_capture_kernel_flows_dropped Flows dropped because the kernel's table was full; \

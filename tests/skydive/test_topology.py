@@ -75,7 +75,7 @@ class Fixture:
         self.receive(json.dumps(nodes).encode(), now)
 
     def samples(self, now=0.0):
-        """Return values by short name and label values."""
+        """Return the values of samples, by name (without `PREFIX` and _total) and label values."""
         samples = {}
         for family in text_string_to_metric_families(self.interfaces.page(now).decode()):
             assert family.type == "counter"

@@ -98,7 +98,7 @@ INVALID_FILES = {
     ),
     "a list at the top level": (
         "- hunter2",
-        "line 1: the file must contain key: value pairs, but is a list",
+        "line 1: expected key: value pairs, but found a list",
     ),
     "missing key": ("tls_server_config: {cert_file: ca.crt}", "key_file or key is missing"),
     "missing certificate": (

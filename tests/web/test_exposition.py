@@ -318,7 +318,7 @@ def test_gzip_trailer_has_the_length_modulo_4_gib():
 def test_page_can_be_longer_than_4_gib():
     """The gzip trailer contains the length modulo 4 GiB.
 
-    All chunks but the last are the same, because compression of different chunks would take long.
+    All chunks except the last are equal, because compressing different chunks would take too long.
     """
     text = memoryview(bytes(range(256)) * (1 << 18))
     compressor = zlib.compressobj(1, wbits=-15)

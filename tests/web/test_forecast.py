@@ -220,7 +220,10 @@ def test_text_describes_the_proposed_bound(min_packets, max_series, text):
         "In addition, the views have 4 series.",
     ]
     assert lines[-1] == text
-    note = "These numbers include connections that reach min_packets (2 packets)."
+    note = (
+        "The numbers for each min_bytes also include connections that reach min_packets"
+        " (2 packets)."
+    )
     assert (note in lines) == (min_packets == 2)
 
 

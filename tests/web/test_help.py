@@ -16,7 +16,7 @@ def test_topics_refer_to_existing_documentation():
         assert topic.text.endswith(".")
 
 
-async def test_links_to_topics_exist():
+async def test_links_lead_to_existing_topics():
     names = set(re.findall(r'<dt id="([a-z]+)">', help_html.as_html()))
     assert names == {*topics()}
     async with three_connections() as site:

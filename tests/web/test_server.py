@@ -652,14 +652,14 @@ async def test_each_part_ends_with_eof_and_counts_towards_max_scrapes_per_addres
             response = await third.read_response()
             assert response.status == 503
             assert response.text == (
-                "Try again: 2 pages are being served to this address"
-                " (web.max_scrapes_per_address); to scrape 3 parts together, set this limit to at"
-                " least 3.\n"
+                "Try again: 2 pages are being served to this address, the maximum"
+                " (web.max_scrapes_per_address); to scrape 3 parts at the same time, set"
+                " web.max_scrapes_per_address to at least 3.\n"
             )
             async with await site.ask(request("/metrics/flows?part=0/2"), local="127.0.0.2") as a:
                 response = await a.read_response()
                 assert response.text == (
-                    "Try again: 2 pages are being served to this address"
+                    "Try again: 2 pages are being served to this address, the maximum"
                     " (web.max_scrapes_per_address).\n"
                 )
         assert site.scrape.rejected == 2
@@ -1220,7 +1220,10 @@ async def test_concurrent_pages_are_limited():
             response = await site.get("/metrics/interfaces")
             assert response.status == 503
             assert int(response.headers["retry-after"]) > 0
-            assert response.text == "Try again: 2 pages are being served (web.max_scrapes).\n"
+            assert (
+                response.text
+                == "Try again: 2 pages are being served, the maximum (web.max_scrapes).\n"
+            )
             for path in ("/metrics/self", "/", "/-/healthy"):
                 assert (await site.get(path)).status == 200
             assert (await site.get(method="HEAD")).status == 200
@@ -1242,7 +1245,8 @@ async def test_concurrent_pages_per_address_are_limited():
             response = await client.read_response()
             assert response.status == 503
             assert response.text == (
-                "Try again: 1 page is being served to this address (web.max_scrapes_per_address).\n"
+                "Try again: 1 page is being served to this address, the maximum"
+                " (web.max_scrapes_per_address).\n"
             )
             assert site.scrape.rejected == 1
             await client.send(request("/metrics/self"))
