@@ -86,7 +86,7 @@ cdef struct Flow:
     # takes 32 bytes, plus 8 per counter and 4 per link (64 with the default plan).
     #
     # A dormant flow (see `_table.pyx`) is in a `DormantList`, not in a connection or the timer
-    # wheel. Then `connection` is the previous row of the list, and `wheel_next` is the next row.
+    # wheel. Its `connection` is the previous row of the list, and its `wheel_next` is the next row.
     # `deadline_s` is the time at which the flow was added to the list. Instead of a flow, a dormant
     # row can store the counters of a removed connection. Its key is then a hash of the connection's
     # labels, and `last_ms` is as in `pack_saved`.
@@ -309,7 +309,7 @@ cdef struct View:
     bint counts_new_flows       # whether the number of new flows follows the counters and gauges
     Amount bytes
     Amount packets
-    Bounds bounds               # written under the mutex
+    Bounds bounds               # written with the GIL and the mutex: one of them is enough to read
     Histogram *histograms
     uint32_t histogram_count
     # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows

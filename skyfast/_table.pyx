@@ -481,8 +481,9 @@ cdef class Table:
 
     The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
     seconds; the clock's origin does not matter. Any thread may call the methods from `page` to
-    `snapshot`. Those from `label_values` to `snapshot` visit all rows of a view, without the GIL. A
-    connection that changes during the call may be seen before or after the change.
+    `snapshot`. Those from `label_values` to `snapshot` visit all rows of a view, without the GIL.
+    If a connection is created, changed or removed during the call, they may see the state before or
+    after that.
     """
 
     cdef TableState state
@@ -650,8 +651,9 @@ cdef class Table:
 
         :param first: the first number of the slice.
         :param count: how many numbers the slice has.
-        :returns: a pair: the strings with these numbers, escaped like label values, and the first
-            number of the next slice. After the last slice, this number is 0.
+        :returns: a pair: the strings with these numbers, and the first number of the next slice.
+            After the last slice, this number is 0. All strings except UUIDs have the escapes of
+            label values.
         """
         cdef uint64_t begin = max(first, <uint32_t>1)
         cdef uint64_t end = begin + count
@@ -666,7 +668,8 @@ cdef class Table:
 
         :param openmetrics: 1 or 2 for OpenMetrics 1.0 or 2.0, 0 for the text format 0.0.4. The
             formats differ in metadata lines, start times and histograms; all other samples are the
-            same. In OpenMetrics 1.0, no family may use a name that is reserved for another family.
+            same. A page in OpenMetrics 1.0 is invalid if a family uses a name that is reserved for
+            another family.
         :param created: with OpenMetrics 1.0, show the start time of each counter as a sample
             ``_created`` directly after the counter's sample. OpenMetrics 2.0 always shows start
             times. A start time is missing if no report had a valid one.
@@ -734,11 +737,12 @@ cdef class Table:
         :returns: a tuple of four items. The first item is the number of connections (in the first
             view) or of combinations of label values (in another view). The second item maps each
             label to a tuple: the number of its values, its most frequent values, and the number of
-            connections that would remain without the label. The most frequent values are `count`
-            pairs (value, connections), the most frequent first. The third item is true if all
-            numbers of remaining connections are exact. Numbers above 32,768 are estimates with a
-            standard error below 0.8 %. The fourth item is the exact number of connections that
-            would remain without the label `without`, or None.
+            connections that would remain without the label. The most frequent values are at most
+            `count` pairs (value, connections), the most frequent first. Values that are removed
+            during the call are left out. The third item is true if all numbers of remaining
+            connections are exact. Numbers above 32,768 are estimates with a standard error below
+            0.8 %. The fourth item is the exact number of connections that would remain without the
+            label `without`, or None.
 
         Takes about 20 ns per connection and label. Uses 512 KiB per label, and 24 to 48 bytes per
         value of each label. If `without` is set, the call takes 30 ns more and uses 24 to 48 bytes
@@ -820,8 +824,8 @@ cdef class Table:
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
-            half with the lowest ranks is added to "the others". Later connections of such a group
-            form a new group, whose values are too low.
+            half with the lowest ranks is added to "the others". If the scan finds more connections
+            of such a group, they form a new group, whose values are too low.
         :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
             added to "the others" because there were too many. A group is a tuple: its rank, its
             label values in the order of `labels`, its values as in `top`, and its number of
@@ -932,9 +936,9 @@ cdef class Table:
     def horizon_s(self):
         """The horizon: an unknown flow that began after this time has never been counted.
 
-        In seconds of the caller's clock; None before `raise_horizon`. It is the time of the latest
-        of three events: a call of `raise_horizon`, the last report of a forgotten flow, or a report
-        that could not be stored.
+        In seconds of the caller's clock; None before `raise_horizon`. If a report of an unknown
+        flow is added to overflow rows, the horizon rises to the current time. If a flow that has
+        not ended is forgotten, the horizon rises to the time of the flow's last report.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -1089,11 +1093,11 @@ cdef class Relabeling:
         flows of a connection may have moved, and others not. If the names of a key are invalid, the
         flows with this key keep their labels.
 
-        Between two steps, the names can change and all methods of the table can be called. The code
-        of `names` and `keys` must not call the table. If it raises an exception, no flow of this
-        step has moved, and the next step tries again. For an ambiguous key, `names.resolve` is
-        called once per step for each different context. Only the thread that updates may call this
-        method.
+        Between two steps, the names can change and all methods of the table can be called. A step
+        uses the current names. The code of `names` and `keys` must not call the table. If it raises
+        an exception, no flow of this step has moved, and the next step tries again. For an
+        ambiguous key, `names.resolve` is called once per step for each different context. Only the
+        thread that updates may call this method.
         """
         self.table.state.wall_ms = max(wall_ms, <int64_t>0)
         return relabel_slice(

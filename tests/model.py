@@ -22,8 +22,8 @@ Flows:
 
 * An *unknown* flow is not stored in the table. All other flows are *live* or *dormant*.
 * A flow has *ended* if its closing report (``FinishType`` 1) has arrived, and no newer report after
-  it.
-* A flow is *new* if its report is its first report, or if it began after the horizon.
+  it. An older report that is not late also reopens the flow if the flow is dormant.
+* An unknown flow is *new* if its report is its first report, or if it began after the horizon.
 
 Reports:
 
@@ -57,14 +57,15 @@ Omitted values
 --------------
 
 * Optional fields are ``FinishType``, the lifecycle times, and all fields of gauges and histograms.
-  Fields of counters are optional if they are outside ``Metric``.
+  Fields of counters are optional if they are in an object other than ``Metric``.
 * If an optional field is out of range, it is omitted, and counted once per report. In skipped
   reports, omitted fields are counted only for the reasons ``late``, ``ended`` and ``table_full``.
 * If a counter is the sum of two fields, the first invalid field is counted. If only the sum is out
   of range, the second field is counted.
-* Lifecycle times are read in closing reports of unknown flows. In other reports of unknown flows,
-  they are read if the deltas depend on them. They are also read if a view shows new flows or first
-  values. For dormant flows, only ``LastUpdateMetric.Last`` of a closing report is read.
+* Invalid lifecycle times are counted in closing reports of unknown flows. In other reports of
+  unknown flows, they are counted if the deltas depend on them. They are also counted if a view
+  shows new flows or first values. For dormant flows, only ``LastUpdateMetric.Last`` of a repeat is
+  counted.
 * If an unknown flow has an invalid ``FinishType``, its report may be a repeat. Therefore the report
   adds nothing to existing rows, and the flow is not new.
 * An invalid ``Start`` or ``LastUpdateMetric.Start`` has the same effect, except in a repeat, or if
@@ -122,13 +123,12 @@ Dormant flows
   of these groups, the flow that became dormant first is forgotten first.
 * The order of flows that became dormant in the same second is undefined. Therefore `Model.expire`
   has the argument ``order``.
-* When a row of the first view is removed, its counters are saved if they differ from the totals of
-  its last flow. The counters are also saved if the first view counts new
-  flows, and the number of new flows is not 1. Counters are also saved if the labels do not identify
-  the conversation. If ``flow_memory_s`` is 0, counters are never saved.
-* Saved counters count as one flow towards ``max_flows``. They are forgotten as
-  if they were a flow without a closing report that became dormant just after the last flow of the
-  row.
+* When `Model.expire` removes a row of the first view, it saves the counters of the row in three
+  cases: they differ from the totals of the last flow; the view counts new flows, and their number
+  is not 1; the labels do not identify the conversation. If ``flow_memory_s`` is 0, counters are
+  never saved.
+* Saved counters count as one flow towards ``max_flows``. They are forgotten as if they were a flow
+  without a closing report that became dormant just after the last flow of the row.
 * A repeat does not create a row of the first view. It adds its deltas to an existing row or to
   saved counters. If neither exists, and the labels do not identify the conversation, the deltas
   become saved counters.
@@ -344,8 +344,9 @@ FAMILIES = (
 class View:
     """Series with the same labels.
 
-    Without the label `DIRECTION`, counters and histograms add up both directions. ``timeout_s``
-    does not apply to the first view. In other views, no row may expire before its flows.
+    Without the label `DIRECTION`, counters and histograms add up both directions. In views other
+    than the first, rows expire ``timeout_s`` after their last report. No row may expire before its
+    flows.
 
     The bounds are ``min_bytes`` and ``min_packets``; 0 means no bound. ``amounts`` are keys of
     `AMOUNTS`: counters that exist even if no family shows them. A view with bounds must count
@@ -1353,7 +1354,8 @@ class Model:
     def _evict_surplus(self, now: float) -> None:
         """Forget dormant flows and saved counters until at most ``max_flows`` are left.
 
-        Reports of a flow that ended `MAX_REPORT_DELAY_S` ago are no longer in transit.
+        Ended flows are preferred if they have been dormant for `MAX_REPORT_DELAY_S`: their reports
+        are no longer in transit.
         """
         while len(self._flows) + len(self._saved_counters) > self.spec.max_flows and (
             self._ended or self._dormant

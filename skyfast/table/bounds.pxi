@@ -3,8 +3,8 @@
 # Rows store no flag: their counters are compared with the bounds, so bounds can change at any time.
 # Overflow rows are always shown.
 #
-# Before a page renders the first family of such a view, `list_rows` lists the rows to show. The
-# page uses this list for all families of the view, so it has all families of a row or none.
+# Before a page renders the first family of a view with bounds, `list_rows` lists the rows to show.
+# The page uses this list for all families of the view, so it has all families of a row or none.
 #
 # `Table.page`, `hidden` and `forecast` call this code from any thread. It scans rows, and takes the
 # table's mutex, as `scan.pxi` does.

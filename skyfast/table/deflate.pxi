@@ -17,8 +17,8 @@
 #
 # Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. It
 # learns new codes after a slice with too many bits per byte (RELEARN_PERCENT), and from a slice
-# that is at least LARGER_SAMPLE times as large as its sample. A block lasts until its codes are
-# replaced. All symbols have codes, because later slices can contain any text. The codes are
+# that is at least LARGER_SAMPLE times as large as the last sample. A block lasts until its codes
+# are replaced. All symbols have codes, because later slices can contain any text. The codes are
 # complete, because some decoders reject incomplete codes. They have at most 12 bits, so that four
 # literals can be written at once.
 #

@@ -111,8 +111,8 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty. While
-    # reports of the ended flow may be in transit, `dormant` comes first: such a report would be
-    # counted again. Returns False if both lists are empty.
+    # reports of that ended flow may be in transit, `dormant` comes first. If the flow were
+    # forgotten, such reports would be counted again. Returns False if both lists are empty.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -290,8 +290,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
                              const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
     # Add `deltas` to all rows with the flow's labels, without making the flow live. If the first
     # view has no such row (`number` is 0), the saved counters in row `saved` get `deltas`. Missing
-    # saved counters are created, unless the flow's totals are enough to restore the connection.
-    # `start_ms` is the start time of new rows. Returns False if out of memory.
+    # saved counters are created, unless the flow's totals are enough to restore the connection, or
+    # `memory_s` is 0. `start_ms` is the start time of new rows. Returns False if out of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -386,8 +386,8 @@ cdef void restore_counters(TableState *table, uint32_t number, Connection *row) 
 
 cdef void save_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Called before a connection is removed with its last flow. Nothing is saved if this flow's
-    # totals are enough to restore the counters.
+    # Called before a connection expires with its last flow. Nothing is saved if this flow's totals
+    # are enough to restore the counters.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

@@ -52,7 +52,7 @@ cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) no
 
 
 cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Returns whether more dormant flows are due.
+    # Returns whether there is more to do at this time.
     cdef DormantList *rows
     cdef double memory_s
     cdef uint32_t i, number

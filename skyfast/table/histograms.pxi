@@ -1,8 +1,8 @@
 # Histograms: the distribution of a value over the flows of a row.
 #
-# A histogram observes each flow once, on one of two *events*: the first value above 0, or the
-# closing report. Flags in the flow's row prevent a second observation. The first view has no
-# histograms. An observation needs the table's mutex, and extends the deadline of the row.
+# A histogram observes each stored flow at most once, on one of two *events*: the first value above
+# 0, or the closing report. Flags in the flow's row prevent a second observation. The first view has
+# no histograms. An observation needs the table's mutex, and extends the deadline of the row.
 
 cdef enum:
     # What to do if the observed field is above 0, and the flow lacks the flag FIRST_OBSERVED.

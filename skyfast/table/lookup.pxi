@@ -4,7 +4,7 @@
 # This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
 # it processes other flows. The thread that updates runs it without the lock, because it writes only
 # to the batch. The rows of live flows stay valid while the batch is applied. The rows of other
-# flows are looked up again.
+# flows are looked up again when their reports are applied.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.

@@ -4,10 +4,10 @@
 # before. Example: the text between two label values is the same in all lines of a family.
 # `deflate.pxi` uses pieces to compress the text.
 #
-# Under the table's mutex, the renderer only writes *notes*: the lengths of label values and
-# numbers, which differ from row to row. After the mutex is released, `expand_notes` turns the notes
-# into pieces. Each function `expand_…` writes pieces in the order in which a function `render_…`
-# writes the text.
+# Under the table's mutex, the renderer writes text and *notes*. The notes have the lengths of label
+# values and numbers, which differ from row to row. After the mutex is released, `expand_notes`
+# turns the notes into pieces. Each function `expand_…` writes pieces in the order in which a
+# function `render_…` writes the text.
 #
 # Notes are stored as pieces, with a length and a source:
 #

@@ -440,8 +440,8 @@ cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
 
 cdef inline const char *label_bytes(const TableState *table, uint32_t label_id, char *digits,
                                     uint32_t *length) noexcept nogil:
-    # A label value as it appears on a page. Integers are written to `digits`, which has space for 2
-    # * MAX_INTEGER_DIGITS bytes.
+    # A label value as it appears on a page. Integers are written to `digits`, which must have space
+    # for 2 * MAX_INTEGER_DIGITS bytes.
     cdef const String *string
     if label_id & IS_STRING:
         string = <const String *>row_at(&table.strings, label_id & ~IS_STRING)

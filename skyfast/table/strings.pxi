@@ -161,7 +161,7 @@ cdef void string_release(Rows *strings, uint32_t number) noexcept nogil:
 
 
 cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
-    # The strings in use in the rows from `first` up to but not including `end`, with escapes.
+    # The strings in use in the rows from `first` up to but not including `end`, as they are stored.
     cdef uint64_t number
     cdef const String *row
     cdef list texts = []

@@ -616,7 +616,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view per shape: a pair of the number of labels and the families."""
+    """Return a spec with one view per shape. A shape has a number of labels, and families."""
     return Spec(
         views=[
             View(
