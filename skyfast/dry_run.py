@@ -1,7 +1,7 @@
 """Replays recordings without sockets and without waiting, for ``skyfast --check --replay``.
 
-The result is the same as in a replay, but time is simulated: the clock jumps from one recorded
-message to the next.
+Messages, expiry and names from the topology have the same effect as in a replay. Time is simulated:
+the clock jumps from one recorded message to the next.
 """
 
 from collections.abc import Set
@@ -40,8 +40,8 @@ RELABEL_FLOWS = 1 << 20
 class Result:
     """The state at the end of the recordings.
 
-    If no label needs names from the topology, ``empty`` has no elements and ``names`` is None.
-    ``has_topology`` means that the recordings contain parts of a topology.
+    If neither labels nor info series need names from the topology, ``empty`` has no elements, and
+    ``names`` is None. ``has_topology`` means that the recordings contain parts of a topology.
     """
 
     forecast: Forecast

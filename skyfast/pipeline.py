@@ -118,7 +118,7 @@ class Parts:
         stats.topology.names = self.names.stats if needs_names else None
 
     async def wait_for_names(self) -> None:
-        """If labels need names, wait up to `NAMES_WAIT_S` for the first topology response.
+        """If names are needed, wait up to `NAMES_WAIT_S` for the first topology response.
 
         Without the wait, the first flows would get series without names, and soon after series with
         names.

@@ -52,7 +52,7 @@ KUBERNETES_NOTE: Final = (
 )
 
 STRING_BYTES: Final = 72
-"""Bytes for each label value or lookup key of up to 48 bytes, including its index entry."""
+"""Bytes for each distinct label value or lookup key of up to 48 bytes, including an index entry."""
 
 NAMES_BYTES: Final = 36
 """Bytes for the names of one address or capture point with new flows, including the index entry.

@@ -22,7 +22,8 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""Shorter variables, without ``prefix``, are not compared with the ends of known variables."""
+"""Variables with fewer characters after ``prefix`` are not compared with the ends of known
+variables."""
 
 
 class KnownKeys:

@@ -98,8 +98,8 @@ class FlowTypes:
     * ``FirstReport`` adds the fields that identify a first report, to count a new flow.
     * ``FullReport`` adds ``LastUpdateMetric``, to count a flow whose first report was missed.
 
-    With shards, ``KnownReport`` is the same type as ``Update``, whose fields show to which shard a
-    flow belongs.
+    With shards, most messages contain flows of other shards. Therefore ``KnownReport`` is the same
+    type as ``Update``, whose fields show to which shard a flow belongs.
 
     A flow can still be counted without the ``omissible`` fields and parts of ``FullReport``. These
     are gauges, optional counters, fields of histograms, and the fields that identify a first report

@@ -310,7 +310,7 @@ class Anonymizer:
         return "".join(_LETTERS[number >> 5 * i & 31] for i in range(_WORD_LETTERS))
 
     def _network(self, text: str) -> str:
-        """Return the pseudonym that the address has in flows, with its zone and prefix length."""
+        """Return the pseudonym that the address has in flows. The prefix length does not change."""
         text, slash, length = text.partition("/")
         text, percent, zone = text.partition("%")
         octets = addresses.read(text)

@@ -438,7 +438,7 @@ class ScheduledMessage:
 
     ``recording`` is the index of the recording that contains the message. Recorded times are mapped
     to the present: ``origin_ms`` becomes the start of the loop, ``begins_ms`` after the start of
-    the replay. UUIDs are XORed with ``mask``.
+    the replay. The UUIDs of flows and messages are XORed with ``mask``.
     """
 
     recording: int
@@ -452,8 +452,9 @@ class ScheduledMessage:
     def data(self, started_ms: int) -> bytes:
         """Return the bytes to send if the replay started at ``started_ms`` (Unix milliseconds).
 
-        The times of flows are shifted to the present. From the second loop on, all UUIDs are new,
-        so each loop has new flows with the same labels. Everything else is sent as recorded.
+        The times of flows are shifted to the present. From the second loop on, flows and messages
+        have new UUIDs, so each loop has new flows with the same labels. Everything else is sent as
+        recorded.
         """
         base_ms = started_ms + self.begins_ms
         return shift_times(

@@ -17,6 +17,7 @@ class ProcessUsage:
     virtual_bytes: int
     resident_bytes: int
     start_time_s: float
+    """The Unix time at which the process started."""
 
 
 def process_usage() -> ProcessUsage:

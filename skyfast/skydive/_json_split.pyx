@@ -123,7 +123,7 @@ cdef class ArraySplitter:
     cdef _State _state
     cdef bytearray _partial     # the start of an element that has not ended yet
     cdef Py_ssize_t _max_element_bytes
-    cdef bint _skipping         # whether this element is too long
+    cdef bint _skipping         # whether the element that has not ended yet is too long
     cdef Py_ssize_t _offset     # offset of the next piece in the text
     cdef readonly Py_ssize_t skipped
 

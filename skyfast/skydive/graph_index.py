@@ -45,8 +45,9 @@ SEVERAL_OWNERS: Final = "several_owners"
 """Counts interfaces and containers with several owners: Skydive allows only one."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
-"""If the chain of owners above a namespace forks or is longer than `MAX_OWNERS`, the interfaces and
-containers in the namespace are counted."""
+"""Counts interfaces and containers in a namespace whose chain of owners forks or is a ring.
+
+A chain with at least `MAX_OWNERS` levels above the namespace is taken for a ring."""
 
 OWNERSHIP: Final = "ownership"
 CONTAINER: Final = "container"

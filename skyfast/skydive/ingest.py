@@ -33,7 +33,9 @@ Further flows with values of a wrong type are skipped.
 Analyzers put at most 100 flows into a message, so they never reach this limit."""
 
 AVERAGED_MESSAGES = 32
-"""The share of messages with unknown flows is a moving average: each message weighs 1 / 32."""
+"""The share of messages with unknown flows is a moving average: each message weighs 1 / 32.
+
+A flow is unknown while the table does not contain it."""
 
 MAX_UNKNOWN_SHARE = 1 / 16
 """Above this share of messages with unknown flows, the fields of labels are always decoded.

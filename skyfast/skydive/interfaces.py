@@ -105,7 +105,7 @@ class _Page:
     """Each family with the position of its samples in ``text``."""
     busiest: tuple[Interface, ...]
     names: Mapping[str, InterfaceName]
-    """By ``node_tid``."""
+    """The keys are values of ``node_tid``."""
     expires_at: float
     _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 
@@ -196,7 +196,7 @@ class Interfaces:
 
     @property
     def names(self) -> Mapping[str, InterfaceName]:
-        """By ``node_tid``."""
+        """The keys are values of ``node_tid``."""
         return self._page.names
 
 

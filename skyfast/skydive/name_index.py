@@ -235,6 +235,9 @@ class NameIndex:
     yet. Therefore, if a node is missing from a resolution, its names stay for ``keep_s``. The first
     resolution after this time removes the names. If all capture points of a host are missing, the
     host's candidates for ambiguous addresses also stay for ``keep_s``.
+
+    The table keeps references to the mappings. Therefore :meth:`apply` and :meth:`forget_topology`
+    change the mappings in place.
     """
 
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:

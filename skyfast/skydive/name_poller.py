@@ -104,7 +104,7 @@ class _Progress:
     asked_ms: int = 0
     """The Unix time of the latest reading."""
     newest_ms: int = 0
-    """The latest ``UpdatedAt`` of the nodes."""
+    """The latest ``UpdatedAt`` of the nodes. Edges are not newer than their nodes."""
 
 
 class NamePoller:

@@ -329,5 +329,5 @@ def _sum(flow: Flow, paths: tuple[FieldPath, ...]) -> int:
 
 
 def _is_repeat(flow: Flow) -> bool:
-    """Return whether a closing report only repeats the previous ``LastUpdateMetric``."""
+    """Return whether ``flow`` is a closing report with the previous ``LastUpdateMetric``."""
     return bool(flow.FinishType == CLOSING and flow.LastUpdateMetric.Last != flow.Last)

@@ -223,8 +223,8 @@ class SilenceDetector:
     def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
         """Update once per tick; return why the subscription is silent, or an empty string.
 
-        The arguments describe the messages since the last tick. ``statistics`` is the number of
-        ``stats``.
+        ``received``, ``statistics`` and ``flows`` describe the messages since the last tick.
+        ``statistics`` is the number of ``stats``.
         """
         self._reporting.add(statistics, now_s)
         if received:

@@ -153,7 +153,7 @@ class WebConfig:
 def read(path: str, *, files: Files | None = None) -> WebConfig:
     """Read the file at ``path`` and the files that it names. This blocks.
 
-    Adds the paths of all these files to ``files``, even on errors.
+    Adds the paths of all these files to ``files``, even on errors. Logs warnings.
 
     Raises:
         ConfigError: A file is invalid. The text contains file, line and key, and no secrets.

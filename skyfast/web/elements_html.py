@@ -75,7 +75,10 @@ class Elements:
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
     def hidden(self, key: str) -> str:
-        """Return the number of hidden connections for ``table.connections``, otherwise ""."""
+        """Return the number of hidden connections for ``table.connections``, otherwise "".
+
+        The result is also "" if no bounds are configured.
+        """
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""
         return f" <small>({self.value(_HIDDEN, 'count')} hidden)</small>"
