@@ -4,8 +4,7 @@ At any time, a connection has exactly one deadline: for the request head, the re
 request. When the deadline passes, skyfast closes the connection. aiohttp only parses requests and
 encodes responses; this module enforces all limits.
 
-Tested with aiohttp 3.10.11, 3.11.18, 3.12.15, 3.13.5, 3.14.0 and 3.14.5. Only this module uses
-undocumented features of aiohttp:
+Only this module uses undocumented features of aiohttp. They were tested with aiohttp 3.14.5:
 
 * ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
 * ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,
