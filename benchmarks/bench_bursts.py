@@ -66,7 +66,8 @@ class Bursts:
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
         """Send bursts. Return the ns per flow of each burst, for skyfast and for decoding alone.
 
-        A time of decoding is the mean of a measurement before the burst, and one after it.
+        The time for decoding is the mean of two measurements: one before the burst, and one after
+        it.
         """
         ns, alone = [], [self.decoder.call(Decoder.run)]
         for round_ in rounds:

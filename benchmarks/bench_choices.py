@@ -60,7 +60,11 @@ class Choices:
         tidy()
 
     def take(self, round_: int) -> tuple[Samples, Samples]:
-        """Process a round. Return the ns per flow, of decoding and the table, by configuration."""
+        """Process a round.
+
+        Return the ns per flow for decoding, and the ns per flow for the table, each by
+        configuration.
+        """
         count = self._flows.count
         is_first = round_ == FIRST_ROUND
         numbers = range(count) if is_first else self._flows.sample(count, count)

@@ -16,7 +16,8 @@ from benchmarks.topology import PODS, Topology
 
 LIMIT_S = 420
 READING_INTERVAL_S = 10.0
-"""Interval of complete readings of the topology, by default several minutes."""
+"""Interval at which skyfast reads the complete topology. The default of skyfast is several
+minutes."""
 WAIT_S = 90.0
 POLL_S = 0.2
 MOVED_PODS = PODS // 5

@@ -113,7 +113,7 @@ def run(report: Report) -> None:
 
 
 def _first_page(report: Report, program: Program, connections: int) -> None:
-    """Report the memory that the first page adds, of which the heap keeps a part."""
+    """Report how much memory the first page adds. The heap keeps a part of this memory."""
     before_bytes = program.memory()
     program.forget_peak()
     program.page(compressed=True)
@@ -221,7 +221,7 @@ def _render(report: Report) -> None:
 
 
 def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
-    """Report the cost of ``min_bytes``: pages with and without it alternate."""
+    """Report the cost of ``min_bytes``. For this, alternate pages with and without this bound."""
     for what, min_bytes, highest_ns in (("nothing", 1, 3), ("everything", 10**18, 10)):
         ns = []
         for _ in range(REPEATS):

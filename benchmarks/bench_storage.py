@@ -23,7 +23,7 @@ SIZES = (SCALE // 5, SCALE)
 """Numbers of connections. Each connection has five series."""
 
 TURNOVERS = 4
-"""Number of times that all connections are replaced, with the first of the `SIZES`."""
+"""How often all connections of a table of the first size in `SIZES` are replaced."""
 
 SCRAPES = int(os.environ.get("SKYFAST_BENCH_SCRAPES", "18"))
 INTERVAL_S = 10

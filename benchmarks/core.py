@@ -64,7 +64,10 @@ def trim() -> None:
 
 
 def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
-    """Yield messages in batches, because messages must not be generated between measurements."""
+    """Yield messages in batches.
+
+    A batch is generated completely before its messages are measured.
+    """
     while batch := list(itertools.islice(messages, size)):
         yield batch
 

@@ -1,4 +1,4 @@
-"""Tables that look up names of addresses, like those of the topology in skyfast."""
+"""Tables that look up names of addresses, as skyfast does with names from the topology."""
 
 import dataclasses
 import random

@@ -24,7 +24,7 @@ LEVELS = {
 """Maps the methods of a logger to their levels."""
 
 ANALYZER = re.escape("analyzer ") + ".+" + re.escape(": ")
-"""A prefix of many messages that the explanations omit."""
+"""A prefix of many messages. The explanations omit this prefix."""
 
 RECONNECT = "subscription"
 """The module that logs the reasons for reconnects."""

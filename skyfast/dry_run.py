@@ -27,7 +27,7 @@ from skyfast.web.forecast import Forecast, make_forecast
 STEP_S = 1.0
 """Maximum step of the simulated time.
 
-`Clock` takes steps above `PAUSE_S` for pauses of the process, so longer gaps are split."""
+`Clock` would treat a step above `PAUSE_S` as a pause of the process, so longer gaps are split."""
 
 EXPIRY_ROWS = 1 << 20
 """Rows per call of `Table.expire`. Nothing else has to run in between."""

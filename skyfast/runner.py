@@ -38,8 +38,8 @@ log = logging.getLogger("skyfast.app")
 class Options:
     """Command line options that are not part of the configuration; a reload keeps them.
 
-    ``playback`` replaces the subscriptions to analyzers. ``record_file`` is the recording to write,
-    in which ``anonymous`` replaces addresses and names with pseudonyms.
+    ``playback`` replaces the subscriptions to analyzers. ``record_file`` is the recording to write.
+    If ``anonymous``, pseudonyms replace the addresses and names in this recording.
     """
 
     listen: Listen = AS_CONFIGURED
@@ -139,9 +139,10 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
 async def _start_replay(
     options: Options, stack: AsyncExitStack, recorder: "Recorder | None"
 ) -> tuple[Callable[[Config], Config], Replay | None]:
-    """Return a function that changes a configuration to subscribe to the replay, and the replay.
+    """Start the servers of the replay.
 
-    If nothing is replayed, the function changes nothing, and the replay is None.
+    Return a function that makes a configuration use these servers, and a `Replay`. If nothing is
+    replayed, the function changes nothing, and the second result is None.
     """
     if options.playback is None:
         return lambda config: config, None

@@ -25,7 +25,7 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""OpenMetrics 1.0 reserves the name of a family with each of these suffixes."""
+"""OpenMetrics 1.0 reserves these names for each family: its name plus one of these suffixes."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels of a sample, and its value."""

@@ -310,7 +310,10 @@ class Anonymizer:
         return "".join(_LETTERS[number >> 5 * i & 31] for i in range(_WORD_LETTERS))
 
     def _network(self, text: str) -> str:
-        """Return the pseudonym that the address has in flows. The prefix length does not change."""
+        """Return the pseudonym of an address with a prefix length, such as ``10.1.2.3/24``.
+
+        The address gets the same pseudonym as in flows, and the prefix length does not change.
+        """
         text, slash, length = text.partition("/")
         text, percent, zone = text.partition("%")
         octets = addresses.read(text)
@@ -359,8 +362,8 @@ class Anonymizer:
         """
         result = bytearray()
         for i, octet in enumerate(octets):
-            # The digest bit number `node` tells whether to flip the current bit. `node` is a 1
-            # followed by the preceding bits of this octet.
+            # Bit number `node` of the digest tells whether to flip the current bit. In binary,
+            # `node` is a 1 followed by the preceding bits of this octet.
             flips = int.from_bytes(self._digest(kind, octets[:i], 32))
             node, scrambled = 1, 0
             for bit in range(8):

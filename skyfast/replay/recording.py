@@ -420,9 +420,9 @@ def demo() -> Playback:
     """Return the playback of the packaged recording.
 
     The recording shows containers and pods for 80 s. Every connection is reported at least once in
-    each loop of `DEMO_LOOP_S` seconds. This is less than the default ``connection_timeout``, so
-    connections never expire. It is also short enough for a ``rate()`` over one minute at a scrape
-    interval of 15 s.
+    each loop of `DEMO_LOOP_S` seconds. A loop is shorter than the default ``connection_timeout``,
+    so connections never expire. It is also short enough for a ``rate()`` over one minute at a
+    scrape interval of 15 s.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
@@ -437,8 +437,9 @@ class ScheduledMessage:
     """A message to send ``due_s`` seconds after the start of the replay.
 
     ``recording`` is the index of the recording that contains the message. Recorded times are mapped
-    to the present: ``origin_ms`` becomes the start of the loop, ``begins_ms`` after the start of
-    the replay. The UUIDs of flows and messages are XORed with ``mask``.
+    to the present. The loop starts ``begins_ms`` after the start of the replay, and the recorded
+    time ``origin_ms`` is mapped to this start of the loop. The UUIDs of flows and messages are
+    XORed with ``mask``.
     """
 
     recording: int

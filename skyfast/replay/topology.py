@@ -271,7 +271,7 @@ class ResponseChanges:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add an element's ID to the known IDs of each complete query that matches the element."""
+        """Add the ID to the known IDs of each query in `_COMPLETE` that matches the element."""
         element = msgspec.json.decode(text)
         for complete, ids in self._ids_by_query.items():
             if complete.edges == query.edges and complete.matches(element):
@@ -299,7 +299,8 @@ class ReplayedTopology:
         self._seen: dict[str, bytes] = {}
         """The latest version of each node in this loop, including removed nodes."""
         self._previous: dict[str, bytes] = {}
-        """The last version of each node of earlier loops that has not appeared in this loop."""
+        """For each node that has not appeared in this loop yet, its last version in earlier
+        loops."""
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:
@@ -373,7 +374,7 @@ def selected(
 ) -> bytes:
     """Return the response to ``query``: a JSON list of the matching ``elements``.
 
-    ``present`` changes an element in place, before ``query`` is matched: its times and counters.
+    Before ``query`` is matched, ``present`` changes the times and counters of an element in place.
     """
     chosen = []
     for text in elements:

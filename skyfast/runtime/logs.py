@@ -35,7 +35,7 @@ LOG_INTERVAL_S: Final = 60.0
 """Default of `LogLimit`: the minimum time between two log lines with the same cause."""
 
 MAX_CAUSES: Final = 1000
-"""Maximum number of causes that a `LogLimit` remembers: it forgets the oldest.
+"""Maximum number of causes that a `LogLimit` remembers. Further causes replace the oldest ones.
 
 A cause can contain an address of an analyzer, and DNS can return ever new addresses."""
 
@@ -138,7 +138,7 @@ def is_journal() -> bool:
 def prefix(level: int) -> str:
     """Return the prefix for a line on standard error that is not a log record.
 
-    For the journal, the prefix is the priority of ``level``.
+    For the journal, the prefix is the priority of ``level``. Otherwise, it is "".
     """
     return _priority(level) if is_journal() else ""
 

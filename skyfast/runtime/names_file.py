@@ -41,7 +41,7 @@ class NamesFile:
         self._tried: FileState | None = None
 
     def use(self, loaded: LoadedNames, export: ExportSelection) -> None:
-        """Update the self metrics of own names to ``loaded``, and log new warnings."""
+        """Update the self metrics about own names, and log new warnings."""
         counts = self._counts
         labels = names.labels_without_names(loaded.sources, export)
         keys = loaded.missing_keys

@@ -4,8 +4,8 @@ This module is imported only with ``--web.config.file``.
 
 Password guessing must neither succeed nor slow down other clients. A single low-priority thread
 computes the hashes, and at most `MAX_CHECKS` requests wait for it. Results are cached under a keyed
-hash, so that the same credentials are checked only once. The rate of different credentials is
-limited per address.
+hash, so that the same credentials are checked only once. Each client address can try new
+credentials only at a limited rate.
 """
 
 import asyncio
@@ -126,8 +126,8 @@ class PasswordChecker:
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
         known = users.get(user)
-        # For an unknown user, check the hash of a configured user, so that the duration does not
-        # reveal which users exist.
+        # For an unknown user, compare the password with the hash of a configured user. Otherwise, a
+        # fast response would reveal that the user does not exist.
         expected = known or self._dummy_hash(user, users)
         digest = self._digest(b"known" if known else b"", user, expected, password)
         if digest in self._verified:

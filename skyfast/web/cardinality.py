@@ -32,7 +32,7 @@ of each, and the number of rows that would remain without the label."""
 
 
 class CardinalityTable(Protocol):
-    """The methods of the table that cardinality reports call from any thread."""
+    """The table's methods for cardinality reports. They can be called from any thread."""
 
     def label_values(self) -> Mapping[str, int]: ...
     def cardinality(

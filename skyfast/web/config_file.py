@@ -50,7 +50,7 @@ with the same credentials uses the result of this check.
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _OLD_VERSIONS = ("TLS10", "TLS11")
 
-# TLS 1.3 suites are always offered; neither Python nor Go can configure them.
+# TLS 1.3 suites are always offered. Prometheus does the same, because Go cannot configure them.
 _CIPHERS_13 = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 _CIPHERS = {
     "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -225,7 +225,10 @@ class _Reader:
             return mapping_of(node.value, known=known, what="a mapping")
 
     def file(self, value: YamlValue) -> str:
-        """Return the path of a readable file, which can be relative to the configuration file."""
+        """Return the path of a readable file.
+
+        ``value`` can be relative to the configuration file.
+        """
         path = str(Path(self._path).parent / parse_str(value))
         self._files[path] = file_state(path)
         try:
@@ -338,7 +341,8 @@ class _Reader:
                 problem = f"{subject}does not contain PEM certificates{failure(error)}"
                 raise section.error(key, problem, shown=bool(path)) from None
             context.verify_mode = mode
-            # Verify as Go does, and as skyfast.skydive.tls does for connections to analyzers.
+            # As in Go and in skyfast.skydive.tls, authorities need not be self-signed, and can lack
+            # extensions that Python 3.13 requires.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", parse_str)

@@ -125,9 +125,9 @@ class HttpConnections:
         self._log_limit = LogLimit()
 
     def add(self, connection: "HttpConnection") -> None:
-        """At the limit, the connection that has been idle for the longest time is closed.
+        """Add ``connection``. At the limit, first close the connection that has been idle longest.
 
-        If no connection is idle, ``connection`` itself is closed.
+        If no connection is idle, close ``connection`` itself.
         """
         if self._closed:  # pragma: no cover - accepted during a stop
             connection.reset()
@@ -215,7 +215,7 @@ class HttpConnection(web.RequestHandler):
         """Whether the client's certificate has no allowed name."""
 
     def start_tls(self, client: socket.socket, security: "WebSecurity") -> None:
-        """Start the TLS handshake. The handshake and the first byte have one deadline."""
+        """Start the TLS handshake. The handshake and the first byte share one deadline."""
         self._security = security
         self._register(_peer(client))
         if self._reset:  # pragma: no cover - closed within microseconds
@@ -448,7 +448,7 @@ def _make_request(
 
     * Versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0. aiohttp would respond with the
       version of the request, such as HTTP/2.0.
-    * With HTTP/1.0, the connection is closed after the response, because this marks the end of a
+    * With HTTP/1.0, the connection is closed after the response: closing it marks the end of a
       page.
     * With the header ``Upgrade``, the connection is closed after the response. aiohttp would parse
       the data that follows as another protocol.

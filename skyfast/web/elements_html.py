@@ -26,8 +26,8 @@ class HtmlColumn:
 
     * ``key`` is the path of the value in a row, and ``format`` is the format of the value.
     * ``head`` is the content of the header cell, and ``attributes`` are its attributes, as HTML.
-    * ``name`` is the label in this column if its values have names, otherwise "". A name replaces
-      the value. If ``is_beside``, the name is shown beside the value instead.
+    * If the values in this column can have names, ``name`` is the label in this column, otherwise
+      "". The page shows a name instead of its value, or beside the value if ``is_beside``.
     * ``bar`` is the path of the length (0 to 1) of a bar in the background, or "" for no bar.
     * If ``filters``, the value is a link that filters the table by this value.
     * ``configured`` is a value to mark as the configured value, or 0.
@@ -75,9 +75,9 @@ class Elements:
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
     def hidden(self, key: str) -> str:
-        """Return the number of hidden connections for ``table.connections``, otherwise "".
+        """Return the number of hidden connections if ``key`` is ``table.connections``.
 
-        The result is also "" if no bounds are configured.
+        For any other key, or if no bounds are configured, the result is "".
         """
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""

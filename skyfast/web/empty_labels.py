@@ -42,7 +42,7 @@ belongs to a container."""
 
 
 class GroupedTable(Protocol):
-    """The method of the table that the search calls from any thread."""
+    """The table's method for the search. It can be called from any thread."""
 
     def top_groups(
         self, family: int, count: int, labels: Iterable[str], /, *, max_groups: int = ...
@@ -88,8 +88,8 @@ def _share(
 def is_suspicious(empty: EmptyLabels) -> bool:
     """Return whether to warn about these labels.
 
-    Often, only one end has a name: for example, if the other end is on the Internet. Therefore the
-    label of one end alone is suspicious only if it is empty for all bytes.
+    Often, only one end has a name: for example, if the other end is on the Internet. Therefore, if
+    only the label of one end is exported, it is suspicious only if it is empty for all bytes.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)
@@ -122,8 +122,9 @@ class EmptyLabelCheck:
     def is_due(self, ranking: Ranking, *, is_read: bool) -> bool:
         """Return whether the table of ``ranking`` can be searched.
 
-        ``is_read`` tells whether skyfast has read all names. It must also have been true in the
-        previous call for the same table, so that the labels of flows have been updated meanwhile.
+        ``is_read`` tells whether skyfast has read all names. The result is true only if ``is_read``
+        is true in two successive calls for the same table. Between the two calls, skyfast updates
+        the labels of flows.
         """
         was_read = self._read_for is not None and self._read_for() is ranking
         self._read_for = weakref.ref(ranking) if is_read else None

@@ -231,8 +231,8 @@ def _chunks(
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
-        # Count the hidden connections of the whole table: only `/metrics/flows`, which has no self
-        # metrics, can be read in parts.
+        # Count the hidden connections of the whole table, because a page with self metrics is never
+        # divided into parts.
         hidden = dict(zip(("", *source.views), source.table.hidden(now), strict=True))
         values = source.cardinality.values()
         yield (

@@ -30,7 +30,7 @@ _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 class ForecastTable(Protocol):
-    """The methods of the table that forecasts call from any thread."""
+    """The table's methods for forecasts. They can be called from any thread."""
 
     def forecast(
         self, now: float, view: int, bounds: Iterable[tuple[int, int]], /

@@ -49,7 +49,8 @@ def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
     """Yield the connections, then the groupings that the labels allow, then the other views.
 
     There are groupings by the labels in `TITLES`, and by user-defined labels of initiators and
-    targets. If a view has a label for both initiator and target, the grouping uses both labels.
+    targets. If a view has both labels ``initiator_x`` and ``target_x``, the grouping by x uses
+    both, unless `SINGLE_LABELS` contains x.
     """
     yield Grouping(title="connection")
     for name, title in {**TITLES, **_defined(views)}.items():

@@ -2,7 +2,7 @@
 
 After a failed handshake, asyncio and uvloop close the connection, but do not send the alert that
 OpenSSL has written. Therefore a `ServerContext` stores this alert in the `Handshake` of the
-connection, which sends the alert. This module is imported only with TLS.
+connection, and `Handshake.respond` sends the alert. This module is imported only with TLS.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The explanations of the figures on the pages.
 
-The texts are package data, and docs/status.md contains them, too.
+The texts are package data. docs/status.md contains the same texts.
 """
 
 import functools
@@ -13,7 +13,7 @@ from skyfast.web import html
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
-    """``page`` is a path in ``docs`` with an anchor: more about this topic."""
+    """``page`` is where to read more: a path in ``docs``, with an anchor."""
 
     title: str
     page: str

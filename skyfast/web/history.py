@@ -74,8 +74,8 @@ class History:
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
         """Return the history of the ten minutes before ``now_s``, and the current state.
 
-        The last rate is the total of `rates`, as elsewhere on the page. The rate of the last
-        interval, which is not complete, would differ.
+        The last rate is the total of `rates`, because the page shows this total in other places
+        too. The last interval is incomplete, so its own rate would be a different number.
         """
         every = [*self._samples, _sample(stats, connections, now_s)]
         rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
@@ -184,7 +184,10 @@ class Churn:
             self._counts.append((now_s, created_total, expired_total))
 
     def counts(self, created_total: int, expired_total: int, *, now_s: float) -> ChurnCounts:
-        """Return the growth since the oldest totals stored in the last `CHURN_S` seconds."""
+        """Return how much the totals have grown since the oldest stored totals.
+
+        Totals that are older than `CHURN_S` are ignored.
+        """
         for since_s, created, expired in self._counts:
             if now_s - since_s <= CHURN_S:
                 return ChurnCounts(

@@ -24,8 +24,8 @@ class ScanCache(Generic[Key, Result]):
 
         ``max_results`` limits the sum of cached results, running scans and waiting scans.
 
-        With ``queue``, requests wait for the running scan. Requests with the same key share its
-        result. Without ``queue``, a request raises BusyError if a scan is running.
+        With ``queue``, requests wait until the running scan ends. Requests with the same key share
+        one scan. Without ``queue``, a request raises BusyError if a scan is running.
         """
         self._keep_s = keep_s
         self._max_results = max_results

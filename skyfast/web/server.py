@@ -315,7 +315,7 @@ class WebServer:
         return text_response("skyfast is ready.")
 
     async def _reload_config(self, _: web.BaseRequest) -> web.Response:
-        """The responses are the same as those of Prometheus."""
+        """Reload the configuration, and respond as Prometheus does."""
         if self._reload is None:
             return text_response(
                 "Lifecycle API is not enabled. To enable it, set web.enable_reload to true.",

@@ -42,7 +42,8 @@ MAX_FILTER_CHARS: Final = 200
 MAX_GROUPS: Final = 65_536
 """The maximum number of groups. Further groups, those with the lowest ``rank``, are in `Other`.
 
-For a view with two counters of both directions and one gauge, the groups need up to 24 MiB."""
+For example, the groups of a view with two counters (each for both directions) and one gauge need up
+to 24 MiB."""
 
 RESULT_AGE_S: Final = 1.0
 """How long a result is shared with requests for the same ranking."""
@@ -56,7 +57,7 @@ SNAPSHOT_IDLE_S: Final = 300.0
 This is longer than the usual intervals of programs that poll ``/api/top``."""
 
 SNAPSHOT_INTERVAL_S: Final = 60.0
-"""The minimum time between two snapshots. A longer ``flow.update`` replaces this time."""
+"""The time between two snapshots is at least this time, and at least ``flow.update``."""
 
 Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
@@ -64,7 +65,7 @@ Groups = tuple[Sequence[Group], tuple[int, int | None, Values], int, bool]
 
 
 class TopTable(Protocol):
-    """The methods and properties of the table that rankings use from any thread."""
+    """The table's methods and properties for rankings. They can be used from any thread."""
 
     @property
     def connections(self) -> int: ...
