@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
-"""Deadlines of rows are whole seconds, so a shorter interval would gain little."""
+"""Interval of expiry. Deadlines of rows are whole seconds, so a shorter interval would gain
+little."""
 
 EXPIRY_SLICE_S = 0.002
 """Maximum time for which expiry blocks the event loop."""
@@ -461,7 +462,10 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """If the first subscription has come up, count flows that begin after ``now`` as new."""
+        """When the first subscription comes up, set the table's horizon to ``now``.
+
+        The table then assumes that unknown flows that begin after ``now`` were never counted.
+        """
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.raise_horizon(now)
 

@@ -437,9 +437,9 @@ class ScheduledMessage:
     """A message to send ``due_s`` seconds after the start of the replay.
 
     ``recording`` is the index of the recording that contains the message. Recorded times are mapped
-    to the present. The loop starts ``begins_ms`` after the start of the replay, and the recorded
-    time ``origin_ms`` is mapped to this start of the loop. The UUIDs of flows and messages are
-    XORed with ``mask``.
+    to the present. The recorded time ``origin_ms`` becomes the start of the loop, which is
+    ``begins_ms`` after the start of the replay. The UUIDs of flows and messages are XORed with
+    ``mask``.
     """
 
     recording: int

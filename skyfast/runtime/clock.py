@@ -15,7 +15,7 @@ class Clock:
     process was stopped (SIGSTOP). Pauses are excluded, because reports wait unread in the sockets
     during a pause. Normally, the expiry task reads the clock twice a second.
 
-    A hold is a time for which `hold` has stopped the clock: see `skyfast.skydive.reporting_gap`.
+    A hold is a period in which `hold` keeps the clock stopped: see `skyfast.skydive.reporting_gap`.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:

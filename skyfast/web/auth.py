@@ -3,7 +3,7 @@
 This module is imported only with ``--web.config.file``.
 
 Password guessing must neither succeed nor slow down other clients. A single low-priority thread
-computes the hashes, and at most `MAX_CHECKS` requests wait for it. Results are cached under a keyed
+computes the hashes. At most `MAX_CHECKS` checks run or are queued. Results are cached under a keyed
 hash, so that the same credentials are checked only once. Each client address can try new
 credentials only at a limited rate.
 """

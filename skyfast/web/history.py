@@ -13,7 +13,7 @@ from typing import Final
 from skyfast.stats import AnalyzerStats, HistogramStats, Stats
 
 INTERVAL_S: Final = 5.0
-"""The time between two samples. Analyzers send messages at least this often."""
+"""The time between two samples."""
 
 SAMPLES: Final = 120
 """The number of intervals in ten minutes, which is the length of the history."""
