@@ -75,8 +75,8 @@ def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list
 class Parts:
     """skyfast's decoders and table, for the YAML ``chosen``.
 
-    As in skyfast, more fields are decoded of new flows than of known flows. ``memory_s`` overrides
-    ``flow_memory``. ``change`` modifies the plan.
+    As in skyfast, the decoder of first reports reads more fields than the decoder of later reports.
+    ``memory_s`` overrides ``flow_memory``. ``change`` modifies the plan.
     """
 
     def __init__(

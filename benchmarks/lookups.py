@@ -28,7 +28,10 @@ MESSAGES = 25
 
 
 class PodNames(dict[str, tuple[str, ...] | None]):
-    """Maps addresses to names, and ambiguous addresses to None. ``resolved`` has all names."""
+    """Maps addresses to names, and ambiguous addresses to None.
+
+    ``resolved`` also has the names of ambiguous addresses.
+    """
 
     resolved: dict[str, tuple[str, ...]]
 

@@ -22,7 +22,7 @@ LATER_S = 10_000.0
 SIZES = [pytest.param(size, id=f"{size:,} connections") for size in (SCALE, LARGE)]
 
 Decoded = Iterator[tuple[list[Any], float]]
-"""The arguments of `Table.update`."""
+"""The arguments of successive calls of `Table.update`."""
 
 
 class Filled:

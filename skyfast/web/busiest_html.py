@@ -105,7 +105,7 @@ def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
     if top.note is not None:
         return escape(top.note)
     row = "row" if top.view else "connection"
-    # Not the total of the status report, which may be newer.
+    # Do not use the total of the status report: it may be newer than the ranking.
     total = top.connections if top.groups is None else top.groups
     singular = row if top.groups is None else "group"
     text = f"{count(len(top.entries))} of {count(total)} {noun(total, singular)}"

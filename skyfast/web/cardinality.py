@@ -116,7 +116,7 @@ class Cardinality:
         self._table = table
         self._forecaster = forecaster
         self.labels = tuple(column.name for column in view.columns)
-        """The label names without ``direction``, which has the same values for all connections."""
+        """All label names except ``direction``, which has the same values for all connections."""
         self._series = _max_series_per_row(view)
         self._others = others or {}
         self._scanning = threading.Lock()

@@ -256,8 +256,8 @@ def _flows(
         names=query.names,
     )
     info = source.interface_info
-    # If a page is read in parts, its first part has all info series: one scan finds all capture
-    # points.
+    # If a page is read in parts, the first part has all info series, because one scan finds the
+    # capture points of all parts.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
     # Find the capture points before reading the page, so that no series of the page lacks its info

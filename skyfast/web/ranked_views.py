@@ -50,9 +50,9 @@ class RankingKey:
 class RankedView:
     """A view whose rows can be ranked; ``prefix`` is empty for the first view.
 
-    ``labels`` are the label names without ``direction``. ``metrics`` exclude histograms, whose
-    names are in ``histograms``. ``decimals`` are the `RankingKey.decimals` of each metric. ``keys``
-    are the criteria by name: all metrics in their order, then the rates.
+    ``labels`` are all label names except ``direction``. ``metrics`` exclude histograms, whose names
+    are in ``histograms``. ``decimals`` are the `RankingKey.decimals` of each metric. ``keys`` are
+    the criteria by name: all metrics in their order, then the rates.
 
     The ranking shows names for the values of the labels ``addresses`` and ``nodes``. ``addresses``
     are the labels with the initiator's or target's address, unless another label shows its name.

@@ -92,7 +92,7 @@ def busy_response(reason: str) -> web.Response:
 
 
 def header_value(request: web.BaseRequest, name: str) -> str | None:
-    """Return a header's value, its lines joined with commas; None if the header is missing."""
+    """Return a header's value; None if it is missing. Repeated headers are joined with commas."""
     lines = request.headers.getall(name, None)
     return None if lines is None else ",".join(lines)
 
