@@ -21,9 +21,11 @@ Rows:
 Flows:
 
 * An *unknown* flow is not stored in the table. All other flows are *live* or *dormant*.
-* A flow has *ended* if its closing report (``FinishType`` 1) has arrived, and no newer report after
-  it. An older report that is not late also reopens the flow if the flow is dormant.
-* An unknown flow is *new* if its report is its first report, or if it began after the horizon.
+* A flow has *ended* if its closing report (``FinishType`` 1) has arrived. Any other report with a
+  higher ``Last`` reopens the flow. If the flow is dormant, an older report that is not late also
+  reopens it.
+* An unknown flow is *new* if the report is the first report of the flow, or if the flow began after
+  the horizon.
 
 Reports:
 
@@ -32,8 +34,8 @@ Reports:
 * The *last update* is ``LastUpdateMetric``: the increases since the previous report.
 * The *lifecycle times* are ``Start``, ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``.
 * A report is *late* if neither its ``Last`` nor any of its counters exceeds the stored value.
-* A *repeat* is a closing report that repeats the previous report. Its ``LastUpdateMetric.Last``
-  differs from its ``Last``, or is out of range.
+* A *repeat* is a closing report that repeats the last update of the previous report. The table
+  recognizes it by a ``LastUpdateMetric.Last`` that differs from ``Last``, or is out of range.
 
 Reports
 -------
@@ -58,8 +60,9 @@ Omitted values
 
 * Optional fields are ``FinishType``, the lifecycle times, and all fields of gauges and histograms.
   Fields of counters are optional if they are in an object other than ``Metric``.
-* If an optional field is out of range, it is omitted, and counted once per report. In skipped
-  reports, omitted fields are counted only for the reasons ``late``, ``ended`` and ``table_full``.
+* If an optional field is out of range, it is omitted, and counted once per report. If the report is
+  skipped, its omitted fields are counted only if the reason is ``late``, ``ended`` or
+  ``table_full``.
 * If a counter is the sum of two fields, the first invalid field is counted. If only the sum is out
   of range, the second field is counted.
 * Invalid lifecycle times are counted in closing reports of unknown flows. In other reports of
@@ -68,15 +71,15 @@ Omitted values
   counted.
 * If an unknown flow has an invalid ``FinishType``, its report may be a repeat. Therefore the report
   adds nothing to existing rows, and the flow is not new.
-* An invalid ``Start`` or ``LastUpdateMetric.Start`` has the same effect, except in a repeat, or if
-  ``LastUpdateMetric`` is missing.
+* An invalid ``Start`` or ``LastUpdateMetric.Start`` has the same effect. There are two exceptions:
+  repeats, and reports without ``LastUpdateMetric``.
 
 Views
 -----
 
-* Flows that share a row of the first view also share their row in a linked view, or have none
-  there. The first of these flows determines the row.
-* A flow becomes live, but a view other than the first has no space for its row. The flow then
+* Flows that share a row of the first view also share a row of each linked view, or none of them has
+  a row there. The first of these flows determines the row.
+* If a flow becomes live while a view other than the first has no space for its row, the flow
   belongs to the overflow row of this view. If the table has no overflow rows, the flow has no row
   in this view. This does not change while the flow is live, even if the view has space again.
 * Overflow rows do not count towards the limits, but are included in the number of rows. They never
@@ -84,18 +87,18 @@ Views
   the overflow row.
 * If the table has overflow rows, a report that is skipped as ``table_full`` still adds its deltas.
   In the first view, the overflow row gets the deltas. In each other view, the row with the
-  flow's labels gets the deltas, or the overflow row if the view is full. The gauges and the
-  deadline of this row are also updated, but its number of flows does not change.
+  flow's labels gets the deltas, or the overflow row if the view is full. The row that gets the
+  deltas also updates its gauges and its deadline, but not its number of flows.
 * An unknown flow that creates a row adds its total if the labels identify its conversation. This
-  rule does not apply if counters are saved for the row, or if any view has an overflow row. These
-  counters and rows may already contain a part of the total.
+  rule does not apply if counters are saved for the row, or if any view has an overflow row: the
+  saved counters or the overflow row may already contain a part of the total.
 
 Names
 -----
 
 * When names change, flows move to the rows of their new labels. A *slice* is a group of flows that
   move in one step. First, all flows of the slice leave their old rows. Then they join their new
-  rows. Therefore their order has no effect.
+  rows. Therefore the order of the flows has no effect.
 * The caller of `Model.relabel` chooses the flows of a slice. Between two slices, the table and the
   names can change. A slice uses the current names, as do flows that become live.
 * Flows of a connection can be in different slices. For example, a connection with 300 bytes has two
@@ -105,16 +108,16 @@ Names
   bytes.
 * A slice ignores the limits. It extends the deadline of the new row as if this row had received the
   latest report of the flow.
-* The new row gets a series for each counter of which the flow has a total. If the row did not have
-  this series yet, the series starts at zero.
+* If the flow has a total of a counter, the new row gets a series for this counter. A series that
+  the row did not have yet starts at zero.
 
 Dormant flows
 -------------
 
 * A flow is live until `Model.expire` makes it dormant. Before that, its deadline may already have
   passed, so that no page shows its row.
-* The table stores only when a flow became dormant. It assumes that the last report came one timeout
-  before.
+* For a dormant flow, the table stores the time at which the flow became dormant, but not the time
+  of its last report. It assumes that the last report came one timeout earlier.
 * A report can leave its flow dormant: a late closing report, a repeat, or a report that is skipped
   as ``table_full``. The flow then counts as a flow that has just become dormant, unless it has a
   claim (see below). Other late reports change nothing.
@@ -127,8 +130,8 @@ Dormant flows
   cases: they differ from the totals of the last flow; the view counts new flows, and their number
   is not 1; the labels do not identify the conversation. If ``flow_memory_s`` is 0, counters are
   never saved.
-* Saved counters count as one flow towards ``max_flows``. They are forgotten as if they were a flow
-  without a closing report that became dormant just after the last flow of the row.
+* Saved counters count as one flow towards ``max_flows``. They are forgotten like a flow that has
+  not ended, and that became dormant just after the last flow of the row.
 * A repeat does not create a row of the first view. It adds its deltas to an existing row or to
   saved counters. If neither exists, and the labels do not identify the conversation, the deltas
   become saved counters.
@@ -136,9 +139,10 @@ Dormant flows
 New flows
 ---------
 
-* Each row of a new flow counts the flow, even an overflow row.
-* If a dormant flow creates a row of the first view with its totals, the row counts one new flow.
-  The removed row counted one, too: otherwise its counters would have been saved.
+* A new flow is counted in each of its rows, even in an overflow row.
+* If a dormant flow creates a row of the first view, and this row starts with the totals of the
+  flow, the row counts one new flow. The removed row also counted one new flow: otherwise its
+  counters would have been saved.
 
 Deduplication
 -------------
@@ -176,7 +180,7 @@ Histograms
   repeated.
 * Reports that are skipped for any reason other than ``late``, ``ended`` and ``table_full`` are not
   observed.
-* A view that rejects a report does not observe it.
+* If a view has no row for a report, the view does not observe the report.
 
 Bounds
 ------
@@ -660,8 +664,8 @@ class Flow:
 
     If the flow is dormant, ``rows`` is empty, and ``since_s`` is the time at which the flow became
     dormant. ``is_superseded`` means that another capture point has taken over the conversation.
-    ``has_first_value`` and ``is_closing_observed`` mean that histograms must not observe the first
-    value, or the closing report, any more.
+    If ``has_first_value`` is true, histograms must not observe the first value any more. If
+    ``is_closing_observed`` is true, they must not observe the closing report any more.
     """
 
     uuid: str
@@ -1354,8 +1358,8 @@ class Model:
     def _evict_surplus(self, now: float) -> None:
         """Forget dormant flows and saved counters until at most ``max_flows`` are left.
 
-        Ended flows are preferred if they have been dormant for `MAX_REPORT_DELAY_S`: their reports
-        are no longer in transit.
+        Flows that have ended, and have been dormant for `MAX_REPORT_DELAY_S`, are forgotten first:
+        their reports are no longer in transit.
         """
         while len(self._flows) + len(self._saved_counters) > self.spec.max_flows and (
             self._ended or self._dormant
@@ -1672,7 +1676,7 @@ class Model:
         ]
 
     def hidden(self, now: float) -> list[tuple[int, int] | None]:
-        """Return the number of hidden rows and their bytes for each view; None without bounds."""
+        """Return the number and the bytes of the hidden rows of each view; None without bounds."""
         result: list[tuple[int, int] | None] = []
         for n, bounds in enumerate(self.bounds):
             rows = [row for row in self._unexpired(n, now) if not reaches(row, bounds)]
@@ -1841,9 +1845,10 @@ def histogram_lines(
 
 
 def family_values(family: Family, view: View) -> list[Total | Gauge | Distribution | None]:
-    """Return the values of a family: one for each direction, or one for the sum of both.
+    """Return the counters, gauges or distributions of a family.
 
-    None stands for the number of live flows.
+    There is one for each direction, or one for the sum of both. None stands for the number of live
+    flows.
     """
     paths = [path for path in (family.forward, family.backward) if path is not None]
     if family.type == "histogram":
@@ -1996,7 +2001,11 @@ def to_address(text: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addres
 
 
 def value_at(flow: JSON, path: Path, default: Any) -> Any:
-    """Return a field of a flow: ``default`` if it is missing, "" if its object is missing."""
+    """Return a field of a flow.
+
+    If the field is missing, the result is ``default``. If the object of the field is missing, the
+    result is "".
+    """
     value: Any = flow
     for name in path:
         if value is None:
@@ -2023,7 +2032,10 @@ def in_range(numbers: Iterable[int]) -> bool:
 
 
 def first_invalid(flow: JSON, paths: Sequence[Path]) -> set[Path]:
-    """Return a set of the first field that is out of range or makes the sum too large, if any."""
+    """Return a set with the first field that is out of range, or that makes the sum too large.
+
+    The set is empty if all fields and their sum are valid.
+    """
     total = 0
     for path in paths:
         number = value_at(flow, path, 0) or 0
@@ -2041,7 +2053,7 @@ def added(totals: Mapping[Total, int], deltas: Deltas) -> dict[Total, int]:
 
 
 def with_new_flow(deltas: Deltas, initial_delta: str) -> Deltas:
-    """Add the number of new flows to deltas: 1 if the delta is "total", otherwise 0."""
+    """Add the number of new flows to deltas: 1 if ``initial_delta`` is "total", otherwise 0."""
     return {**deltas, NEW_FLOWS: int(initial_delta == "total")}
 
 

@@ -58,7 +58,7 @@ def run_in_process(name: str, seconds: float, seed: str) -> int:
 
 
 def run(name: str, seconds: float, seed: str) -> int:
-    """Fuzz a target in this process. If it crashes, the file of the current case remains."""
+    """Fuzz a target in this process. If the process crashes, the file of the case remains."""
     path = current(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     result = fuzz(TARGETS[name](), seconds=seconds, seed=seed, on_case=path.write_bytes)

@@ -113,7 +113,7 @@ class ErrorLog(logging.Handler):
 
 
 class Http(Target):
-    """Sends requests to two servers in one other thread."""
+    """Sends requests to two servers, which run in one other thread."""
 
     name: ClassVar[str] = "http"
 

@@ -1,8 +1,8 @@
 """Fuzzes the compression of pages, with any text and any pieces: see `tests.support.pieces`.
 
-A case is a list of slices. Each slice consists of a text and pieces, preceded by their numbers of
-bytes and pieces (2 bytes each). A piece has a length and a source (4 bytes each). Bytes that are
-missing at the end of a case are zeros.
+A case is a list of slices. A slice has four parts: the number of bytes of its text (2 bytes), the
+text, the number of its pieces (2 bytes), and the pieces. A piece has a length and a source (4 bytes
+each). Bytes that are missing at the end of a case are zeros.
 """
 
 import random

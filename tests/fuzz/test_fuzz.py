@@ -15,9 +15,10 @@ from tests.fuzz.driver import CORPUS, Target, fuzz
 from tests.support.paths import ROOT
 
 SECONDS = 3.0
-"""Maximum time per target. On fast machines, a run ends earlier, after the cases in `RUNS`."""
+"""Maximum time per target. On fast machines, a run ends earlier (see `RUNS`)."""
 
 RUNS = {"messages": 250, "configuration": 250, "web_configuration": 300, "http": 120, "pieces": 250}
+"""Maximum number of cases per target."""
 
 
 def test_every_target_has_a_corpus():

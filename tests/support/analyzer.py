@@ -210,9 +210,9 @@ class FakeAnalyzer:
         self.script: deque[int | FakeResponse | Fault] = deque()
         """The next responses to WebSocket upgrades. After these responses, all upgrades succeed."""
         self.login: FakeResponse | Fault | None = None
-        """None means the normal response."""
+        """The response to logins. None means the normal response."""
         self.topology: FakeResponse | Fault = FakeResponse(body=b"[]", compress=True)
-        """Used if ``graph`` is None."""
+        """The response to topology requests if ``graph`` is None."""
         self.graph: dict[str, list[dict[str, Any]]] | None = None
         """The lists ``Nodes`` and ``Edges``. A response has the elements that match the query."""
         self.unique_host_ids = False
@@ -339,7 +339,7 @@ class FakeAnalyzer:
             writer.transport.abort()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Return whether another request may follow on this socket."""
+        """Handle one request. Return whether another request may follow on this socket."""
         lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, target, _ = lines[0].split(" ", 2)
         pairs = (line.partition(":") for line in lines[1:] if line)

@@ -1,8 +1,9 @@
 """Makes test builds of the compiled core, and runs commands with one of these builds.
 
 ``setup.py`` defines the builds. ``python -m tests.support.core_builds NAME COMMAND …`` runs a
-command with the build NAME, and preloads the libraries of its sanitizer. Child processes that call
-`use_chosen` use this build, as pytest does in ``tests/conftest.py``.
+command with the build NAME, and preloads the libraries of the build's sanitizer. The command and
+its child processes use the build if they call `use_chosen`, as pytest does in
+``tests/conftest.py``.
 """
 
 import fcntl

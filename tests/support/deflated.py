@@ -20,7 +20,7 @@ HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 RAW_WBITS = -15
 
 MAX_CODE_BITS = 12
-"""The deflate format allows 15 bits."""
+"""Maximum length of a Huffman code from the core. The deflate format allows 15 bits."""
 
 LENGTH_ORDER = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
 LENGTHS = tuple(
@@ -64,7 +64,7 @@ def gzip_member(lines: bytes, blocks: bytes) -> bytes:
 
 
 def check_with_all_decoders(lines: bytes, blocks: bytes) -> None:
-    """Assert that zlib, isal, `strictly_inflated` and Go (if installed) decompress ``lines``."""
+    """Assert that zlib, isal, `strictly_inflated` and Go (if installed) output ``lines``."""
     member = gzip_member(lines, blocks)
     assert zlib.decompress(member, wbits=31) == lines
     assert isal_zlib.decompress(member, wbits=31) == lines
@@ -113,7 +113,7 @@ class _Bits:
 
 
 def strictly_inflated(data: bytes) -> bytes:
-    """Decompress a deflate stream, and assert that it follows stricter rules than the format.
+    """Decompress a deflate stream. Assert that it follows rules stricter than those of the format.
 
     Each dynamic block must have a complete code for all symbols, with at most 12 bits per symbol.
     All other blocks must be empty.

@@ -11,7 +11,7 @@ SHOWN_SAMPLES = 100
 
 
 def recorded(name, which):
-    """Yield the time, ``which``, the JSON text and the flows of each message of a recording.
+    """Yield a tuple for each message of a recording: time, ``which``, JSON text, and flows.
 
     The time is the highest ``LastUpdateMetric.Last`` so far, in Unix milliseconds.
     """

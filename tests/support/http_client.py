@@ -137,7 +137,7 @@ class Client:
         await self.loop.sock_sendall(self.sock, data)
 
     async def receive(self, size=2**18):
-        """Return False at the end of the connection."""
+        """Receive data into ``buffer``. Return False at the end of the connection."""
         data = await self.loop.sock_recv(self.sock, size)
         self.buffer += data
         return bool(data)

@@ -30,8 +30,8 @@ UNIT = (3, 1000, 2, 5000)
 _UNITS = '"ABPackets":3,"ABBytes":1000,"BAPackets":2,"BABytes":5000'
 MAX_PADDING = 900
 RX_BYTES_PER_CHANGE = 3_000_000_000
-"""Increase of each interface counter at each topology change. The 32-bit counters wrap at most of
-the changes."""
+"""Increase of each interface counter at each topology change. The 32-bit counters wrap at seven of
+ten changes."""
 
 _FIRST = '{"Namespace":"flow","Type":"store","UUID":"","Status":200,"Obj":['
 
@@ -47,7 +47,7 @@ class _Node:
         self.restarts = 0
         self.rx_bytes = 0
         self.labels = ""
-        """Labels of the latest conversation here."""
+        """Labels of the latest conversation at this interface."""
 
 
 class _Conversation:
@@ -70,7 +70,7 @@ class LoadGenerator:
         self._captures = [f"capture-{next(self._serial)}" for _ in range(CAPTURES)]
         self._steps = 0
         self.reports = 0
-        """Each report adds `UNIT` to the totals."""
+        """Number of reports so far. Each report adds `UNIT` to the totals."""
         self.started = 0
 
     @property
@@ -185,9 +185,9 @@ class LoadGenerator:
         node = conversation.node
         if conversation.restarts != node.restarts:
             conversation.restarts = node.restarts
-            # If the agent restarts after the first report, the flow gets a new UUID. With the old
-            # UUID, the next report would repeat the same totals, and the flow would seem idle.
-            # Other flows get a new UUID at every second restart.
+            # At every second restart, all flows get new UUIDs. At the other restarts, only flows
+            # with at most one report (since the previous restart) get new UUIDs. With the old UUID,
+            # the next report of such a flow would repeat the same totals, as if the flow was idle.
             if node.restarts % 2 or conversation.reported < 2:
                 conversation.uuid = self._uuid()
             conversation.reported = 0

@@ -55,8 +55,8 @@ def resident_bytes(pid: int | str = "self") -> int:
 def containers(**roots: object) -> dict[str, tuple[int, list[Any]]]:
     """Return all containers reachable from ``roots`` and skyfast's modules, by path.
 
-    Several containers can have the same path, for example one for each analyzer. The number is the
-    total of their entries.
+    Several containers can have the same path, for example one for each analyzer. Each path has the
+    total number of their entries, and a list of these containers.
     """
     result: dict[str, tuple[int, list[Any]]] = {}
     seen: set[int] = set()

@@ -169,7 +169,7 @@ class NameOracle:
         )
 
     def identity(self, node: Json) -> str:
-        """Without an ID, a node has no edges."""
+        """The ID of a node, or "". A node without an ID has no edges."""
         return short(text(node, "ID"))
 
     def updated_at(self, node: Json) -> int:
@@ -327,7 +327,7 @@ class NameOracle:
 
     @cached
     def kubernetes_containers(self, container: Json) -> list[Json]:
-        """The Kubernetes containers with an edge to a container, or else those with its ID."""
+        """The Kubernetes containers linked to a container, or else those with the same ID."""
         linked = self.parents(container, "container", K8S_CONTAINER)
         identity = short(text(container, "Metadata", "Container", "ID"))
         return linked or [
@@ -397,8 +397,8 @@ class NameOracle:
     def linked_pods(self, namespace: Json) -> list[Json]:
         """The pods of the containers of a network namespace, according to the Kubernetes probe.
 
-        The probe links a container with the pods of this name in all clusters. Pods in the host's
-        cluster take precedence.
+        The probe compares only namespaces and names, so it also links a container with pods of
+        other clusters. Pods in the host's cluster take precedence.
         """
         pods = distinct(
             pod
@@ -572,9 +572,9 @@ class NameOracle:
         return self.kind_and_name(parents[0], CONTROLLERS[self.kind(parents[0])])
 
     def pod_label(self, pod: Json, key: str) -> str:
-        """A label of a pod, from the first of its two copies that has the label.
+        """A label of a pod. A node has two copies of all labels, and the first value found is used.
 
-        If one key is a prefix of another key, a copy can lack one of these two labels.
+        If the key of a label is a prefix of another key, a copy can lack one of the two labels.
         """
         k8s = dig(pod, "Metadata", "K8s")
         for labels in (dig(k8s, "Labels"), dig(k8s, "Extra", "ObjectMeta", "Labels")):
@@ -889,7 +889,7 @@ class NameOracle:
         return alone and same_cluster
 
     def location_candidate(self, location: Location) -> Candidate:
-        """A virtual machine has no known namespace."""
+        """The owner of a location. If it is a virtual machine, its namespace is unknown."""
         namespace, host, machine = location
         pod_names = self.pod_names_at(namespace)
         names = self.names(
@@ -918,7 +918,7 @@ class NameOracle:
     def pod_candidate(self, pod: Json) -> Candidate:
         """A pod as the owner of an address that no interface of the pod has.
 
-        If the pod's host has no known agent, its name is that of the Kubernetes node.
+        If the pod's host has no known agent, the host gets the name of the Kubernetes node.
         """
         namespaces = [netns for netns in self.all("netns") if self.pod(netns) is pod]
         namespace = namespaces[0] if len(namespaces) == 1 else None

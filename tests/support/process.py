@@ -15,7 +15,7 @@ from tests.support.paths import ROOT
 
 START_S = 15.0
 STOP_S = 5.0
-"""On an idle machine, skyfast needs at most 2 s."""
+"""Maximum time to stop. On an idle machine, skyfast needs at most 2 s."""
 WAIT_S = 10.0
 POLL_S = 0.02
 PROBLEM = re.compile(

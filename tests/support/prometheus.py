@@ -71,8 +71,8 @@ async def prometheus(
 ) -> AsyncIterator[str]:
     """Run a Prometheus that scrapes ``target``, and yield its URL.
 
-    A mapping has several targets, each with its labels. ``how`` is YAML with further settings of
-    the scrape job, each followed by a comma.
+    If ``target`` is a mapping, it has the labels of several targets. ``how`` is YAML with further
+    settings of the scrape job, each followed by a comma.
     """
     labels_of = {target: {}} if isinstance(target, str) else target
     targets = [{"targets": [name], "labels": {**labels}} for name, labels in labels_of.items()]

@@ -68,7 +68,7 @@ TICK_S = 5
 REPORT_S = 60
 START_S = 1_700_000_000
 PEAK_STEPS = 10
-"""Half of the day's conversations start in these steps at noon."""
+"""Half of the day's conversations start at noon, in this number of steps."""
 MEASURE_INTERVAL_S = 12 * HOUR_S
 """Interval between memory measurements."""
 DRAIN_S = 4_200
@@ -102,7 +102,7 @@ pipeline:
         - {prefix: apps, labels: [application, node_host, capture_id], timeout: 600}
         - {prefix: nodes, labels: [node_tid, node_type], direction: sum}
 """
-"""All features that store state. The peak at noon exceeds the limits of this configuration."""
+"""A configuration with all features that store state. The peak at noon exceeds its limits."""
 
 
 def _app(text: str) -> App:
@@ -129,7 +129,7 @@ class VirtualSoak:
         self._clock = clock
         self._highest: Figures = {}
         self._reports_before_drain = 0
-        """Later reports belong to new connections."""
+        """Number of reports before the latest `drain`. Later reports belong to new connections."""
         self.load = LoadGeneratorProcess(step_s=STEP_S, report_s=REPORT_S, start_s=clock.wall())
         texts = {"default": DEFAULT, "sums": SUMS, "rich": RICH % (per_day // 8)}
         self.apps = {name: _app(text) for name, text in texts.items()}
@@ -246,7 +246,7 @@ class VirtualSoak:
             resolution = resolve(graph, k8s_labels=parts.names.k8s_labels)
             for names, keys in parts.names.apply(parts.names.compare(resolution, now)):
                 parts.table.relabel(names, keys).step(ALL_ROWS)
-            # The poller removes unknown addresses before it queries their pods.
+            # Remove unknown addresses, as the poller does before it queries their pods.
             while parts.names.addresses.take_unknown(now, MAX_VALUES):
                 pass
 
@@ -365,12 +365,12 @@ SUBSCRIBE_S = 20
 """Maximum time from the end of a subscription until the next subscription."""
 LINE_S = 10
 WARM_S = 60
-"""Time until memory is stable. Memory is checked only in tests of at least four times this
-duration."""
+"""Time until memory is stable. Memory is checked only if the test lasts at least four times as
+long."""
 EXPIRED_S = 20 + INCIDENT_UPDATES * FLOW_UPDATE_S
 """Time until all connections have expired, even if skyfast holds the clock for the longest time."""
 THREADS = 3 + min(32, (os.cpu_count() or 1) + 4)
-"""The main thread, the event loop's pool, and two threads for pages."""
+"""Maximum number of threads: main thread, the event loop's pool, and two threads for pages."""
 
 REAL = """
 host_id: soak

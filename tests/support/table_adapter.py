@@ -265,7 +265,10 @@ class Core:
             self._build.check(self.table)
 
     def message(self, flows: Sequence[dict[str, Any]], now: float, wall_ms: int = 0) -> None:
-        """From the first flow that needs more fields, decode all flows again with a larger type."""
+        """Apply a message.
+
+        If a flow needs more fields, this flow and all later flows are decoded with a larger type.
+        """
         obj = json.dumps(flows).encode()
         done = 0
         for decode in self._decodes:
@@ -437,7 +440,7 @@ def to_ms(seconds: str) -> int:
 
 
 def many_flows(count, *, total=(1, 2, 3, 4), first=0, last=1_000, **fields):
-    """Return ``count`` flows, each of them a connection of its own."""
+    """Return ``count`` flows of different connections."""
     return [
         make_flow(
             f"{n + 1:x}", total, last=last, a=f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", **fields

@@ -313,10 +313,10 @@ def series_of(line):
 class SlowPage:
     """A page that is being read, with its required and allowed content.
 
-    ``existing`` has the connections at the start of the page, and ``required`` their series. The
-    page must show these series if their connections still exist at its end. ``allowed`` has a line
-    for each value that a series has had since the start. ``values`` has the escaped label values at
-    the start. The page must not show any other label value.
+    ``existing`` has the connections at the start of the page, and ``required`` has their series. If
+    a connection still exists at the end of the page, the page must show its series. ``allowed`` has
+    a line for each value that a series has had since the start. ``values`` has the escaped label
+    values at the start. The page must not show any other label value.
     """
 
     page: Page
@@ -487,8 +487,8 @@ class TableMachine(RuleBasedStateMachine):
 
     @rule(max_rows=st.sampled_from((1, 2, 3, ALL_ROWS)))
     def expire(self, max_rows):
-        # Pages omit expired rows even before the table removes them. Gauges that count flows still
-        # include expired flows.
+        # Pages omit expired rows even before the table removes them. Gauges that count flows are
+        # not compared, because they include expired flows until the table makes them dormant.
         counts = {
             family.name
             for family in self.model.families

@@ -23,7 +23,7 @@ async def until(condition: Callable[[], object], *, within_s: float = 5.0) -> No
 
 @asynccontextmanager
 async def cancelled_afterwards(run: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
-    """Run a coroutine that never returns."""
+    """Run a coroutine that never returns, and cancel it at the end."""
     task = asyncio.create_task(run)
     try:
         yield
@@ -38,7 +38,7 @@ async def cancelled_afterwards(run: Coroutine[Any, Any, object]) -> AsyncIterato
 async def running_app(
     config: Config, load: Callable[[], Config] | None = None
 ) -> AsyncIterator[App]:
-    """A reload calls ``load`` for the new configuration."""
+    """Run an app. A reload calls ``load`` for the new configuration."""
     app, stopping = App(config, load=load or (lambda: config)), asyncio.Event()
     task = asyncio.create_task(app.run(stopping))
     try:

@@ -103,7 +103,7 @@ class FakeTable:
     """Replaces the compiled table. All its pages have the text ``content``.
 
     Rendering raises an exception at ``break_at``, and waits for ``resume`` at ``pause_at``. With
-    ``pause_scans``, scans of all rows also wait.
+    ``pause_scans``, each scan of the rows also waits for ``resume``.
     """
 
     connections = 2

@@ -74,7 +74,7 @@ TTL = Family("ttl", "gauge", ("TCPMetric", "ABSynTTL"), ("TCPMetric", "BASynTTL"
 
 
 def varied_flows(count, *, first=0):
-    """Return flows with label values that occur once, and others that occur often."""
+    """Return flows in which some label values occur once, and others occur often."""
     return [
         make_flow(
             f"{n + 1:x}",
@@ -235,7 +235,7 @@ def test_page_can_be_compressed_if_some_rows_lack_the_first_direction(openmetric
 
 @in_all_formats
 def test_strings_can_be_replaced_between_two_chunks(openmetrics):
-    """New strings get the numbers of removed strings."""
+    """The core identifies strings by numbers. New strings reuse the numbers of removed strings."""
     core = Core()
     core.message(many_flows(300, node="a" * 40), 0)
     page = core.table.page(0, openmetrics, created=True)
@@ -383,7 +383,7 @@ def test_matches_never_reach_back_beyond_the_start():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_matches_are_found_after_the_first_4_gib(seed):
-    """The core stores positions modulo 4 GiB. This may cost at most 1 % of compression."""
+    """The core stores positions modulo 4 GiB. This may make compressed text at most 1 % longer."""
     rng = random.Random(seed)
     slices: Slices = []
     while sum(len(text) for text, _ in slices) < WINDOW:

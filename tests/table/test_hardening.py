@@ -1,6 +1,6 @@
 """Hardening: compiler and linker flags of ``setup.py`` have their effect in the shared objects.
 
-The format is that of the ELF specification and its Linux extensions (``elf.h``).
+The constants are those of the ELF specification and its Linux extensions (``elf.h``).
 """
 
 import platform

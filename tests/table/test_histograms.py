@@ -62,7 +62,7 @@ NOT_FIRST = {
 """Fields of a report that is not the first report of its flow."""
 
 CLOSING = {"finish": 1, "update_last": 70_000, "update_start": 60_000, "last": 65_000}
-"""Fields of a closing report that repeats the last update of a flow of 64 s."""
+"""Fields of a closing report that repeats the last update of a flow. The flow lasts 64 s."""
 
 
 @pytest.fixture(

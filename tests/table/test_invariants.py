@@ -169,7 +169,7 @@ class AllocationFailureMachine(RuleBasedStateMachine):
     def use(self, nth):
         types = flow_types(self.core.plan, also=[("LayersPath",), ("Link", "B")])
         self.with_failures(nth, 1, lambda: self.core.set_flow_types(types))
-        # Restore the original types, because `core.message` decodes these types.
+        # Restore the original types, because `core.message` decodes flows as these types.
         self.core.set_flow_types(self.core.types)
 
     @rule(nth=failing, times=times, count=st.sampled_from((0, 1, 3, 100)))
@@ -505,7 +505,10 @@ def test_scan_omits_strings_that_reuse_the_numbers_of_removed_strings():
 
 
 def series(core):
-    """Return the series of a page. Values differ: after a failure, reports are applied again."""
+    """Return the series of a page without their values, and without round-trip times.
+
+    The values can differ, because reports are applied again after a failure.
+    """
     return {
         line.rpartition(" ")[0]
         for line in read_all(core.table.page(START_S + 1)).decode().splitlines()

@@ -64,7 +64,7 @@ def spec_of(*labels, families=(FORWARD,), **options):
 
 
 def update(core, flow):
-    """Apply a flow that is decoded with all fields."""
+    """Decode a flow with all its fields, and apply it."""
     flows = msgspec.convert([flow], list[core.types.FullReport])
     assert core.table.update(flows, 0) == 1
     core.check()

@@ -175,7 +175,7 @@ def test_invalid_parts_are_rejected(part, parts):
 
 
 @pytest.mark.parametrize("parts", [-1, 2**32])
-def test_number_of_parts_is_not_truncated(parts):
+def test_number_of_parts_outside_the_integer_range_is_rejected(parts):
     with pytest.raises(OverflowError):
         Core().table.page(0, parts=parts)
 

@@ -333,7 +333,7 @@ def test_known_connections_are_updated_at_max_connections(make):
     assert sums(table) == [200, 400, 2, 4]
 
 
-def test_new_connections_are_rejected_at_both_limits(make):
+def test_table_at_both_limits_counts_only_new_connections_as_rejected(make):
     table = make(max_connections=1, max_flows=1)
     table.report(make_flow("a1"), 0)
     assert table.report(make_flow("b2", a="10.0.0.3"), 0) == "table_full"
@@ -476,7 +476,7 @@ def test_out_of_range_number_in_a_later_report_changes_nothing(make, group, name
     assert not table.page(TIMEOUT_S)[BYTES]
 
 
-def test_start_is_read_only_if_it_can_identify_a_first_report(make):
+def test_start_is_ignored_unless_it_can_identify_a_first_report(make):
     table = make()
     assert table.report(make_flow("a1", start=-1), 0) is None
     assert table.values_skipped["Start"] == 0
@@ -510,7 +510,7 @@ def test_report_with_invalid_finish_type_is_not_a_first_report(make, number):
 
 @pytest.mark.parametrize("number", WILD_NUMBERS)
 @pytest.mark.parametrize("name", [*COUNTERS, "Start", "Last"])
-def test_last_update_is_read_only_if_the_table_adds_it(make, name, number):
+def test_last_update_is_ignored_unless_the_table_adds_it(make, name, number):
     def flow(uuid, **fields):
         flow = make_flow(uuid, **LATER | fields)
         flow["LastUpdateMetric"][name] = number
@@ -1603,7 +1603,7 @@ def test_rejected_flows_are_added_to_the_overflow_row(make):
     assert OTHERS.format(">") not in samples(table, RTT)
     assert samples(table, "main_flows")[OTHERS.format(">")] == "0"
     assert samples(table, "main_tcp_out_of_order_total") == {}
-    # The second view has room. Its row adds the deltas of flow b2, but does not count it as live.
+    # The second view has room. Its row adds the deltas of flow b2, but does not count flow b2.
     assert samples(table, "a_bytes_total") == {"node-1,>": "115", "node-1,<": "226"}
     assert samples(table, "a_flows") == {"node-1,>": "1"}
     assert samples(table, "a_last_timestamp_seconds") == {"node-1,>": "70"}
@@ -2457,7 +2457,7 @@ def test_report_with_finish_type_fin_or_rst_does_not_end_the_flow(make, finish):
     table = make(MEMORY)
     table.report(make_flow("a1", last=1, finish=finish), 0)
     table.report(make_flow("a1", (130, 260, 3, 4), last=2, finish=finish), 1)
-    # Only a closing report with these times would repeat the last update.
+    # With FinishType 1, a report with these times would repeat the last update, and be skipped.
     update = LATER | {"update_last": 80_000, "finish": finish}
     assert table.report(make_flow("b2", a="10.0.0.9", **update), 1) is None
     assert (table.connections, table.flows) == (2, 2)

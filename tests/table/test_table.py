@@ -147,7 +147,7 @@ def test_slow_page_has_no_duplicate_series_while_connections_return():
         now += TIMEOUT_S
         total += 1
         core.expire(now)
-        # In another order of flows, each connection returns in another row.
+        # The order of the flows changes, so each connection returns in a different row.
         flows = many_flows(300, total=(total,) * 4, rtt=total, last=1_000 * total)
         core.message(flows[::-1] if total % 2 else flows[150:] + flows[:150], now)
     shown = read_page(b"".join(pieces))
@@ -385,7 +385,7 @@ def test_rejected_flows_free_their_strings():
 
 
 def cheap_flows(types, count, *, first=0, total=1, last=1_000):
-    """Return decoded flows of ``count`` connections, generated quickly as JSON text."""
+    """Return decoded flows of ``count`` connections. To be fast, decode generated JSON text."""
     head = '{"UUID":"%x","Network":{"A":"10.%d.%d.%d","B":"10.0.0.1"},"Transport":{"A":%d,"B":443},'
     tail = '"Metric":{"ABBytes":%d,"BABytes":%d,"ABPackets":%d,"BAPackets":%d,"RTT":5},"Last":%d}'
     flows = [
@@ -616,7 +616,7 @@ ONE_WAY = Family("forward", "counter", ("Metric", "ABBytes"))
 
 
 def shaped(*shapes, **others):
-    """Return a spec with one view per shape. A shape has a number of labels, and families."""
+    """Return a spec with one view per shape: a number of labels, and a list of families."""
     return Spec(
         views=[
             View(
@@ -682,7 +682,7 @@ def test_longest_lines_fit_the_buffer():
 
 
 class Answers(dict):
-    """A rewrite that raises those values that are exceptions."""
+    """A rewrite that returns a value of the dict, or raises it if it is an exception."""
 
     def __missing__(self, key):
         return key
@@ -753,7 +753,7 @@ def test_exceptions_of_a_rewrite_propagate():
 
 
 class AnyNames(Answers):
-    """Names that can be invalid or raise exceptions. The name of an unknown key is the key."""
+    """Names that can be invalid. Exceptions are raised. The name of an unknown key is the key."""
 
     def __missing__(self, key):
         return (key,)
@@ -777,7 +777,7 @@ def test_flow_whose_label_becomes_other_keeps_its_row_in_the_linked_view():
     core.report(make_flow("3", (41, 0, 0, 0), last=9_000), TIMEOUT_S)
     page = core.page(TIMEOUT_S)
     assert page == {"forward": {'forward{name="other"} 21'}, "total": {"total 71"}}
-    # After the row of the linked view has expired, a new flow in the overflow row creates another.
+    # After the row of the linked view has expired, a new flow of the overflow row creates it again.
     core.expire(10_000)
     core.report(make_flow("4", (80, 0, 0, 0)), 10_000)
     assert core.page(10_000) == {"forward": {'forward{name="other"} 101'}, "total": {"total 80"}}
