@@ -1158,7 +1158,7 @@ class Model:
     ) -> None:
         """Start a new row with saved counters, or with the totals of a dormant flow.
 
-        With these totals, ``restored_start_ms`` is the start time of the row.
+        If the row starts with these totals, ``restored_start_ms`` is its start time.
         """
         if saved:
             del self._saved_counters[saved.values]

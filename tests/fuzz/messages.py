@@ -198,7 +198,7 @@ class _CheckedIngest(IngestSetup):
         self._check = getattr(_table, "check", lambda table: None)
 
     def counts(self) -> tuple[int, int, int]:
-        """Return the counted messages, the counted flows, and the skipped or dropped flows."""
+        """Return the numbers of counted messages, counted flows, and skipped or dropped flows."""
         errors = self.analyzer.errors
         return (
             sum(self.analyzer.messages.values()) + errors["malformed"] + errors["not_a_message"],

@@ -823,7 +823,7 @@ class NameOracle:
     def candidates(self, address: str) -> list[Candidate]:
         """The owners of an address: interfaces, virtual machines, pods and services.
 
-        A pod and an interface are one owner if they fit only each other.
+        If a pod can be at only one interface, and no other pod can be there, they are one owner.
         """
         locations = self.locations(address)
         shown = [self.pod(namespace) for namespace, _, machine in locations if machine is None]

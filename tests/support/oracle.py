@@ -18,7 +18,7 @@ from tests.model import DIRECTION, DIRECTIONS, Spec, View, labels_of, value_at
 from tests.support.skydive import COUNTERS, JSON, TIMEOUT, is_counted
 
 MAX_REPORT_DELAY_S = 15.0
-"""Maximum delay after the agent's update tick."""
+"""Maximum delay of a report after the agent's update tick."""
 
 ENDED_S = 75.0
 """Minimum time for which a flow is kept after its closing report."""

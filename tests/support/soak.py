@@ -64,7 +64,7 @@ DAY_S, HOUR_S = 86_400, 3_600
 STEP_S = 30
 """Interval between batches of messages."""
 TICK_S = 5
-"""Interval between expiry runs. To skyfast's clock, a longer interval would be a pause."""
+"""Interval between expiry runs. skyfast's clock would treat a longer one as a pause."""
 REPORT_S = 60
 START_S = 1_700_000_000
 PEAK_STEPS = 10

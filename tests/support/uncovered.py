@@ -7,7 +7,7 @@ take the GIL while the table's lock is held.)
 * At least `LEAST_PERCENT` of all lines must have run.
 * ``tests/support/uncovered.txt`` must list every line that did not run, grouped by reason. A short
   line, such as ``return``, is listed together with the line before it.
-* Listed lines must exist. They may run, because some lines run by chance.
+* Listed lines must exist. A listed line may run, because some lines run only by chance.
 """
 
 import json
