@@ -230,7 +230,8 @@
     return response.json();
   }
 
-  // The version, labels, metrics and sections of this page. If the status has others, the page is reloaded.
+  // The version, labels, metrics and sections of this page. If the status has different ones, the page is
+  // reloaded.
   const made = JSON.stringify(JSON.parse(document.querySelector("main").dataset.made));
   const shape = (status) => JSON.stringify(
     [status.version, status.labels, status.metrics, status.rankings, status.interfaces.enabled,

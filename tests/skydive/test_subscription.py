@@ -617,8 +617,8 @@ async def test_frequent_statistics_shorten_silence_detection(
             )
         )
 
-    # The estimated number of capture points lasts for 9 * statistics_s. This must be long enough for
-    # a busy machine, on which ticks are late.
+    # The estimated number of capture points lasts for 9 * statistics_s. This must be long enough
+    # for a busy machine, on which ticks are late.
     silence = dataclasses.replace(QUICK.silence, statistics_s=1.0)
     timing = dataclasses.replace(QUICK, silence=silence)
     options = {**counter.options, "on_change": on_change, "timing": timing}
