@@ -30,7 +30,7 @@ settings.load_profile("ci" if "CI" in os.environ else "local")
 
 @pytest.fixture(autouse=True)
 def _restore_log_level() -> Iterator[None]:
-    """Tests that reload an app change the level."""
+    """Restore the log level, because some tests change it by reloading an app."""
     logger = logging.getLogger("skyfast")
     level = logger.level
     yield

@@ -59,7 +59,7 @@ def all_families(name):
 
 
 def test_dry_run_has_the_connections_of_a_replay():
-    """The golden page of this recording has 831 connections, because none of them expired."""
+    """With a long timeout, no connection expires: there are 831, as on the golden page."""
     playback = playback_of(RECORDINGS / "one-analyzer.jsonl")
     made = dry_run.run(config_of(connection_timeout=600), playback).forecast
     assert made.unbounded.connections == 831
@@ -132,7 +132,7 @@ def test_check_prints_the_forecast():
     done = run("--check", "--replay", RECORDINGS / "one-analyzer.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     *_, blank, summary, head, unbounded, views, a, b, c, d, proposal = done.stdout.splitlines()
-    # The other blank line is before the cost.
+    # The output has two blank lines: this one, and one before the cost.
     assert blank == ""
     assert done.stdout.count("\n\n") == 2
     assert summary.startswith("# Recording ")

@@ -445,8 +445,8 @@ def test_self_metrics_account_for_every_report(replayed):
     assert metrics["skyfast_connections_created_total"] == model.created_total
     assert metrics["skyfast_connections_rejected_total"] == model.rejected_total
     assert metrics["skyfast_connections_overflowed_total"] == model.overflowed_total
-    # The family of the counter skyfast_flows_total is called skyfast_flows in OpenMetrics, so the
-    # gauge has another name with standard naming.
+    # In OpenMetrics, skyfast_flows is the family of the counter skyfast_flows_total. Therefore,
+    # with standard naming, the gauge has the name skyfast_table_flows.
     assert metrics["skyfast_table_flows" if result.is_standard else "skyfast_flows"] == model.flows
     views = [n for series, n in metrics.items() if series.startswith("skyfast_view_connections{")]
     assert views == list(model.view_connections)
@@ -456,7 +456,7 @@ def test_self_metrics_account_for_every_report(replayed):
 
 
 def split(result):
-    """Split the page into pairs of a kind, such as "flows", and the text."""
+    """Return the parts of the page as pairs: the kind, such as "flows", and the text."""
     families = result.model.families
     flows = {family.name for family in families} | sample_names(families)
     interfaces = {family.name for family in result.interface_families}

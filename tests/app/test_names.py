@@ -106,7 +106,8 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # The third configuration does not poll names, so those of the second may be outdated.
+    # The third configuration does not poll names. Since then, the names of the second may have
+    # become outdated.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()

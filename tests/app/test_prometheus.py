@@ -245,7 +245,7 @@ JOINED = f"* on (instance, node_tid) group_left (node_pod, node_namespace) {INFO
 async def report_at_capture_points(analyzer: FakeAnalyzer) -> None:
     """Report eight conversations per second at each of two capture points.
 
-    The interface of the first capture point drops packets. The second is not in the topology.
+    The interface of the first capture point drops packets. The topology lacks the second interface.
     """
     assert analyzer.graph is not None
     (cart,) = (node for node in analyzer.graph["Nodes"] if node["Metadata"].get("TID") == CART)
@@ -336,7 +336,7 @@ async def test_info_series_have_the_names_of_capture_points_on_every_shard(tmp_p
 
 @needs_prometheus
 async def test_parts_are_scraped_as_documented(tmp_path: Path) -> None:
-    """Together, the targets have all series of the page. No label shows the part of a series."""
+    """The targets together have all series. No label shows which part a series comes from."""
     (text,) = (text for _, text in blocks(ROOT / "docs" / "scaling.md") if "__param_part" in text)
     async with FakeAnalyzer() as analyzer:
         config = write_config(tmp_path, analyzer.url)

@@ -492,7 +492,7 @@ async def test_bytes_of_a_lost_report_are_counted_with_the_next_report(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     times = {f"{STORE}.connection_timeout": 1, f"{STORE}.connection_grace": 0}
-    # If skyfast learns the update interval in time, it warns that the timeout is too short.
+    # If skyfast learns the update interval during the test, it warns that the timeout is too short.
     keys = {**subscribing(analyzer), **times}
     async with operated(tmp_path, keys, quiet=False) as operator:
         skyfast = operator.skyfast
@@ -500,8 +500,8 @@ async def test_bytes_of_a_lost_report_are_counted_with_the_next_report(
         await operator.report(analyzer, flow("1"))
         await skyfast.until(lambda metrics: metrics["skyfast_dormant_flows"] == 1)
         assert samples(await operator.flows(), BYTES) == {}
-        # The first of two updates is lost. LastUpdateMetric contains the traffic since the lost
-        # update.
+        # Of two updates, the first is lost. The LastUpdateMetric of the second contains only the
+        # traffic after the first.
         later = flow(
             "1",
             Last=122_000,
@@ -1356,7 +1356,7 @@ async def test_signal_during_the_start_is_handled_after_the_start(
         process.send_signal(signal.SIGHUP)
         os.write(writers[0], text_of(subscribing(analyzer)).encode())
         os.close(writers[0])
-        # The reload was tried: a pipe cannot be read twice.
+        # The reload fails, because the configuration file is a pipe.
         assert "not a regular file" in await outcome(process)
         await analyzer.subscriber()
 
@@ -1381,7 +1381,7 @@ async def test_signals_during_the_stop_are_ignored(
         assert process.returncode == 0
 
 
-async def test_concurrent_reloads_end_with_the_last_file(
+async def test_after_concurrent_reloads_the_last_file_is_in_use(
     tmp_path: Path, analyzer: FakeAnalyzer
 ) -> None:
     keys = {**subscribing(analyzer), "web.enable_reload": True}

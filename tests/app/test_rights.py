@@ -134,7 +134,7 @@ async def test_skyfast_needs_neither_privileges_nor_writable_files(
     if started.returncode:
         pytest.skip(f"other users cannot read Python or this directory: {started.stderr!r}")
     assert not unprivileged_files()
-    # These variables would make `make coverage` write a data file.
+    # During `make coverage`, these variables would make skyfast write a data file.
     without_coverage = ("--unset=COVERAGE_PROCESS_CONFIG", "--unset=COVERAGE_PROCESS_START")
     through = (
         "env",

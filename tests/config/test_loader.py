@@ -46,7 +46,7 @@ DEFAULT_URL = "ws://127.0.0.1:8082/ws/subscriber/flow"
 
 @pytest.fixture(autouse=True)
 def project_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configuration files contain paths relative to the project root."""
+    """Change to the project root, because configuration files contain paths relative to it."""
     monkeypatch.chdir(ROOT)
 
 

@@ -112,7 +112,7 @@ def test_entries_of_the_configuration_replace_those_of_the_file(file: Path) -> N
     assert loaded.own.count == 2
 
 
-def test_keys_that_labels_need_but_no_entry_has_are_reported_as_missing(file: Path) -> None:
+def test_missing_keys_that_labels_need_are_reported(file: Path) -> None:
     file.write_text("10.0.0.0/8,company,site=a\n")
     config = make_config(labels=[SITE, {"name": "x", "names_key": "Site"}], names_file=str(file))
     loaded = load(config)

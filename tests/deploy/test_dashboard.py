@@ -46,7 +46,7 @@ BUILT_IN = {"stat", "timeseries", "table", "bargauge", "row"}
 ANSWER_S = 40.0
 POLL_S = 0.5
 
-# The dropped flows are the data of a panel. No other panel needs DNS flows.
+# The rule drops DNS flows, because a panel shows dropped flows and no panel needs DNS flows.
 CONFIG = f"""{VIEWS}
       naming: NAMING
       interface_info: true
@@ -59,7 +59,7 @@ CONFIG = f"""{VIEWS}
 
 
 def test_dashboard_can_be_imported() -> None:
-    assert DASHBOARD["id"] is None  # it would belong to a single Grafana instance
+    assert DASHBOARD["id"] is None  # an ID would bind it to one Grafana instance
     assert re.fullmatch(r"[a-z0-9-]{1,40}", DASHBOARD["uid"])
     assert DASHBOARD["title"]
     assert DASHBOARD["schemaVersion"] >= 36

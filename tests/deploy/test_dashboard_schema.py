@@ -67,7 +67,7 @@ def source(dashboard: dict[str, Any]) -> str:
     lines.append(f"const dashboard: Plain<Exported> = {json.dumps(rest)};")
     for number, panel in enumerate(all_panels(dashboard["panels"])):
         name = NAMES[panel["type"]]
-        # Other schemas do not describe the options of fields.
+        # Only the schemas of these two panel types describe options of fields.
         options = {f"options: Partial<Plain<{name}.Options>>": panel["options"]}
         if panel["type"] in ("table", "timeseries"):
             custom = panel["fieldConfig"]["defaults"].get("custom", {})

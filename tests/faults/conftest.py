@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 MAX_CONCURRENT = 10
-"""Each trial runs a skyfast process, which needs 60 MB."""
+"""Maximum number of trials at a time. Each runs a skyfast process, which needs 60 MB."""
 
 TRIAL_S = 120.0
 """Maximum duration of a trial, including the wait until it starts."""

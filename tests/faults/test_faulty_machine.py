@@ -22,10 +22,10 @@ from tests.support.paths import ROOT
 
 TIMEOUT_S = 8.0
 PAUSE_S = 9.0
-"""Longer than ``TIMEOUT_S``. skyfast's clock stops during a pause."""
+"""Longer than ``TIMEOUT_S``. skyfast's clock stops during a pause, so connections do not expire."""
 HOUR_S = 3600
 FEW = 3
-"""Every skyfast process has more file descriptors open."""
+"""A small number of file descriptors: every skyfast process has more than three open."""
 
 SHORT = {"prom_sky_con": {"connection_timeout": TIMEOUT_S, "connection_grace": 0}}
 
@@ -127,7 +127,7 @@ async def test_wall_clock_jumps_forward_and_back_by_an_hour(directory: Path) -> 
             shown_s = metrics[trial.series("skyfast_last_message_timestamp_seconds")]
             assert abs(shown_s - time.time() - to_s) < HOUR_S / 2
             assert metrics["skyfast_connections_expired_total"] == expired
-        # With skyfast's clock an hour ahead, the times of flows were behind, and vice versa.
+        # While skyfast's clock was an hour ahead, the times of flows were behind, and vice versa.
         await trial.has_recovered(
             counted={misdated("ahead"): FLOWS, misdated("behind"): FLOWS},
             logged=[
@@ -182,10 +182,9 @@ async def test_connections_of_a_lost_analyzer_expire(directory: Path) -> None:
 
 
 async def check_expiry(trial: Trial, *, within_s: float, update_s: float = 60.0) -> None:
-    """Check that connections expire while the analyzer is down, and return when it is up again.
+    """Check that connections expire while the analyzer is down, and reappear after its restart.
 
-    At first, skyfast holds the clock of its table for four times ``flow.update``, and no connection
-    expires.
+    Before they expire, skyfast holds the clock of its table for four times ``flow.update``.
     """
     connections = len(trial.totals)
     before = await trial.skyfast.self_metrics()
@@ -223,7 +222,7 @@ async def test_http_clients_use_all_file_descriptors(directory: Path) -> None:
         subscriber = trial.subscriber
         await trial.report()  # the subscription still works
         await trial.wait_for_log("file descriptors are free (LimitNOFILE)")
-        # Wait until skyfast has disconnected all clients. For some clients, no descriptor was free.
+        # Wait until all clients are disconnected, including those for which no descriptor was free.
         async with asyncio.timeout(5):
             for _, writer in clients:
                 with contextlib.suppress(OSError):

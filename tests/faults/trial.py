@@ -46,12 +46,12 @@ BATCH = 100
 """Flows per message, as Skydive sends them."""
 START_S = 30.0
 FAULT_S = 45.0
-"""Detecting a missing response to a ping takes longest: 30 s."""
+"""Maximum time until a fault is counted. For a missing response to a ping, this takes 30 s."""
 RECOVERY_S = 25.0
-"""The longest delay between attempts to subscribe is 10 s."""
+"""Maximum time until skyfast recovers. Attempts to subscribe are up to 10 s apart."""
 POLL_S = 0.2
 STATISTICS_S = 0.5
-"""Skydive's interval of 10 s would delay the detection of silence."""
+"""The interval of statistics. With Skydive's interval, 10 s, silence would be detected later."""
 STATISTICS = '{"Namespace":"stats","Type":"stats","Obj":{"CaptureID":"capture","FlowCount":1}}'
 MEMORY_BYTES = KEPT_BYTES
 """Free memory that skyfast may keep in its heap."""
@@ -79,7 +79,7 @@ SERIES = re.compile(
 
 
 _start_slots = asyncio.Semaphore(2)
-"""Each start needs half a second of processor time."""
+"""Limits concurrent starts, because each start needs half a second of processor time."""
 
 
 class _Some:
@@ -98,7 +98,7 @@ SOME = _Some()
 
 
 def concurrent_trial(trial: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Turn a trial, which gets a new directory and the test's parameters, into a test."""
+    """Turn a trial into a test. The trial gets a new directory and the test's parameters."""
     parameters = list(inspect.signature(trial).parameters.values())[1:]
 
     @functools.wraps(trial)
@@ -190,7 +190,7 @@ class Trial:
         return self.analyzer.subscribers[-1]
 
     async def send_statistics(self, subscriber: Subscriber) -> None:
-        """Without statistics, a subscription is silent."""
+        """Send statistics repeatedly: without them, the subscription would count as silent."""
         while True:
             await asyncio.sleep(STATISTICS_S)
             if not (self.analyzer.stalling or self.analyzer.is_stopped or self.silent):

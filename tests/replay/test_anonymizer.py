@@ -344,8 +344,8 @@ def test_no_name_of_a_topology_is_left(elements: list[tuple[Query, bytes]]) -> N
         text for text in before if re.search(rf"(?<![\w-]){re.escape(text)}(?![\w-])", after)
     }
     assert unchanged <= {"", "lo", "eth0", "docker0", "POD", "None", "127.0.0.1/8", "::1/128"}
-    # The remaining words are unchanged names, `CODES_OF_NODES`, and k8s, a prefix of kubelet's
-    # names. Hexadecimal words are not checked, because UUIDs also contain them.
+    # Only these words remain: unchanged names, `CODES_OF_NODES`, and k8s (a prefix of kubelet's
+    # names). Hexadecimal words are not checked, because UUIDs also contain them.
     word = re.compile(r"(?=[0-9a-f]*[g-zA-Z])[0-9A-Za-z]{3,}")
     words = {each for text in before for each in word.findall(text)}
     values = [
@@ -360,7 +360,7 @@ CODES_OF_NODES = {"docker", "container", "runc", "bridge", "node", "host"}
 
 
 def expected_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the pseudonyms of an address's names, except for the kind of a workload."""
+    """Return the pseudonyms of an address's names. Only the kind of a workload stays the same."""
     kind = ADDRESS_NAMES.index("workload_kind")
     return tuple(text if i == kind else name(text) for i, text in enumerate(names))
 

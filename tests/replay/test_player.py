@@ -440,7 +440,7 @@ async def test_end_of_replay_is_logged_with_its_duration(tmp_path, caplog):
     ]
 
 
-async def test_endpoints_have_unique_recorded_names(tmp_path):
+async def test_endpoints_have_their_recorded_names_and_duplicates_get_a_number(tmp_path):
     contents = {
         "x": stats(1, "a (2)") + stats(2),
         "y": stats(1),

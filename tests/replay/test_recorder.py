@@ -134,7 +134,7 @@ def test_file_size_is_limited(
     size = path.stat().st_size
     recorder.message(MESSAGE % 1, "a")
     recorder.stop()
-    # The log line comes after the whole file, including data buffered by gzip.
+    # The line is logged after the whole file is written, including data buffered by gzip.
     assert 90_000 < size == path.stat().st_size < 250_000
     assert 50 < Recording.load(str(path)).messages < 450
 

@@ -63,7 +63,7 @@ def test_traceback_keeps_its_lines(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def journal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """systemd sets this variable if standard error is connected to the journal."""
+    """Set the variable that systemd sets if standard error is connected to the journal."""
     status = os.fstat(2)
     monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
 

@@ -96,7 +96,7 @@ def test_basic_auth_is_encoded_as_utf_8() -> None:
     assert header == ("Authorization", "Basic cHJvbTpww6Q6w58=")
 
 
-def test_cookies_share_one_header_beside_basic_auth() -> None:
+def test_cookies_are_sent_in_one_header_in_addition_to_basic_auth() -> None:
     headers = authentication("ws://a:1/", cookies={"a": "1", "b": "2"}).headers()
     assert ("Cookie", "a=1; b=2") in headers
     assert [name for name, _ in headers].count("Authorization") == 1
@@ -253,7 +253,7 @@ async def test_login_uses_tls_of_the_subscription(tmp_path: Path) -> None:
             ssl=client_context(tls),
         )
         assert await auth_state.reauthenticate(auth_state.headers())
-        # The login also verifies the server certificate, which does not contain the IP address.
+        # The certificate does not contain the IP address, so a login at this address fails.
         untrusted = Authentication(
             endpoint=parse_url(analyzer.url),
             credentials=USER,
@@ -279,7 +279,7 @@ def test_server_certificate_is_verified_without_ca_cert() -> None:
     assert context.verify_mode.name == "CERT_REQUIRED"
 
 
-def test_encrypted_key_is_an_error_without_a_prompt(tmp_path: Path) -> None:
+def test_encrypted_key_is_rejected_without_asking_for_a_password(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     client = authority.issue("client", password=b"secret")
     tls = TLS(client_cert=client.certificate, client_key=client.key, ca_cert="")

@@ -1,4 +1,4 @@
-"""A sample of the flows shows the capture points of each capture."""
+"""The capture points of each capture, which skyfast finds in a sample of the flows."""
 
 import json
 from typing import Any

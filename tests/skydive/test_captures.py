@@ -126,7 +126,7 @@ def test_gauges_are_stable_with_several_capture_points(points):
     assert values["reports", "c-1"] == 8 * points
 
 
-def test_agent_restart_resets_totals_but_not_counters():
+def test_agent_restart_resets_the_packet_total_but_not_the_drop_counters():
     captures = make_captures()
     captures.message(report(PacketsReceived=1000, FlowDropped=1), 0)
     for turn in range(1, 4):
@@ -136,7 +136,7 @@ def test_agent_restart_resets_totals_but_not_counters():
     assert values["flows_dropped", "c-1"] == 4
 
 
-def test_gauges_ignore_reports_before_a_pause():
+def test_gauges_ignore_reports_that_are_too_old():
     captures = make_captures()
     captures.message(report(FlowCount=9), 0)
     captures.message(report(FlowCount=2), SLOTS * SLOT_S)

@@ -49,9 +49,9 @@ def test_implausible_time_is_counted(
     assert len(lines(caplog)) == bool(reason)
 
 
-# By default, a closing report arrives 10 to 20 minutes after the latest packet. The finish types 2
-# (FIN) and 3 (RST) show only the flags of the flow's first packet: these reports are not closing
-# reports.
+# By default, a closing report arrives 10 to 20 minutes after the latest packet. A report with
+# finish type 2 (FIN) or 3 (RST) is not a closing report: these types only show the flags of the
+# flow's first packet.
 @pytest.mark.parametrize(
     ("seconds", "finish", "is_behind"),
     [

@@ -83,7 +83,7 @@ def test_own_names_of_unknown_addresses_are_not_stored(names, topology, own):
     assert topology.take_unknown(0.0, 10) == ["10.1.0.1", "10.1.0.2"]
 
 
-def test_ambiguous_addresses_have_own_names(names, topology, own):
+def test_own_names_apply_to_ambiguous_addresses(names, topology, own):
     topology["10.1.0.1"] = None
     names.use(own, extends=True)
     assert names["10.1.0.1"] is None

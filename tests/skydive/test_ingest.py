@@ -238,7 +238,7 @@ def test_messages_of_new_flows_are_decoded_once() -> None:
         "FullReport",
         "FirstReport",
     ]
-    # The table does not know flow "e", although this is not the first report of the flow.
+    # The table does not know flow "e", although the flow is not new: it is decoded twice.
     used.clear()
     newest = METRIC | {"Start": 2500, "Last": 2600}
     sink.receive(message(flow("e", Last=2600, LastUpdateMetric=newest)))

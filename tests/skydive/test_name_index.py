@@ -126,7 +126,7 @@ def test_the_names_of_a_local_address_always_depend_on_the_context(index):
     }
     update(index, addresses={"fe80::1": (owner,)}, points=points)
     assert index.addresses["fe80::1"] is None
-    assert index.ambiguous == 0  # every host has such addresses, so they do not count as ambiguous
+    assert index.ambiguous == 0  # link-local addresses do not count: every host has them
     found = {tid: index.addresses.resolve("fe80::1", "fe80::2", tid) for tid in (*points, "")}
     assert found == {
         "here": names_of("a"),
@@ -208,8 +208,8 @@ def test_the_cache_of_contexts_is_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # The cache was too full for one context. `update` returns the address, so that the names are
-    # looked up again.
+    # One lookup above failed because the cache was full. `update` returns its address, so that the
+    # lookup is repeated.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):
@@ -417,7 +417,7 @@ def shown(index, flow):
 
 @settings(deadline=None)
 @given(STEPS, st.sampled_from([1, 4, 1000]))
-def test_flows_have_the_latest_names_or_their_addresses_are_returned(steps, max_resolved):
+def test_every_address_whose_names_changed_is_returned(steps, max_resolved):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(name_index, "MAX_RESOLVED", max_resolved)
         patch.setattr(name_index, "PRUNE_INTERVAL_S", 0.0)

@@ -260,7 +260,7 @@ def test_hints_are_bounded_and_printable():
     assert find_hints(export, found) == Hints(missing_labels=("\\n", *keys[:9]))
 
 
-def test_labels_of_pods_need_no_hint_if_containers_have_names_of_pods():
+def test_no_hint_mentions_pod_labels_if_containers_have_the_names_of_their_pods():
     export = make_config(labels=["initiator_namespace", "node_pod", "target_service"]).export
     resolution = resolve(Graph(nodes=[], edges=[]))
     found = structs.replace(resolution, has_pod_names=True)
@@ -356,7 +356,7 @@ async def test_a_replaced_pod_changes_the_names_of_its_address(fast):
         assert {"10.0.0.9"} in [keys for _, keys in poll.renamed]
 
 
-async def test_a_replaced_pod_is_noticed_before_the_next_query_for_all_changes(monkeypatch):
+async def test_frequent_queries_for_pods_notice_a_replaced_pod(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     monkeypatch.setattr(name_poller, "PODS_INTERVAL_S", 2 * FAST_S)
     async with replaced_pod() as (analyzer, _):
@@ -490,7 +490,7 @@ async def test_a_query_that_fails_does_not_hide_the_other_names():
 
 
 @pytest.mark.parametrize("wait_s", [60.0, 0.0])
-async def test_names_change_after_a_reload_when_all_queries_have_responses(
+async def test_after_a_reload_new_names_wait_for_all_queries_for_a_limited_time(
     fast, monkeypatch, wait_s
 ):
     monkeypatch.setattr(name_poller, "COMPLETE_WAIT_S", wait_s)

@@ -497,7 +497,7 @@ def test_pods_of_too_many_clusters_are_not_found_by_name(topology, monkeypatch):
 
 
 def test_the_cluster_of_the_host_distinguishes_pods_of_a_container(topology):
-    """The probe also adds edges from pods of other clusters if namespace and name match."""
+    """The probe connects a container to the pod of this namespace and name in every cluster."""
     host = topology.host()
     _, _, interface = topology.running_pod(host, cluster="c1", owners=OWNED)
     container = topology.nodes[-1]
@@ -1185,7 +1185,7 @@ def test_a_missing_update_time_counts_as_the_earliest(topology):
 
 
 @pytest.mark.parametrize("node_type", ["pod", "host", "container", "device", "service"])
-def test_the_later_of_two_nodes_is_used_even_if_its_type_differs(topology, node_type):
+def test_the_later_node_with_the_same_id_is_used_even_if_the_types_differ(topology, node_type):
     netns = topology.netns(topology.host(), "blue")
     topology.interface(netns, "10.0.0.1/24")
     other = {**netns, "UpdatedAt": 9, "Metadata": {"Type": node_type, "Name": "x"}, "Host": "h1"}
@@ -1210,8 +1210,7 @@ def test_edges_to_missing_nodes_are_counted(topology):
         topology.edge(missing, interface, relation_type)
         topology.edge(interface, missing, relation_type)
     assert topology.names("10.0.0.1") == {"name": "h1", "host": "h1"}
-    # skyfast does not read all nodes that an interface can own or a service can select. Therefore,
-    # two of the missing nodes are not counted.
+    # Two kinds of edges are not counted: their children can be nodes that skyfast does not read.
     count = 2 * len(graph_index.RELATION_TYPES) - 2
     assert topology.resolve().skipped == {"edge_without_node": count}
 

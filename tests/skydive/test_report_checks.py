@@ -56,9 +56,9 @@ def closing(update: int, total: int, delta: int, **fields: Any) -> dict[str, Any
 
 
 def gaps(sink: Sink) -> tuple[int, int, int]:
-    """Return the numbers of checked reports, lost reports, and gaps that skyfast itself caused.
+    """Advance the clock until late reports can no longer close a gap, and return the counts.
 
-    First, the clock advances so far that late reports can no longer close a gap.
+    The counts are: checked reports, lost reports, and gaps that skyfast itself caused.
     """
     sink.now += SETTLE_S
     sink.checker.tick()

@@ -155,7 +155,8 @@ def test_silence_is_detected_early_with_many_capture_points(analyzers: int, poin
     assert not cluster.run(100)
     cluster.mute = {0}
     last = cluster.now
-    # The subscription is suspect in time: a connection can expire 15 s after the last message.
+    # A connection can expire 15 s after the last message, so the subscription must be suspect
+    # earlier.
     assert cluster.until_suspect(0) in (13, 14)
     silent = cluster.run(30)
     assert set(silent) == {0}
@@ -318,8 +319,8 @@ def test_statistics_without_flows_count_as_silence(
     silent = cluster.run(within_s)
     assert set(silent) == {0}
     second, reason = silent[0]
-    # The detector counts from the last flow, which can have arrived up to UPDATE_S before the flows
-    # stopped.
+    # The detector measures the time since the last flow. This flow can have arrived up to UPDATE_S
+    # before ``flowless`` was set.
     assert second >= (UPDATE_S + 15) * analyzers - UPDATE_S
     assert reason.startswith("no flows for ")
     assert reason.endswith("although captures receive packets")

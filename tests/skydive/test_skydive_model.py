@@ -354,7 +354,7 @@ def test_stopped_agent_closes_all_flows(table, sender):
     assert [report["FinishType"] for report in reports] == [TIMEOUT] * 3
     assert [update_values(report) for report in reports] == [
         (100, 0, 3, 60),  # the idle flow repeats its last update
-        (7, 0, 60, 70),  # the busy flow has a packet since its last update
+        (7, 0, 60, 70),  # the busy flow reports the packet after its last update
         (100, 0, 71, 71),  # the new flow has no earlier report
     ]
 

@@ -311,8 +311,7 @@ async def test_failed_attempt_is_counted_logged_and_retried(
     async with subscribed(make_config(analyzer.url)) as running:
         assert running.row(analyzer).up == 0
         while True:
-            # After some faults, the fake analyzer also returns the first attempt, which skyfast has
-            # abandoned.
+            # After some faults, the first call returns the subscriber of the failed attempt.
             remote = await analyzer.subscriber()
             if len(analyzer.upgrades) == 2:
                 break
@@ -764,7 +763,7 @@ async def test_backoff_restarts_after_healthy_subscription(
 # The log -------------------------------------------------------------------------------------
 
 
-async def test_conflict_right_after_skyfasts_own_subscription_is_not_a_warning(
+async def test_conflict_with_skyfasts_previous_subscription_is_not_a_warning(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -791,7 +790,8 @@ async def test_conflict_with_another_client_is_a_warning(
             conflict = "another client is subscribed with the same host_id (HTTP 409)"
             assert {conflict in line for line in lines(caplog)} == {True}
             assert not owner.reconnects(analyzer)
-            # After the grace period, even a conflict with skyfast's own subscription is a warning.
+            # After the grace period, even a conflict with skyfast's previous subscription is a
+            # warning.
             owner.task.cancel()
             remote = await late.up(analyzer)
             caplog.clear()
@@ -807,7 +807,7 @@ async def test_failures_are_logged_once_per_interval_with_count(
 ) -> None:
     analyzer.script.extend([503] * 10_000)
     timing = dataclasses.replace(FAST, log_interval_s=0.5)
-    counts: dict[str, int] = {}  # the number of failures when each line was logged
+    counts: dict[str, int] = {}  # for each log line, the number of failures before it
 
     def count(record: logging.LogRecord) -> bool:
         counts[record.getMessage()] = running.row(analyzer).reconnects["handshake"]

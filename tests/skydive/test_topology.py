@@ -241,7 +241,7 @@ def test_standard_names_are_valid_in_both_formats(asked_for_openmetrics):
     for family in READERS[asked_for_openmetrics](page):
         assert family.type == "counter"
         assert family.documentation.endswith(".")
-        # The parser of the text format also removes _total from the family's name.
+        # The parser of the text format removes _total from the name of a family.
         name = family.name.removeprefix("skydive_interface_")
         assert family.unit == ("bytes" if asked_for_openmetrics and "_bytes" in name else "")
         for sample in family.samples:
@@ -928,7 +928,7 @@ async def test_a_gzip_bomb_takes_no_memory(monkeypatch):
 
 async def test_cancelling_closes_the_socket_of_a_query_in_progress():
     async with FakeAnalyzer() as analyzer:
-        analyzer.topology = Fault.HANG  # reads until the socket is closed
+        analyzer.topology = Fault.HANG  # the analyzer reads until the socket is closed
         async with InterfacePoll(analyzer.url, interval_s=60).running():
             await until(lambda: analyzer.topology_requests)
         await until(lambda: not analyzer._tasks)

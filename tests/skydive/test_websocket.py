@@ -330,7 +330,7 @@ def runner() -> Iterator[asyncio.Runner]:
 @given(
     pieces=STREAMS,
     cuts=CUTS | st.just(EVERYWHERE),
-    # From less than a frame to more than a message.
+    # The buffer is smaller than a frame, larger than a message, or in between.
     buffer_bytes=st.sampled_from([16, 200, 40_000, BUFFER_BYTES]),
     turn_s=st.sampled_from([0.0, 10.0]),
     reset=st.booleans(),
@@ -568,7 +568,7 @@ class Receiving:
 async def raw_server(
     tls: TLSContexts, play: Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 ) -> AsyncIterator[str]:
-    """Yield a server's URL. ``play`` gets the handshake response, and must send it."""
+    """Yield a server's URL. The server passes its handshake response to ``play``, which sends it."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")

@@ -1,4 +1,4 @@
-"""The docstring of `skyfast.web.connections` lists all internals of aiohttp that it uses."""
+"""The docstring of `skyfast.web.connections` lists all internals of aiohttp that the module uses."""
 
 import ast
 import inspect

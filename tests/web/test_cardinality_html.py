@@ -133,7 +133,7 @@ def test_relative_change_is_never_rounded_to_100_percent(left, whole, text):
     assert change(left, whole) == text
 
 
-def test_html_shows_the_cardinality_without_a_label():
+def test_html_shows_how_many_connections_there_would_be_without_a_label():
     without = WithoutLabel(label="many", connections=2, series_at_most=6)
     page = re.sub(r"<.*?>", "", as_html(report(label("many", ("a", 4)), without=without)))
     assert "Without many, there would be 2 connections (−75 %) with at most 6 series." in page

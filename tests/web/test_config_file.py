@@ -514,7 +514,7 @@ async def test_failed_handshake_is_reported_to_the_client_and_logged(file, autho
         assert site.scrape.handshakes_failed["unsupported"] == 1
         assert site.scrape.handshakes_failed["not_tls"] == 2
         assert site.scrape.handshakes_failed["rejected"] == 1
-        # A client that disconnects without sending anything does not count.
+        # A disconnect before the first byte does not count as a failed handshake.
         async with await site.ask(b"") as client:
             client.sock.shutdown(socket.SHUT_WR)
             await client.end()

@@ -35,7 +35,7 @@ def configured(*urls: str, labels: Any = ENDS, **settings: Any) -> Config:
 def found(
     tmp_path: Path, *flows: dict[str, Any], min_share: float = 0.0, **settings: Any
 ) -> dict[str, float]:
-    """Map each set of empty labels to its share of the bytes, without a topology."""
+    """Replay flows without a topology. Map each set of empty labels to its share of the bytes."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(message(*flows) + b"\n")
     config = configured(**settings)

@@ -120,7 +120,7 @@ def test_largest_tenth_of_typical_connections_has_most_bytes():
     at_100_kb = made.bounds[1]
     assert (at_100_kb.min_bytes, at_100_kb.series) == (100_000, 4 * count // 10)
     assert at_100_kb.bytes_share >= 0.95
-    # 10 kB is enough to limit the page to max_series series.
+    # With a bound of 10 kB, the page has at most max_series series.
     assert made.proposed.min_bytes == 10_000
     core.bounds = [(100_000, 0), NO_BOUNDS]
     page = read_all(core.table.page(0)).decode()

@@ -40,7 +40,7 @@ def views(**labels):
                 "interface": "node_tid",
             },
         ),
-        # Only this view has both workloads.
+        # Only the view "pairs" has the workloads of both ends.
         (
             {
                 "main": "target_workload protocol",
@@ -53,7 +53,7 @@ def views(**labels):
             },
         ),
         ({"main": "target_service vlan"}, {"service": "target_service"}),
-        # There are no other labels, so each group would be a single connection.
+        # A grouping by the only two labels would have one connection per group.
         ({"main": "initiator_host target_host"}, {}),
         ({"main": "initiator_port protocol"}, {"protocol": "protocol"}),
         # Labels that users have defined.

@@ -287,5 +287,5 @@ async def test_varnish_caches_no_page(tmp_path: Path) -> None:
                 for _ in range(2):
                     status, headers, _ = await get(f"http://127.0.0.1:{port}{path}")
                     assert status == 200
-                    # A cached response would have two numbers.
+                    # X-Varnish has two numbers if the response comes from the cache.
                     assert len(headers["X-Varnish"].split()) == 1, path

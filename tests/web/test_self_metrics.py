@@ -133,7 +133,7 @@ def test_page_shows_the_counters():
         ("skyfast_messages_total", a, ("namespace", "other"), ("type", "other")): 13,
         ("skyfast_message_errors_total", a, ("reason", "malformed")): 14,
         ("skyfast_reconnects_total", a, ("reason", "silent")): 15,
-        # 8 in the table, and 100 in the ingest
+        # The table has counted 8 late flows, and the ingest 100.
         ("skyfast_flows_skipped_total", ("reason", "late")): 108,
         ("skyfast_flows_skipped_total", ("reason", "no_network")): 9,
         ("skyfast_flows_finished_total", ("reason", "fin")): 10,

@@ -393,7 +393,7 @@ async def test_not_found_page_for_browsers_links_to_other_pages():
 
 
 @on_both_loops
-async def test_cardinality_can_be_estimated_without_a_label():
+async def test_cardinality_after_removal_of_a_label_can_be_estimated():
     async with Site() as site:
         response = await site.get("/cardinality?without=target_ip&format=json")
         without = {"label": "target_ip", "connections": 1, "series_at_most": 3}
@@ -883,7 +883,7 @@ async def test_oversized_request_head_gets_a_response(part):
             async with await site.ask(before) as client:
                 if before:
                     await client.read_response()
-                # Some of these parts arrive after the response.
+                # The server responds before it has received all of these pieces.
                 for start in range(0, len(head), 60_000):
                     await client.send(head[start : start + 60_000])
                     await asyncio.sleep(0.002)
@@ -1318,7 +1318,7 @@ async def test_stop_aborts_pages_and_closes_idle_connections():
         await until(lambda: not page_threads())
         with pytest.raises(ConnectionRefusedError):
             await site.ask()
-    # Connections were open when the first server stopped.
+    # The port is free, although connections were open when the first server stopped.
     async with Site(port=site.port) as second_site:
         assert (await second_site.get("/metrics/flows")).body == FLOWS
 

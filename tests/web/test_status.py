@@ -1210,7 +1210,7 @@ async def test_metric_that_ranks_the_list_is_shown_once():
             "view=services&by=bytes": ["bytes"],
             "view=services&by=bytes_per_second": [],
             "by=rtt": ["rtt"],
-            "by=bytes": [],  # the rank is the sum of two values
+            "by=bytes": [],  # not hidden: the rank is the sum of two columns
         }.items():
             page = (await site.get(f"/?{query}"))[1]
             assert re.findall(r'<th [^>]*data-single="(\w+)" hidden>', page) == hidden
@@ -1291,7 +1291,7 @@ def test_values_are_formatted(format_, value, text):
     assert formatted(value, format_, 1000) == text
 
 
-async def test_page_shows_share_lag_and_lost_reports_of_each_analyzer():
+async def test_page_shows_the_share_the_lag_and_the_lost_reports_of_each_analyzer():
     stats = Stats()
     a, b, _ = (stats.analyzer(name) for name in "abc")
     source = fake_status(stats=stats)
