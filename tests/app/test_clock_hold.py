@@ -19,7 +19,7 @@ STEP_S = 0.5
 
 
 class FakeSubscriptions:
-    """Fake subscriptions, of which those in ``delivering`` deliver messages."""
+    """Fake subscriptions. Those in ``delivering`` deliver messages."""
 
     def __init__(self, **_: object) -> None:
         self.delivering = {"one:8082", "two:8082"}

@@ -1,7 +1,7 @@
 """Reloading the configuration: which parts of the process change, and which are kept.
 
 Most tests send SIGHUP to a skyfast process. The others replace the name resolution, so they run the
-subscriptions in their own process.
+subscriptions in the process of the test.
 """
 
 import asyncio
@@ -247,7 +247,7 @@ async def test_failed_reload_changes_nothing(tmp_path: Path, analyzer: FakeAnaly
             assert warning in api_status["warnings"]
             assert html.escape(warning) in (await skyfast.get("/")).decode()
             assert await operator.flows() == page
-            # skyfast still reads reports. This one is a repetition, so it changes no value.
+            # skyfast still reads reports. This report is a repetition, so it changes no value.
             await operator.report(analyzer, flow("1"))
             assert len(problems(skyfast.log)) == 2 * (number + 1)
 
@@ -318,7 +318,7 @@ async def test_unhandled_exception_fails_the_reload_and_is_logged(
 
 @asynccontextmanager
 async def spawned(argument: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start skyfast without waiting, and stop it with SIGTERM on exit."""
+    """Start skyfast without waiting until it is ready, and stop it with SIGTERM on exit."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "skyfast", argument),
         stdin=asyncio.subprocess.PIPE,

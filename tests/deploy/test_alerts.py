@@ -56,6 +56,6 @@ def test_alert_fires_in_a_unit_test(alert: dict[str, Any]) -> None:
 
 
 def test_every_unit_test_starts_before_the_alert_fires() -> None:
-    """The key ``for`` delays the alert, so the first check expects none."""
+    """The key ``for`` delays the alert, so the first check expects no alert."""
     for test in yaml.safe_load(UNIT_TESTS.read_text())["tests"]:
         assert test["promql_expr_test"][0]["exp_samples"] == [], test["name"]

@@ -249,7 +249,7 @@ async def test_agent_has_a_wrong_clock(directory: Path) -> None:
             flow(300, 0, uuid="f0", node="future", last_ms=now_ms + 300_000),
             flow(301, 0, uuid="f1", node="past", last_ms=now_ms - 3_600_000),
             flow(302, 0, uuid="f2", node="at-boot", last_ms=1),
-            # These two times are barely within the limits for clock skew and delays.
+            # The times of the next two flows are just within the limits, so they are not counted.
             flow(303, 0, uuid="f3", last_ms=now_ms + 30_000),
             flow(304, 0, uuid="f4", last_ms=now_ms - 160_000),
         ]

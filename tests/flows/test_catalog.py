@@ -374,7 +374,7 @@ ENDPOINTS = ("initiator_ip", "target_ip", "initiator_port", "target_port")
 
 
 @pytest.mark.parametrize("missing", ENDPOINTS)
-def test_only_unchanged_addresses_and_ports_of_both_ends_identify_a_connection(
+def test_only_views_with_all_unrewritten_addresses_and_ports_identify_connections(
     missing: str,
 ) -> None:
     assert plan_of(labels=list(ENDPOINTS)).views[0].identifies_connection

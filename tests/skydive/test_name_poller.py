@@ -370,7 +370,7 @@ async def test_frequent_queries_for_pods_notice_a_replaced_pod(monkeypatch):
         assert 1 <= asked <= (time.monotonic() - begun) / (2 * FAST_S) + 1
 
 
-async def test_the_cron_job_of_a_new_pod_is_known_after_the_next_query_of_changes(monkeypatch):
+async def test_the_cron_job_of_a_new_pod_is_known_after_the_next_query_for_changes(monkeypatch):
     monkeypatch.setattr(name_poller, "UNKNOWN_INTERVAL_S", FAST_S)
     monkeypatch.setattr(name_poller, "INTERVAL_S", 8 * FAST_S)
     async with FakeAnalyzer() as analyzer:

@@ -641,7 +641,7 @@ def test_the_node_of_a_pod_is_the_host_of_the_same_name(topology):
 
 
 def test_the_node_of_a_pod_is_not_the_host_of_the_same_name_if_edges_contradict(topology):
-    """The host has edges to Kubernetes nodes of two clusters, or of another name."""
+    """The host has edges to Kubernetes nodes in two clusters, or to a node with another name."""
     host = topology.host("n1")
     interface = topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
     other = topology.interface(host, "10.1.0.1/24")

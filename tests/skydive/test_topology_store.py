@@ -121,7 +121,7 @@ def test_a_response_replaces_the_previous_response(store):
     nodes = (node("b", name="b", updated_at=9), node("a", name="a", updated_at=9))
     again = read(NAMESPACES, *nodes, store=store)
     assert not store.replace(NAMESPACES, again)
-    # The store keeps the old objects of equal nodes.
+    # If a node is unchanged, the store keeps the old object.
     assert {id(each) for each in store.graph().nodes} == {id(each) for each in before}
     assert store.replace(NAMESPACES, read(NAMESPACES, node("a", name="a"), store=store))
     assert names(store) == ["a"]

@@ -1,4 +1,4 @@
-"""The docstring of `skyfast.web.connections` lists all internals of aiohttp that the module uses."""
+"""`skyfast.web.connections` lists the internals of aiohttp that it uses, in its docstring."""
 
 import ast
 import inspect

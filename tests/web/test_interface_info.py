@@ -86,7 +86,7 @@ def test_standard_naming_changes_the_family_name() -> None:
 
 
 def test_page_is_divided_into_small_chunks() -> None:
-    """The limit applies only to names of the usual length."""
+    """Only chunks with unusually long names can exceed `CHUNK_BYTES`."""
     count = 2 * CHUNK_SERIES + 1
     names = NodeNames({f"{n:036}": ("n" * 36,) * len(NODE_NAMES) for n in range(count)})
     chunks = [*InterfaceInfo(names).render([*names])]

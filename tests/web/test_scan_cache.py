@@ -114,7 +114,7 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 @pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_new_result_survives_the_expiry_of_an_old_result():
-    """ "b" evicts "a", and "a" is computed again. Its old expiry time must have no effect."""
+    """ "b" evicts "a", and "a" is computed again. The first expiry of "a" must have no effect."""
     scans = Scans(keep_s=1, max_results=1)
     await scans.get("a")
     await asyncio.sleep(0.5)

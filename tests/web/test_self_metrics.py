@@ -338,7 +338,7 @@ def test_promtool_accepts_the_page():
 def test_process_metrics_show_the_used_resources():
     before = samples()
     descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
-    # An allocation on the heap could reuse free memory.
+    # The memory of ``mmap`` is new. An allocation on the heap could reuse free memory.
     ballast = mmap.mmap(-1, 50_000_000)
     ballast.write(b"x" * len(ballast))
     busy_until = time.process_time() + 0.05

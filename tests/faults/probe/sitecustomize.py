@@ -2,7 +2,7 @@
 
 Python imports this module at startup if its directory is in PYTHONPATH. On SIGUSR1, the module
 writes two things to the file $PROBE: the coroutines of all tasks, and the number of threads in the
-event loop's pool. If $FLOW_UPDATE_S is set, skyfast at first assumes this interval as
+event loop's pool. If $FLOW_UPDATE_S is set, skyfast starts with this value of
 ``flow.update``.
 """
 
