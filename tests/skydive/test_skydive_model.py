@@ -176,7 +176,7 @@ def test_expiry_tick_closes_flows_older_than_previous_tick(table, sender):
     (closing,) = sender.pop_reports()
     assert closing["FinishType"] == TIMEOUT
     assert totals(closing) == (200, 0)
-    assert update_values(closing) == (0, 0, 1080, 1140), "an idle tick came in between"
+    assert update_values(closing) == (0, 0, 1080, 1140), "the last update tick had no packets"
     assert not table.flows
 
     # A packet right after the tick at 1,200 s keeps the flow until the tick at 2,400 s.
@@ -185,7 +185,9 @@ def test_expiry_tick_closes_flows_older_than_previous_tick(table, sender):
     assert sender.pop_reports() == []
     table.expire_at(ms(2400))
     (closing,) = sender.pop_reports()
-    assert update_values(closing) == (100, 0, 1200.001, 1200.001), "no update tick came in between"
+    assert update_values(closing) == (100, 0, 1200.001, 1200.001), (
+        "no update tick has reported the packet"
+    )
 
 
 def test_closing_report_comes_ten_to_twenty_minutes_after_last_packet(sender):
@@ -243,7 +245,9 @@ def test_application_timeout_repeats_last_update(table, sender, conversation):
     table.update_at(ms(120))
     (closing,) = sender.pop_reports()
     assert update_values(first) == update_values(closing) == (100, 0, 55, 60)
-    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], "looks like a first report"
+    assert closing["LastUpdateMetric"]["Start"] == closing["Start"], (
+        "the closing report looks like a first report"
+    )
     assert closing["FinishType"] == TIMEOUT
     assert not table.flows
 
@@ -252,7 +256,7 @@ def test_application_timeout_needs_a_tick_without_packets(table, sender):
     send(table, 5, DNS)
     table.update_at(ms(60))
     (report,) = sender.pop_reports()
-    assert "FinishType" not in report, "the packet is 55 s old, but new since the previous tick"
+    assert "FinishType" not in report, "the packet is 55 s old, but came after the previous tick"
 
 
 def test_flow_closes_only_after_more_than_the_application_timeout(sender):
@@ -279,9 +283,7 @@ def test_first_packet_sets_finish_type(table, sender, flags, finish):
     (second,) = sender.pop_reports()
     assert [first["FinishType"], second["FinishType"]] == [finish, finish]
     assert update_values(second) == (7, 0, 60, 120), "updates are sent as usual"
-    assert not table.flows, (
-        "59 s after its last packet, the flow is removed by the tick that reports it"
-    )
+    assert not table.flows, "the tick that reports the flow removes it: its last packet is 59 s old"
 
 
 def test_later_flags_do_not_set_finish_type(table, sender):
@@ -504,7 +506,9 @@ def test_lost_datagram_loses_one_flow():
     reports = reports_of(cluster.run(130_000))
     assert [report["Transport"]["A"] for report in reports] == [1, 3, 1, 2, 3]
     assert totals(reports[3]) == (1200, 0), "totals include the lost report"
-    assert update_values(reports[3]) == (600, 0, 60, 120), "the update does not include it"
+    assert update_values(reports[3]) == (600, 0, 60, 120), (
+        "the update does not include the lost report"
+    )
 
 
 def test_websocket_agents_send_ten_flows_per_message():
