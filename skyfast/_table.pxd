@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 # Limits of a plan, a flow and a table. Python code can read them: see _table.pyi.
 cpdef enum:
     MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID, in bytes
-    MAX_ROWS = 1 << 27          # half of all row numbers, as a table can slightly exceed its limits
+    MAX_ROWS = 1 << 27          # half of 2^28 row numbers: a table can slightly exceed its limits
     MAX_VIEWS = 16
     MAX_VALUES = 64             # counters and gauges per plan
     MAX_COLUMNS = 64            # per plan: labels, plus fields that lookups use
@@ -59,11 +59,11 @@ cdef struct Rows:
 
 
 cdef struct String:
-    # An interned string in UTF-8; label values have their escapes. A row takes 64 bytes: one cache
-    # line.
+    # An interned string in UTF-8; label values are stored with their escapes. A row takes 64 bytes:
+    # one cache line.
     uint32_t hash
     uint32_t next
-    uint32_t refs               # label IDs and keys that have the string's number; 0 in a free row
+    uint32_t refs               # number of references (see `strings.pxi`); 0 in a free row
     uint32_t length             # bytes
     char inline[48]             # the string, or a pointer to it if it is longer than 48 bytes
 
@@ -88,8 +88,8 @@ cdef struct Flow:
     # A dormant flow (see `_table.pyx`) is in a `DormantList`, not in a connection or the timer
     # wheel. Its `connection` is the previous row of the list, and its `wheel_next` is the next row.
     # `deadline_s` is the time at which the flow was added to the list. Instead of a flow, a dormant
-    # row can store the counters of a removed connection. Its key is then a hash of the connection's
-    # labels, and `last_ms` is as in `pack_saved`.
+    # row can store the counters of a removed connection. The key of such a row is a hash of the
+    # connection's labels, and its `last_ms` is a result of `pack_saved`.
     uint32_t hash               # low half of the key
     uint32_t next
     uint32_t key_high           # high half of the key; for a string key, the string's number
@@ -97,7 +97,7 @@ cdef struct Flow:
     uint32_t deadline_s         # time of the table's clock at which the flow becomes dormant
     uint32_t wheel_next         # next flow in the same slot of the timer wheel
     int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
-    # After the struct: int64_t totals[counters], which are ABSENT if no report had the total. Then
+    # After the struct: int64_t totals[counters]. A total is ABSENT if no report contained it. Then
     # uint32_t links in this order:
     # * the flow's conversation, if there are conversations
     # * only valid in live flows: the flow's rows in views with `linked_from_flow`
@@ -203,7 +203,7 @@ cdef struct Report:
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
     # omitted values
     bint has_omissions          # whether any value is omitted; if not, no field below is set
-    # whether omitted lifecycle fields are counted; set when the report is applied
+    # set when the report is applied: omissions are only counted in fields that the report uses
     bint uses_lifecycle
     bint uses_last_update
     uint32_t omitted_lifecycle  # one bit per omitted lifecycle field
@@ -217,7 +217,7 @@ cdef struct ChangedKey:
     uint32_t position           # index in the list of keys
     bint found                  # if false, no flow has the key, and no field below is set
     bint ambiguous              # whether the labels depend on the context
-    uint32_t change             # number (see `Changes`); 0 if ambiguous, or if a name is invalid
+    uint32_t change             # number of the change (see `Changes`); 0: ambiguous or invalid
 
 
 cdef struct Move:
@@ -253,8 +253,8 @@ cdef struct Histogram:
 
 
 cdef struct HistogramText:
-    # The literals of a histogram's lines, except those between its label values. Each of the first
-    # five begins one kind of line, up to the first label.
+    # The literals of a histogram's lines, except those between its label values. The first five are
+    # the beginnings of five kinds of lines, up to the first label.
     Literal bucket
     Literal sum
     Literal count
@@ -278,8 +278,8 @@ cdef struct Family:
     Literal created             # the name of the samples with start times in OpenMetrics 1.0
     Literal *literals           # columns + 1 literals: before, between and after label values
     Literal second              # replaces the literal at `direction_index` for the second direction
-    # instead of `values` in a family of histograms: index of the first direction in
-    # `View.histograms`; the second direction follows
+    # In a family of histograms, `values` is not used. The histogram of the first direction has this
+    # index in `View.histograms`. The histogram of the second direction has the next index.
     uint32_t histogram
     HistogramText *text         # NULL if the family is not a histogram
 
@@ -309,7 +309,7 @@ cdef struct View:
     bint counts_new_flows       # whether the number of new flows follows the counters and gauges
     Amount bytes
     Amount packets
-    Bounds bounds               # written with the GIL and the mutex: one of them is enough to read
+    Bounds bounds               # a writer needs the GIL and the mutex, a reader one of them
     Histogram *histograms
     uint32_t histogram_count
     # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows
@@ -317,7 +317,7 @@ cdef struct View:
     uint32_t values_offset      # offset in a row, like the next two fields
     uint32_t start_offset
     uint32_t label_ids_offset
-    bint identifies_connection  # whether the labels distinguish all conversations
+    bint identifies_connection  # whether the labels include both addresses and both ports
     bint linked_from_flow       # flow rows link to this view (otherwise: rows of the first view)
     uint32_t link               # index of the link to this view, in the links of the linking row
     uint32_t direction_index    # index of the literal that contains the direction

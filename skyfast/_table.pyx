@@ -10,8 +10,8 @@ Data structures
 
     A *plan* defines which labels and metrics are exported. It has one or more *views*. A view is a
     set of metrics with the same labels, and has its own connection rows. Each flow row links to one
-    row of the first view. If a further view has only labels of the first view, connection rows of
-    the first view link to its rows. If not, flow rows link to its rows.
+    row of the first view. If all labels of another view are also labels of the first view, rows of
+    the first view link to rows of that view. Otherwise, flow rows link to rows of that view.
 
     Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
     and index (`Rows`). The index splits one bucket at a time, so no insert has to rehash all rows.
@@ -482,8 +482,8 @@ cdef class Table:
     The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
     seconds; the clock's origin does not matter. Any thread may call the methods from `page` to
     `snapshot`. Those from `label_values` to `snapshot` visit all rows of a view, without the GIL.
-    If a connection is created, changed or removed during the call, they may see the state before or
-    after that.
+    If a connection is created, changed or removed during the call, the result may contain the state
+    before or after this event.
     """
 
     cdef TableState state

@@ -4,7 +4,8 @@
 # Overflow rows are always shown.
 #
 # Before a page renders the first family of a view with bounds, `list_rows` lists the rows to show.
-# The page uses this list for all families of the view, so it has all families of a row or none.
+# The page uses this list for all families of the view. So, for each row, the page has all families
+# or none.
 #
 # `Table.page`, `hidden` and `forecast` call this code from any thread. It scans rows, and takes the
 # table's mutex, as `scan.pxi` does.

@@ -103,8 +103,8 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
     # For any view except the first. If the view is full, returns the overflow row, or 0 if the
-    # table has no overflow rows. Also returns 0 if out of memory. In that case, `created` is set,
-    # or the table has overflow rows.
+    # table has no overflow rows. Also returns 0 if out of memory. Callers recognize this case,
+    # because then `created` is set, or the table has overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)

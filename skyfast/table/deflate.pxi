@@ -6,7 +6,8 @@
 #
 # 1. Under the table's mutex, `render_lines` writes text, and notes about the text (`pieces.pxi`).
 #    After the mutex is released, `expand_notes` turns the notes into pieces.
-# 2. `find_matches` turns the pieces into *sequences*: literals, then a match. A copied piece is
+# 2. `find_matches` turns the pieces into *sequences*. A sequence has literals, then a match. A
+# copied piece is
 #    compared with the text at its distance. A fixed text or a string is compared with the latest
 #    piece that has the same source. If the next piece has the same distance, it extends the match.
 #    If the next piece has no match, its first bytes can still extend the match.
@@ -36,7 +37,7 @@ cdef enum:
     MIN_STRING = 8              # a shorter string takes fewer bits as literals than as a match
     NO_CHAR = 0x80              # stands for a missing character in an index of `Code.pairs`
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
-    CODE_BITS = 24              # low bits of an entry in `Code`: the code; high bits: its length
+    CODE_BITS = 24              # an entry in `Code` has a code in its low 24 bits, then its length
     CODE_MASK = (1 << CODE_BITS) - 1
     REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
     LENGTH_SYMBOLS = 19         # different symbols in a list of lengths
@@ -380,7 +381,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     cdef uint16_t ordered[LITERALS]
     cdef uint32_t at_depth[MAX_CODE_BITS + 1]
     cdef uint32_t i, _side, child, bits
-    cdef uint32_t leaf = 0, tree = symbols      # without a parent: the rarest leaf, the rarest tree
+    cdef uint32_t leaf = 0, tree = symbols      # the rarest leaf and tree without a parent
     cdef uint32_t trees = symbols, total = 0
     for i in range(symbols):
         weights[i] = (<uint64_t>counts[i] * 16 + 1) << 16 | i

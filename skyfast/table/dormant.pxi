@@ -110,9 +110,10 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty. While
-    # reports of that ended flow may be in transit, `dormant` comes first. If the flow were
-    # forgotten, such reports would be counted again. Returns False if both lists are empty.
+    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty.
+    # However, `dormant` comes first while reports of the first ended flow may be in transit: if
+    # this flow were forgotten, such reports would be counted again. Returns False if both lists are
+    # empty.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)

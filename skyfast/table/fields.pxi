@@ -6,9 +6,9 @@
 # Values are borrowed from the flow.
 
 cdef struct Field:
-    # The location of a value: a field of the flow (outer), or a field of one of its sub-structs,
-    # the *parts* (inner). Fields are read at the offset of their slot, or else by name.
-    # `Table.reader_objects` owns the names and types.
+    # The location of a value. The outer field is a field of the flow. If the outer field contains a
+    # sub-struct (a *part*), the value can be an inner field: a field of this part. Fields are read
+    # at the offset of their slot, or else by name. `Table.reader_objects` owns the names and types.
     Py_ssize_t outer_offset
     Py_ssize_t inner_offset     # -1: the value is a field of the flow itself
     PyTypeObject *inner_type
@@ -24,7 +24,7 @@ cdef struct Number:
     Field second
     bint is_read                # if false, the value is always 0
     bint is_sum
-    bint optional               # if true, the value is ABSENT when the flow lacks the part
+    bint optional               # if true, the value is ABSENT when its part is missing
 
 
 cdef struct Requirement:
@@ -52,7 +52,7 @@ cdef struct Lookup:
     uint32_t point
     uint32_t column             # the first column of the lookup; its columns are adjacent
     uint32_t columns
-    # the first lookup with the same labels as this one: see `same_labels`
+    # index of the first lookup with the same labels as this one: see `same_labels`
     uint32_t label_set
     Py_ssize_t length           # minimum length of a result
 

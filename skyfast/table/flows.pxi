@@ -51,8 +51,8 @@ cdef inline void flow_key(FlowKey *key, const char *uuid, uint32_t length,
 
 
 cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
-    # For a flow whose UUID is an interned string. The high half is the string's number; the low
-    # half is a hash of this number.
+    # The key of a flow whose UUID is an interned string. The high half is the string's number; the
+    # low half is a hash of this number.
     return (<uint64_t>string << 32) | <uint32_t>mix64(string)
 
 
@@ -174,8 +174,8 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is -1: never higher than a total as a signed number, never lower as an unsigned
-        # one.
+        # ABSENT is -1. As a signed number, ABSENT is never higher than a total. As an unsigned
+        # number, ABSENT is never lower than a total.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total

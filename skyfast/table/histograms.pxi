@@ -270,8 +270,8 @@ cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
 
 
 cdef list histogram_literals(list literals):
-    # Remove the braces around the labels. `literals` is a result of `line_literals` without a
-    # metric name.
+    # Remove the braces around the labels. `literals` is one of the lists that `line_literals`
+    # returns for an empty metric name.
     cdef Py_ssize_t last = len(literals) - 1
     texts = [literals[0].removeprefix("{")] + literals[1:]
     texts[last] = texts[last].removesuffix(" ").removesuffix("}")
@@ -281,8 +281,8 @@ cdef list histogram_literals(list literals):
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
                                    size_t line) except 0:
     # `histogram` is the index of the family's first histogram in the view. `labelled` is true if
-    # there are labels besides `le`. `line` is the maximum size of a line's labels and value, added
-    # up for all directions. Returns the maximum size of a row's lines, in bytes.
+    # there are labels besides `le`. `line` is the maximum total size of the labels and values of
+    # one line in each direction. Returns the maximum size of a row's lines, in bytes.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10

@@ -24,7 +24,7 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
 
 
 cdef list state_init(TableState *table, plan, bytes overflow_label):
-    # `overflow_label` is borrowed. Returns the names of the fields, by number.
+    # `overflow_label` is borrowed. Returns the result of `number_fields`.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) + len(plan.closing_gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
@@ -217,7 +217,8 @@ cdef int number_values(TableState *table, plan) except -1:
 
 
 cdef list number_fields(TableState *table, plan):
-    # Returns the names of the fields, by number. The name of a field that is never omitted is None.
+    # Numbers the fields of lifecycles and values. Returns the names of these fields in the order of
+    # their numbers, with None for a field that is never omitted.
     cdef uint32_t i, j
     numbers = {}
 

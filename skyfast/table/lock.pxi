@@ -1,7 +1,7 @@
 # The table's mutex, and the order in which threads get the mutex.
 #
 # A scan or a page releases the mutex after each slice, and takes it again soon, usually before a
-# waiting thread has woken up. So that thread might wait until the scan ends. Therefore
+# waiting thread has woken up. So the waiting thread might wait until the scan ends. Therefore
 # `lock_with_priority` counts waiting threads, and scans and pages give way to these threads between
 # two slices.
 
@@ -32,7 +32,7 @@ cdef enum:
 
 
 cdef inline void lock_with_priority(TableState *table) noexcept nogil:
-    # Take the mutex before threads that call `yield_lock`.
+    # Take the mutex ahead of scans and pages, which call `yield_lock` between two slices.
     if unlikely(pthread_mutex_trylock(&table.lock) != 0):
         atomic_add(&table.waiting, 1)
         pthread_mutex_lock(&table.lock)

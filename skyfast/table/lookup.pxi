@@ -2,9 +2,9 @@
 # read, look up, apply.
 #
 # This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
-# it processes other flows. The thread that updates runs it without the lock, because it writes only
-# to the batch. The rows of live flows stay valid while the batch is applied. The rows of other
-# flows are looked up again when their reports are applied.
+# it processes other flows. The thread that updates runs this code without the lock, because the
+# code writes only to the batch. The rows of live flows stay valid while the batch is applied. The
+# rows of other flows are looked up again when their reports are applied.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.
@@ -55,7 +55,7 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
         if needs_labels(&batch.reports[i]):
             label_values = batch.reports[i].label_values
             for j in range(table.label_value_count):
-                if label_values[j].string:      # the flow will change `String.refs`
+                if label_values[j].string:      # applying the report changes `String.refs`
                     prefetch(row_at(&table.strings, label_values[j].string))
                 elif label_values[j].text != NULL and not label_values[j].repeats:
                     number = bucket_of(&table.strings, label_values[j].hash)[0]

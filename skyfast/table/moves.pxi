@@ -74,7 +74,7 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # If the last flow of a connection leaves it, returns the row of the connection, otherwise 0.
+    # If this was the last flow of its connection, returns the row of the connection, otherwise 0.
     # This row is removed from the index, so that no other flow is attached to it.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
@@ -205,8 +205,8 @@ cdef inline uint32_t row_deadline_s(const TableState *table, const View *view,
 
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
-    # The flow's totals are not added to the counters of its new row. However, an ABSENT counter
-    # becomes 0 if the flow has a total.
+    # Count a flow in its new row. The flow's totals are not added to the row's counters, but an
+    # ABSENT counter becomes 0 if the flow has this total.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)

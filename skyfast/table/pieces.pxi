@@ -6,8 +6,8 @@
 #
 # Under the table's mutex, the renderer writes text and *notes*. The notes have the lengths of label
 # values and numbers, which differ from row to row. After the mutex is released, `expand_notes`
-# turns the notes into pieces. Each function `expand_…` writes pieces in the order in which a
-# function `render_…` writes the text.
+# turns the notes into pieces. Each function `expand_…` writes pieces in the order in which the
+# corresponding function `render_…` writes the text.
 #
 # Notes are stored as pieces, with a length and a source:
 #

@@ -331,7 +331,7 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.row_list_capacity):
-                # The processor could not predict a branch here.
+                # This is not a branch, because the processor could not predict it.
                 cursor.row_list[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
     cursor.row_list_end = count + 1

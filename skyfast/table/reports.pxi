@@ -15,8 +15,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Read the fields that every flow needs. The batch ends before the first object that is not a
-    # flow of the plan.
+    # Read the fields that the table needs of every flow. The batch ends before the first object
+    # that is not a flow of the plan.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -322,7 +322,7 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
 
 cdef inline void hash_label(const TableState *table, LabelValue *label,
                             const LabelValue *previous) noexcept:
-    # `previous` is the same label of the previous flow, or NULL.
+    # `previous` is the value of the same label in the previous flow, or NULL.
     label.repeats = previous != NULL and same_string(previous, label)
     if label.repeats:
         label.escapes = previous.escapes
@@ -465,7 +465,7 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     if not invalid_start and not invalid_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
-        report.last_update[i] = min(report.values[i], <int64_t>0)   # ABSENT if the total is ABSENT
+        report.last_update[i] = min(report.values[i], <int64_t>0)   # 0, or ABSENT like the total
     report.initial_delta = INITIAL_LAST_UPDATE
     if unlikely(invalid_start or invalid_update_start or invalid_finish):
         if not report.repeats:

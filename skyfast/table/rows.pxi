@@ -10,7 +10,9 @@
 # functions that `_checked.pyx` replaces.
 
 cdef enum:
-    FREE_ROW_BYTES = 16  # bytes of a row that are read even if the row is free: its link and state
+    # The first bytes of a row stay valid while the row is free. They contain the link to the next
+    # free row, and the field that marks the row as free.
+    FREE_ROW_BYTES = 16
 
 
 cdef bint reserve_pointer(void ***pointers, uint32_t used, uint32_t *capacity) noexcept nogil:

@@ -24,8 +24,8 @@ cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
 
 cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
     # Begin the next slice: take the lock, and return True. After the last slice, release the lock,
-    # and return False. The first call must be made without the lock. A caller that stops before the
-    # last slice must release the lock.
+    # and return False. The first call must be made without the lock. A caller that stops early must
+    # release the lock.
     cdef uint32_t end
     if scan.stop:
         if not scan.is_released:
@@ -44,7 +44,7 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
 
 
 cdef inline void scan_release(TableState *table, Scan *scan) noexcept nogil:
-    # Release the lock after the last access to the rows of the slice.
+    # Release the lock before `scan_slice` does, when the rows of the slice are no longer needed.
     scan.is_released = True
     pthread_mutex_unlock(&table.lock)
 
@@ -470,7 +470,6 @@ cdef bint row_matches(const TableState *table, Connection *row,
         if unlikely(position >= 64 * search.words):
             # The value has no bit: it is a large integer, or a string interned after the search
             # began.
-
             if label_matches(table, label_ids[i], search, i):
                 return True
             continue
@@ -534,8 +533,8 @@ cdef inline bint has_values(const TableState *table, const Family *family,
 
 cdef uint32_t copy_values(const TableState *table, const View *view, Connection *row,
                           int64_t *values) noexcept nogil:
-    # Copy the values of all series of the row's view, -1 for missing values. Returns the number of
-    # values.
+    # Copy the row's value of each series of the view; a missing value becomes -1. Returns the
+    # number of values.
     cdef const Family *family
     cdef uint32_t i, direction, count = 0
     for i in range(table.family_count):

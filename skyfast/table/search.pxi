@@ -6,7 +6,7 @@
 # `misses` has the label IDs of values that do not match, so that each value is compared only once
 # per column. During the search, a new string can get the ID of a removed one, and then counts as a
 # miss. This does no harm: a scan may omit rows that were created during the scan. IDs that match
-# are not stored, because rows that do not match must never be shown.
+# are not stored: if such an ID were reused, a row that does not match could be shown.
 
 cdef enum:
     MAX_VARIANTS = 4            # variants of a character: itself, lower, upper and title case
@@ -163,7 +163,8 @@ cdef bint matches_at(const Search *search, const char *text, uint32_t length) no
 
 cdef inline uint32_t character_at(const Character *character, const char *text,
                                   uint32_t length) noexcept nogil:
-    # The length of the variant of the character with which the text begins, or 0.
+    # If the text begins with a variant of the character, returns the length of this variant,
+    # otherwise 0.
     cdef uint32_t i
     for i in range(character.variants):
         if (character.lengths[i] <= length

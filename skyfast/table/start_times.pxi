@@ -15,8 +15,9 @@ cdef inline int64_t clamp_to_now(const TableState *table, int64_t start_ms) noex
 
 cdef inline int64_t start_of_report(const TableState *table, const Report *report,
                                     bint counts_total) noexcept nogil:
-    # The start time of a row that an unknown flow creates, or 0 if the report lacks it. If the row
-    # gets the flow's total, this is the start of the flow, otherwise the start of its last update.
+    # The start time of a row that an unknown flow creates, or 0 if the report lacks it. If
+    # `counts_total` is true, the row gets the flow's total, so its start time is the start of the
+    # flow. Otherwise, its start time is the start of the flow's last update.
     return clamp_to_now(table, report.start_ms if counts_total else report.update_start_ms)
 
 

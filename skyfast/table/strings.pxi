@@ -71,8 +71,8 @@ for _digit in range(16):
 
 
 cdef inline bint parse_uuid(const char *text, Py_ssize_t length, uint64_t *number) noexcept nogil:
-    # Whether a UUID has Skydive's format: 1 to 16 lowercase hexadecimal digits without leading
-    # zeros.
+    # Returns whether a UUID has Skydive's format (1 to 16 lowercase hexadecimal digits without
+    # leading zeros), and sets `number` to its value.
     cdef uint64_t value = 0
     cdef uint8_t digit, combined = 0
     cdef Py_ssize_t i

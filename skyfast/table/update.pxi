@@ -51,8 +51,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void add_missed_names(TableState *table, const Batch *batch, int done) noexcept:
-    # Intern the results in `batch.missed`, except those of skipped reports. Only the first `done`
-    # reports were processed.
+    # Intern the results in `batch.missed` that belong to applied reports: reports among the first
+    # `done` reports of the batch that were not skipped.
     cdef uint32_t i, number, position
     lock_with_priority(table)
     for i in range(batch.missed_count):
@@ -240,9 +240,10 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the horizon (see `Table.horizon_s`). `age_ms` is the
-    # difference of two times of one agent, because the clocks of two hosts may differ. With
-    # conversations, the result is False, because the table does not remember skipped duplicates.
+    # Whether an unknown flow began after the horizon (see `Table.horizon_s`). The start of the flow
+    # is computed from `age_ms`, a difference of two times of the same agent, so a wrong clock of
+    # this agent does no harm. With conversations, the result is False, because the table does not
+    # remember skipped duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - MAX_REPORT_DELAY_S
                  > table.horizon_s))
@@ -358,8 +359,8 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
                     const Targets *targets, uint32_t conversation, uint32_t saved,
                     const int64_t *deltas) noexcept nogil:
     # Link a flow to its rows, and add its report to these rows. A dormant flow adds `deltas`. For
-    # an unknown flow, `deltas` is NULL: it adds its total or its last update. `saved` is the
-    # dormant row with the saved counters for a new row of the first view, or 0.
+    # an unknown flow, `deltas` is NULL, and the flow adds its total or its last update. `saved` is
+    # the dormant row with the saved counters for a new row of the first view, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
@@ -409,7 +410,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             elif deltas != NULL and view.identifies_connection:
                 target.flows |= RESTORED
                 add_to_counters(view, target, totals_of(flow))
-                count_new_flow(view, target)        # `save_counters` saves numbers other than 1
+                count_new_flow(view, target)        # exactly 1: other numbers would have been saved
                 start_ms = start_of_total(table, report, dormant_s)
         set_start(view, target, start_ms)
         add_deltas(table, view, target, added, report.values)
