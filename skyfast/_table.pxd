@@ -51,7 +51,7 @@ cdef struct Rows:
     uint32_t end                # lowest row number that has never been used; numbers start at 1
     uint32_t used
     uint32_t free_head
-    uint32_t **segments         # SEGMENT_BUCKETS buckets each; a bucket is a row number
+    uint32_t **segments         # SEGMENT_BUCKETS buckets each; a bucket has its first row
     uint32_t segment_count
     uint32_t segment_capacity
     uint32_t buckets
@@ -116,7 +116,7 @@ cdef struct Connection:
     # plus 8 per value and 4 per label (96 with the default plan).
     uint32_t hash
     uint32_t next
-    uint32_t deadline_s         # latest deadline of its flows; 0 in a free row
+    uint32_t deadline_s         # from this time on, pages do not show the row; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
     uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot

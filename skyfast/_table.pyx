@@ -734,15 +734,14 @@ cdef class Table:
         :param count: how many of the most frequent values to return for each label.
         :param without: a label to ignore for the fourth item of the result.
         :param view: the index of the view.
-        :returns: a tuple of four items. The first item is the number of connections (in the first
-            view) or of combinations of label values (in another view). The second item maps each
-            label to a tuple: the number of its values, its most frequent values, and the number of
-            connections that would remain without the label. The most frequent values are at most
-            `count` pairs (value, connections), the most frequent first. Values that are removed
-            during the call are left out. The third item is true if all numbers of remaining
-            connections are exact. Numbers above 32,768 are estimates with a standard error below
-            0.8 %. The fourth item is the exact number of connections that would remain without the
-            label `without`, or None.
+        :returns: a tuple of four items. The first item is the number of connections in the view.
+            The second item maps each label to a tuple: the number of its values, its most frequent
+            values, and the number of connections that would remain without the label. The most
+            frequent values are at most `count` pairs (value, connections), the most frequent first.
+            Values that are removed during the call are left out. The third item is true if all
+            numbers of remaining connections are exact. Numbers above 32,768 are estimates with a
+            standard error below 0.8 %. The fourth item is the exact number of connections that
+            would remain without the label `without`, or None.
 
         Takes about 20 ns per connection and label. Uses 512 KiB per label, and 24 to 48 bytes per
         value of each label. If `without` is set, the call takes 30 ns more and uses 24 to 48 bytes

@@ -84,7 +84,7 @@ cdef inline bint reaches_bounds(const View *view, Connection *row,
 
 cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
                      Cursor *cursor) noexcept nogil:
-    # For a page without parts, in a view with bounds.
+    # Lists the rows of a whole page, in a view with bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -102,8 +102,8 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # For a part of a page, in a view with bounds. The bounds are checked first, because `part_of`
-    # is slow.
+    # Lists the rows of one part of a page, in a view with bounds. The bounds are checked first,
+    # because `part_of` is slow.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

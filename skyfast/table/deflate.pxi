@@ -7,21 +7,21 @@
 # 1. Under the table's mutex, `render_lines` writes text, and notes about the text (`pieces.pxi`).
 #    After the mutex is released, `expand_notes` turns the notes into pieces.
 # 2. `find_matches` turns the pieces into *sequences*. A sequence has literals, then a match. A
-# copied piece is
-#    compared with the text at its distance. A fixed text or a string is compared with the latest
-#    piece that has the same source. If the next piece has the same distance, it extends the match.
-#    If the next piece has no match, its first bytes can still extend the match.
+#    copied piece is compared with the text at its distance. A fixed text or a string is compared
+#    with the latest piece that has the same source. If the next piece has the same distance, it
+#    extends the match. If the next piece has no match, its first bytes can still extend the match.
 # 3. `write_sequences` writes the sequences as bits.
 #
 # Pieces are only hints: bytes are compared before they become a match. So it does no harm if the
 # number of a string is reused.
 #
-# Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. It
-# learns new codes after a slice with too many bits per byte (RELEARN_PERCENT), and from a slice
-# that is at least LARGER_SAMPLE times as large as the last sample. A block lasts until its codes
-# are replaced. All symbols have codes, because later slices can contain any text. The codes are
-# complete, because some decoders reject incomplete codes. They have at most 12 bits, so that four
-# literals can be written at once.
+# Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. If a
+# later slice takes too many bits per byte (RELEARN_PERCENT), new codes are learnt from the next
+# slice with at least MIN_SAMPLE bytes. New codes are also learnt from a slice that is at least
+# LARGER_SAMPLE times as large as the last sample. A block lasts until its codes are replaced. All
+# symbols have codes, because later slices can contain any text. The codes are complete, because
+# some decoders reject incomplete codes. They have at most 12 bits, so that four literals can be
+# written at once.
 #
 # All memory belongs to a page or its `Deflater`, and does not grow with the table.
 

@@ -1,9 +1,9 @@
 # Dormant flows: their three lists, their later reports, and the counters of removed connections.
 #
-# Each list has its rows in the order in which they were added. The links use fields that have
-# another meaning in live rows (see `Flow`). Flows that claim their conversation (see
-# `conversations.pxi`) are never evicted, so they count towards `max_flows` like live flows. This
-# code needs the table's mutex.
+# Each list has its rows in the order in which they were added. The links between the rows of a list
+# are in fields that have another meaning in live rows (see `Flow`). Flows that claim their
+# conversation (see `conversations.pxi`) are never evicted, so they count towards `max_flows` like
+# live flows. This code needs the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -57,8 +57,8 @@ cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept 
 
 
 cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
-    # The flow must be in the list `claims` or in no list: the flag ENDED decides between the lists
-    # `ended` and `dormant`.
+    # The flow must be in the list `claims` or in no list, because the flag ENDED determines whether
+    # a flow belongs to the list `ended` or `dormant`.
     cdef Flow *flow = flow_at(table, number)
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 
@@ -290,9 +290,10 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
                              const Labels *labels, uint32_t number, uint32_t saved,
                              const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
     # Add `deltas` to all rows with the flow's labels, without making the flow live. If the first
-    # view has no such row (`number` is 0), the saved counters in row `saved` get `deltas`. Missing
-    # saved counters are created, unless the flow's totals are enough to restore the connection, or
-    # `memory_s` is 0. `start_ms` is the start time of new rows. Returns False if out of memory.
+    # view has no such row (`number` is 0), `deltas` are added to the saved counters in row `saved`.
+    # If `saved` is 0, this row is created, unless the flow's totals are enough to restore the
+    # connection, or `memory_s` is 0. `start_ms` is the start time of new rows. Returns False if out
+    # of memory.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key

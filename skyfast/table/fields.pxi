@@ -46,7 +46,7 @@ cdef struct Lookup:
     PyObject *names             # owned by the plan
     bint is_dict                # items can be read with the functions for dicts
     bint has_context            # whether ambiguous keys (result None) are resolved with a context
-    # indexes in the label values of a report: of the key, and of the two strings of the context
+    # in the label values of a report: indexes of the key, and of the two strings of the context
     uint32_t key
     uint32_t other
     uint32_t point

@@ -127,8 +127,8 @@ cdef list lookups_of(plan):
 
 
 cdef list ordered_columns(plan):
-    # In the order of their numbers: first the columns of each lookup, then the columns without a
-    # lookup.
+    # The columns in the order of their numbers: first the columns of each lookup, then the columns
+    # without a lookup.
     lookup_columns = [c for lookup in lookups_of(plan) for c in plan.columns if c.lookup is lookup]
     return [*lookup_columns, *(c for c in plan.columns if c.lookup is None)]
 

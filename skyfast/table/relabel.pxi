@@ -160,7 +160,7 @@ cdef bint fetch_keys(const TableState *table, keys, list pass_keys, Py_ssize_t c
 
 
 cdef int find_keys(const TableState *table, Changes *changes, list pass_keys) except -1:
-    # A string may have been removed after its key was fetched.
+    # Keys are looked up again, because a string may have been removed after its key was fetched.
     cdef uint32_t i, string
     changes.keys = <ChangedKey *>allocate(len(pass_keys) * sizeof(ChangedKey))
     for i in range(<uint32_t>len(pass_keys)):

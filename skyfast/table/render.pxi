@@ -12,8 +12,8 @@ cdef struct Cursor:
     uint32_t head_index         # index in `Family.heads`
     int starts                  # how start times are shown: START_HIDDEN, ...
     uint32_t part, parts        # index of the part, and number of parts (1: the whole page)
-    # The rows that the page shows in one view, from index 1. The list is only used if there are
-    # several parts, or if the view has bounds. The page owns the array.
+    # The numbers of the rows that the page shows in one view. The list begins at index 1. It is
+    # only used if there are several parts, or if the view has bounds. The page owns the array.
     uint32_t *row_list
     uint32_t row_list_end       # the index after the last row
     uint32_t row_list_capacity
@@ -319,7 +319,7 @@ cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept
 
 
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
-    # For a part of a page, in a view without bounds.
+    # Lists the rows of one part of a page, in a view without bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -331,7 +331,7 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.row_list_capacity):
-                # This is not a branch, because the processor could not predict it.
+                # Adds 0 or 1 instead of branching, because a branch would be unpredictable.
                 cursor.row_list[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
     cursor.row_list_end = count + 1

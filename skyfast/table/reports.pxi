@@ -177,9 +177,9 @@ cdef int check_shard(const TableState *table, PyObject *flow, const Reader *read
 
 cdef inline int find_result(const TableState *table, PyObject *flow, const Reader *reader,
                             const Lookup *lookup, FoundNames *names) except -1:
-    # Also looks up the key if the names are a dict. If the key is invalid, `names.key` stays NULL,
-    # and the flow is skipped later. Other work is left to later loops, so that the CPU fetches the
-    # memory of several results at once.
+    # Reads the key, and looks up the key if the names are a dict. If the key is invalid,
+    # `names.key` stays NULL, and the flow is skipped later. Other work is left to later loops, so
+    # that the CPU fetches the memory of several results at once.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     names.result = NULL
     names.row = 0
@@ -219,8 +219,8 @@ cdef int find_names_rows(const TableState *table, Batch *batch, list owned) exce
 
 cdef int complete_names(const TableState *table, PyObject *flow, const Reader *reader,
                         const Lookup *lookup, FoundNames *names, list owned) except -1:
-    # Look up names that are not in a dict, and resolve ambiguous keys. If a string of the lookup is
-    # invalid, the result is NULL, and the flow is skipped later.
+    # Looks up the key if `find_result` has not found a result. Resolves the key if it is ambiguous.
+    # If a string of the lookup is invalid, the result is NULL, and the flow is skipped later.
     cdef PyObject *other
     cdef PyObject *point
     if names.result == NULL:
@@ -354,7 +354,7 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Lab
         owned.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
-    if is_string or value == NULL:          # without the part, the text is empty
+    if is_string or value == NULL:          # if the part is missing, the text is empty
         return read_text(value, &label.text, &label.length)
     return read_integer(value, &label.number)
 

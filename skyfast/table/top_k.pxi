@@ -33,7 +33,7 @@ cdef inline bint top_k_accepts(const TopK *top, int64_t rank) noexcept nogil:
 
 cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
                            uint32_t hash) noexcept nogil:
-    # If the heap is full, the row replaces the row with the lowest rank.
+    # If the heap is full, the new row replaces the row with the lowest rank.
     cdef TopRow *heap = top.heap
     cdef uint32_t index, child
     if top.count < top.capacity:

@@ -51,8 +51,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void add_missed_names(TableState *table, const Batch *batch, int done) noexcept:
-    # Intern the results in `batch.missed` that belong to applied reports: reports among the first
-    # `done` reports of the batch that were not skipped.
+    # Intern the results in `batch.missed` that belong to the first `done` reports of the batch.
+    # Results of skipped reports are not interned.
     cdef uint32_t i, number, position
     lock_with_priority(table)
     for i in range(batch.missed_count):
@@ -241,9 +241,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
     # Whether an unknown flow began after the horizon (see `Table.horizon_s`). The start of the flow
-    # is computed from `age_ms`, a difference of two times of the same agent, so a wrong clock of
-    # this agent does no harm. With conversations, the result is False, because the table does not
-    # remember skipped duplicates.
+    # is computed from `age_ms`. This is a difference of two times of one agent, so a wrong clock
+    # does no harm. With conversations, the result is False, because the table does not remember
+    # skipped duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - MAX_REPORT_DELAY_S
                  > table.horizon_s))
