@@ -37,7 +37,7 @@ cdef struct Arena:
     uint32_t block_capacity
     char *free                  # unused part of the newest block
     size_t free_bytes
-    size_t bytes                # size of the slabs, segments and long strings in use
+    size_t bytes                # size of the slabs, segments and long strings
 
 
 cdef struct Rows:
@@ -119,7 +119,9 @@ cdef struct Connection:
     uint32_t deadline_s         # from this time on, pages do not show the row; 0 in a free row
     uint32_t flows              # number of flow rows that link here, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
-    uint32_t links[1]           # first view: rows of other views; other views: next in wheel slot
+    # In the first view: the rows that this row links to in other views. In any other view: the next
+    # row in the same slot of the timer wheel.
+    uint32_t links[1]
     # After the struct, in this order:
     # * int64_t values[counters + gauges]
     # * int64_t number of new flows, if the view counts new flows
@@ -193,7 +195,7 @@ cdef struct Report:
     uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
     int skip_if_not_live        # reason to skip the report if the flow is not live
     int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
-    bint repeats                # whether a closing report repeats the previous report's update
+    bint repeats                # whether this is a closing report that repeats the previous report
     int64_t age_ms              # ms from the flow's start to its last update; -1: unknown
     int64_t start_ms            # start of the flow, or 0; not set if INITIAL_UNREAD
     int64_t update_start_ms     # start of the last update, or 0; not set if INITIAL_UNREAD
@@ -244,7 +246,7 @@ cdef struct Literal:
 cdef struct Histogram:
     # At `offset`, a row has int64_t counts[bound_count + 1] and the int64_t sum of the values.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
-    uint32_t event              # the event that it observes: FIRST_OBSERVED or CLOSING_OBSERVED
+    uint32_t event              # observes flows on this event: FIRST_OBSERVED or CLOSING_OBSERVED
     uint32_t sources[2]         # indexes of the observed values in `Report.values`
     uint32_t source_count
     uint32_t bound_count
@@ -272,7 +274,7 @@ cdef struct Family:
     uint32_t directions         # series per connection: 1, or 2 with a direction label
     uint32_t values[2]          # indexes of the row's values, or FLOWS
     int64_t absent              # only values above this number have a series
-    uint32_t decimals           # values are divided by ten to this power
+    uint32_t decimals           # values are divided by 10^decimals
     bint is_counter
     uint32_t name_length
     Literal created             # the name of the samples with start times in OpenMetrics 1.0
@@ -318,7 +320,7 @@ cdef struct View:
     uint32_t start_offset
     uint32_t label_ids_offset
     bint identifies_connection  # whether the labels include both addresses and both ports
-    bint linked_from_flow       # flow rows link to this view (otherwise: rows of the first view)
+    bint linked_from_flow       # whether flow rows link to this view; if not, connection rows do
     uint32_t link               # index of the link to this view, in the links of the linking row
     uint32_t direction_index    # index of the literal that contains the direction
     uint32_t overflow

@@ -25,7 +25,7 @@ Data structures
     row is in one of three lists: flows that claim a conversation (see ``table/conversations.pxi``),
     flows that have ended, and all others. The oldest rows of a list are forgotten first: after a
     limited time, or when a new flow needs the space. If the totals of a connection's last flow are
-    not enough to restore its counters, the counters are stored in a separate dormant row.
+    not enough to restore the connection's counters, a separate dormant row stores these counters.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
@@ -481,9 +481,9 @@ cdef class Table:
 
     The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
     seconds; the clock's origin does not matter. Any thread may call the methods from `page` to
-    `snapshot`. Those from `label_values` to `snapshot` visit all rows of a view, without the GIL.
-    If a connection is created, changed or removed during the call, the result may contain the state
-    before or after this event.
+    `snapshot`, in the order of this class. The methods from `label_values` to `snapshot` visit all
+    rows of a view, without the GIL. If a connection is created, changed or removed during the call,
+    the result may contain the state before or after this event.
     """
 
     cdef TableState state
@@ -761,7 +761,7 @@ cdef class Table:
         :returns: a list with an item for each view: a pair (connections, bytes), or None if the
             view has no bounds.
 
-        Takes about 5 ns per connection of these views.
+        Takes about 5 ns per connection of the views with bounds.
         """
         return hidden_rows(&self.state, <uint32_t>floor(now))
 
@@ -1093,8 +1093,8 @@ cdef class Relabeling:
         flows with this key keep their labels.
 
         Between two steps, the names can change and all methods of the table can be called. A step
-        uses the current names. The code of `names` and `keys` must not call the table. If it raises
-        an exception, no flow of this step has moved, and the next step tries again. For an
+        uses the current names. The code of `names` and `keys` must not call the table. If this code
+        raises an exception, no flow of this step has moved, and the next step tries again. For an
         ambiguous key, `names.resolve` is called once per step for each different context. Only the
         thread that updates may call this method.
         """
