@@ -42,7 +42,7 @@ BUCKET_BYTES: Final = 8
 """Bytes per row for each bucket of a histogram, and for the sum of the histogram."""
 
 OBSERVED_BYTES: Final = 4
-"""Bytes per flow for flags that mark observed values, if there are histograms."""
+"""If there are histograms: bytes per flow for the flags of values that have been observed."""
 
 CELL_BYTES: Final = 4
 """Bytes per row for each label value, and bytes per flow for each lookup key."""
@@ -55,9 +55,9 @@ STRING_BYTES: Final = 72
 """Bytes for each distinct label value or lookup key of up to 48 bytes, including an index entry."""
 
 NAMES_BYTES: Final = 36
-"""Bytes for the names of one address or capture point with new flows, including the index entry.
+"""Bytes for each address or capture point whose names are stored for new flows.
 
-Each label that shows one of the names takes another `CELL_BYTES`.
+This includes the index entry. Each label that shows one of the names takes another `CELL_BYTES`.
 """
 
 
@@ -67,7 +67,10 @@ def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
 
 
 def most_connections(*, max_connections: int, max_flows: int) -> int:
-    """Every connection has at least one flow, so ``max_flows`` also limits connections."""
+    """Return the maximum number of connections.
+
+    Every connection has at least one flow, so ``max_flows`` also limits connections.
+    """
     return min(max_connections, max_flows)
 
 
@@ -102,10 +105,10 @@ def double_counted(config: Config) -> list[str]:
 
 
 def hides_traffic(config: Config) -> bool:
-    """Return whether bounds hide traffic that no other series counts.
+    """Return whether traffic that bounds hide can be missing from all views.
 
-    Bounds hide nothing if a view without bounds counts bytes or packets: this view counts all
-    traffic.
+    A view without bounds that counts bytes or packets counts all traffic. With such a view, the
+    result is False.
     """
     views, bounds = config.export.views, config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(
@@ -259,7 +262,7 @@ def _row(view: ViewSpec) -> str:
 
 
 def _counts_traffic(view: ViewSpec) -> bool:
-    """Return whether the view has a metric that counts bytes or packets in both directions."""
+    """Return whether the view counts bytes or packets, in both directions."""
     return len(hidden_amounts(view, Bounds(min_bytes=1, min_packets=1))) < len(AMOUNTS)
 
 

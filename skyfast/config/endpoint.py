@@ -52,7 +52,7 @@ class Endpoint:
     percent-encoding. ``resource`` is path and query.
 
     If a recording replaces an analyzer, ``alias`` is the analyzer's recorded name, or else the name
-    of the file. A number makes equal names unique.
+    of the file. Equal names are distinguished by a number.
     """
 
     host: str
@@ -128,8 +128,8 @@ class Endpoint:
     def prefix(self) -> str:
         """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
-        This is the part of the URL's path before ``/ws/subscriber``, or the whole path. skyfast
-        sends credentials only to paths below the prefix.
+        This is the part of the URL's path before ``/ws/subscriber``, or the whole path if it does
+        not contain ``/ws/subscriber``. skyfast sends credentials only to paths below the prefix.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)

@@ -22,15 +22,15 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""Variables with fewer characters after ``prefix`` are not compared with the ends of known
-variables."""
+"""If the part of a variable after ``SKYDIVE_`` is shorter, `similar_variables` does not search for
+known variables that end with this part."""
 
 
 class KnownKeys:
     """The tree of all keys and their sections, by path."""
 
     def __init__(self, keys: Iterable[str], *, structured: Collection[str] = ()) -> None:
-        """The values of the keys ``structured`` can be mappings."""
+        """``structured`` are the keys whose values can be mappings."""
         self._keys = tuple(keys)
         self._structured = frozenset(structured)
         sections = {
@@ -93,9 +93,9 @@ class KnownKeys:
         return not isinstance(value, dict) or path in self._structured
 
     def section_of(self, value: YamlValue) -> str:
-        """Return the section that has at least half of the keys of a mapping, or an empty string.
+        """Return the section to which at least half of the keys of ``value`` belong, or "".
 
-        Keys that exist in several sections do not count.
+        Keys that exist in several sections do not count. If ``value`` is not a mapping, return "".
         """
         if not isinstance(value, dict) or not value:
             return ""
@@ -150,9 +150,9 @@ def similar_variables(
 ) -> list[str]:
     """Return the known variables that the user may have meant by ``name``.
 
-    All variables start with ``prefix``. Each of ``sections`` is a longer prefix, with which all
-    variables of a section start, such as ``SKYDIVE_PIPELINE_``. If ``name`` starts with one of
-    ``sections``, only variables of this section are compared.
+    All variables start with ``prefix``. ``sections`` has the longer prefix of each section, such as
+    ``SKYDIVE_PIPELINE_``. If ``name`` starts with one of ``sections``, only variables of this
+    section are compared.
 
     Otherwise, the user may have left out the section. For ``SKYDIVE_MAX_CONNECTIONS``, the result
     has two variables: one limits the table, and one limits the HTTP server.

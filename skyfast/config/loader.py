@@ -239,9 +239,10 @@ def _check_unknown(
 
 
 def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
-    """Return suggestions for an unknown key: its path, its line, and the key probably meant.
+    """Return what the user probably meant by the unknown key ``path``.
 
-    If no known key is similar, the suggestions are for misplaced sections below the unknown key.
+    Each suggestion has a path in the file, the line of this path, and the known key. If no known
+    key is similar to ``path``, the suggestions are for misplaced sections below ``path``.
     """
     if near := KNOWN.suggest(path, node.value, cutoff=hints.CUTOFF):
         return [(path, node.line, " or ".join(near))]

@@ -135,7 +135,7 @@ def load(
     """Read the own names that the labels of ``export`` show. This blocks.
 
     If the sources, the keys and the file have not changed since ``known`` was loaded, return
-    ``known``. Reading 100,000 entries takes about 0.5 s, in which other threads can run.
+    ``known``. Reading 100,000 entries takes about 0.5 s; meanwhile, other threads can run.
 
     Raises:
         ConfigError: The file cannot be read, is too long, or is invalid. The message contains the

@@ -166,7 +166,7 @@ def show_seconds(number: float) -> float:
 
 
 def must_equal(name: str) -> Callable[[YamlValue], str]:
-    """Return a parser that accepts only ``name``: skyfast supports one type per pipeline phase."""
+    """Return a parser that accepts only ``name``: each pipeline phase of skyfast has one type."""
 
     def parse(value: YamlValue) -> str:
         if isinstance(value, bool) or parse_str(value) != name:
@@ -229,8 +229,8 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # The entry may be part of a URL whose password contains a comma. If the message is
-            # about the whole string, it leaves out the credentials.
+            # The entry may be part of a URL whose password contains a comma. Show the whole string
+            # instead: messages leave out the credentials of a whole URL.
             error.value = value if "@" in value else error.value
             raise
 
@@ -296,7 +296,7 @@ def mapping_of(
     what: str,
     unknown: Callable[[str], str] | None = None,
 ) -> dict[str, YamlNode]:
-    """Accept a mapping with keys in ``known``; return the nodes by key in lower case.
+    """Accept a mapping with keys in ``known``; return its nodes, with the keys in lower case.
 
     Keys with a null value are left out. ``unknown`` returns the error for an unknown key, or an
     empty string for the default error.

@@ -139,7 +139,7 @@ def _to_pattern(path: FieldPath | None, value: YamlValue) -> re.Pattern[str]:
 
 
 def _to_values(field: str, path: FieldPath | None, value: YamlValue) -> Condition:
-    """Parse one value or a list of values, ranges and networks."""
+    """Parse one value, range or network, or a list of these."""
     to_entry = partial(_to_entry, path)
     if value == []:
         raise InvalidValue("contains no value", value)

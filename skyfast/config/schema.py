@@ -407,7 +407,7 @@ SECTIONS_OF_GO_CORE = (
     "pipeline.store.buffered.",
     "pipeline.store.direct.",
 )
-"""Sections of the Go connectors' common core that skyfast does not support."""
+"""Sections that the common core of the Go connectors reads, but that skyfast does not support."""
 
 MONITORING_PORT = "pipeline.store.prom_sky_con.monitoring_port"
 """The Go connector's key for names of addresses. skyfast has ``names_file`` instead."""

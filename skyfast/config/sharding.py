@@ -30,7 +30,10 @@ def parse(text: str) -> Shard:
 
 
 def sharded(config: Config, shard: Shard) -> Config:
-    """An analyzer accepts one subscriber per ``host_id``, so each shard has its own ``host_id``."""
+    """Return the configuration for ``shard``, with a ``host_id`` that no other shard has.
+
+    An analyzer accepts only one subscriber per ``host_id``.
+    """
     if shard.count == 1:
         return config
     topology = config.topology

@@ -220,7 +220,7 @@ def _resolve_view(
 
 
 def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
-    """Return the labels that the entries add. Raise ViewError if two have the same name."""
+    """Return the labels that the entries add. Raise ViewError if two labels have the same name."""
     labels: dict[str, LabelSpec] = {}
     for i, entry in enumerate(view.labels):
         for label in expand_label(entry):
@@ -310,8 +310,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the fields by which names{source} are looked up ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # Values for histograms count, too: the table reads them from reports, but does not store
-        # them.
+        # Fields that only histograms need also count towards `MAX_VALUES`: the table reads them,
+        # although it does not store them.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

@@ -1,7 +1,7 @@
 """Parses YAML into nodes whose scalars keep the text of the file.
 
-The key, not YAML, decides whether a value is a number or a string. Therefore a password ``0123``
-and an address ``10:30`` do not become integers. PyYAML's compiled composer is not used, because it
+The key, not YAML, decides whether a value is a number or a string. Therefore passwords such as
+``0123`` and ``10:30`` do not become integers. PyYAML's compiled composer is not used, because it
 recurses without a limit. This module also decides how much of a file an error message shows.
 """
 

@@ -1,7 +1,7 @@
 """The known labels and metrics.
 
 A configuration selects them by name, and ``docs/reference/metrics.md`` lists them. Skydive's
-``flow.proto`` describes the fields.
+``flow.proto`` describes the fields of flows.
 """
 
 from collections.abc import Iterator
@@ -46,9 +46,9 @@ class LabelDef:
     ``lookup`` is "classification" for the label `TAG`, and empty for labels that show a field.
 
     For labels that show a name, ``lookup`` is "address" or "node": the names come from ``combined``
-    or ``nodes`` of a `skyfast.flows.planner.NameSource`. ``index`` is the position of the label's
-    name in the tuple of names. If ``is_own`` is true, the label shows an own name (given by users),
-    and ``index`` counts from the first own name.
+    or ``nodes`` of a `skyfast.flows.planner.NameSource`. The label's value is element
+    ``index`` of the tuple of names. If ``is_own`` is true, the label shows an own name (given by
+    users), and ``index`` counts from the first own name.
     """
 
     name: str

@@ -15,7 +15,9 @@ import msgspec
 from skyfast.flows.plan import FieldPath, Plan
 
 UNDECODABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""For invalid UTF-8 and deep nesting, msgspec raises built-in exceptions."""
+"""The exceptions that decoders raise.
+
+For invalid UTF-8 and deep nesting, msgspec raises built-in exceptions."""
 
 
 def _fields() -> Iterator[tuple[FieldPath, type]]:
@@ -70,8 +72,8 @@ CLOSING: Final = 1
 
 _ALWAYS_READ: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# The table recognizes first reports by their two equal start times. By these fields, it also
-# recognizes closing reports that repeat the previous report.
+# In the first report of a flow, both ``Start`` fields are equal. If a closing report repeats the
+# previous report, its ``LastUpdateMetric.Last`` differs from ``Last``.
 _REPORT_KIND_FIELDS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -101,9 +103,9 @@ class FlowTypes:
     With shards, most messages contain flows of other shards. Therefore ``KnownReport`` is the same
     type as ``Update``, whose fields show to which shard a flow belongs.
 
-    A flow can still be counted without the ``omissible`` fields and parts of ``FullReport``. These
-    are gauges, optional counters, fields of histograms, and the fields that identify a first report
-    or a last report.
+    ``omissible`` are the fields and parts of ``FullReport`` that are not necessary to count a flow:
+    gauges, optional counters, fields of histograms, and the fields that identify a first report or
+    a last report.
     """
 
     KnownReport: type[msgspec.Struct]
@@ -161,7 +163,7 @@ def _omissible(
 
 
 def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
-    """Each of ``paths`` is a field of `FIELDS` or a part of a flow.
+    """Return a struct with ``paths``. Each path is a field in `FIELDS` or a part of a flow.
 
     A part without requested fields is decoded as an empty struct, which shows that the part exists.
     """

@@ -24,7 +24,8 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# Indexes: the location of the initiator's address, then of the target's address.
+# ``_TAGS[i][j]`` is the tag of a flow. i is the location of the initiator's address, and j is the
+# location of the target's address.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -38,7 +39,8 @@ class Classifier:
     * ``internal``: both addresses are in the networks
     * ``egress``: only the initiator's address is in the networks
     * ``ingress``: only the target's address is in the networks
-    * ``other``: neither is in them, an address is invalid, or the flow has no ``Network``
+    * ``other``: neither address is in the networks, an address is invalid, or the flow has no
+      ``Network``
     """
 
     READS: ClassVar[tuple[FieldPath, ...]] = (("Network", "A"), ("Network", "B"))
@@ -118,8 +120,8 @@ def make_flow_filter(
     * a drop rule matches: the first such rule in ``filtered``
     * there are keep rules, but none matches: `KEEP` in ``filtered``
 
-    If a flow lacks the part with a condition's field, such as ``Transport``, the condition does not
-    match. If this condition is negated, it matches.
+    If a flow lacks the part that contains the field of a condition, such as ``Transport``, the
+    condition does not match; a negated condition matches.
 
     Flows that have no UUID or fail one of ``requirements`` always pass this filter. The table skips
     these flows and counts them under other reasons. So a rule counts only flows that would be

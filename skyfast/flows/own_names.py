@@ -15,7 +15,7 @@ import msgspec
 from skyfast.flows import addresses
 
 MAX_NAME_CHARS: Final = 256
-"""Maximum number of characters of a name and of a value."""
+"""Maximum number of characters of a name, or of the value of a key."""
 
 MAX_KEYS: Final = 100
 """Maximum number of different keys in a file. The log and the status page list all keys."""

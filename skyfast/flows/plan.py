@@ -52,8 +52,8 @@ class Lookup:
     """Looks up the field ``key`` in ``names``. Labels of the same field share one lookup.
 
     If the flow lacks the field, the table looks up an empty string. If the result is None, the
-    value is ambiguous. In this case, the table calls ``names.resolve`` with the value and the two
-    fields in ``context`` (the other address and the capture point). If ``context`` is empty,
+    field's value is ambiguous. In this case, the table calls ``names.resolve`` with this value and
+    the two fields in ``context``: the other address and the capture point. If ``context`` is empty,
     results are never None.
 
     For `Table.relabel`, the table stores the fields ``key`` and ``context`` of each flow that has
@@ -143,7 +143,7 @@ class FlowCount:
 
 @dataclass(frozen=True, slots=True)
 class NewFlows:
-    """A counter of the flows that began on a row.
+    """A counter of the new flows of a row.
 
     A flow counts as new if the table gets its first report, or if it certainly was never counted
     before (see `Table.horizon_s`). Other flows do not count, even if they create a row and add
@@ -159,7 +159,7 @@ class Histogram:
 
     * "first": the first value above 0. ``paths`` contains one field.
     * "total": the sum of the fields ``paths`` in the closing report.
-    * "age": the time in the closing report from the field in ``paths`` to ``Last``. ``paths``
+    * "age": the time from the field in ``paths`` to ``Last``, both in the closing report. ``paths``
       contains one field.
 
     ``bounds`` are the upper bounds of all buckets except the last bucket, which has no bound. The
@@ -190,11 +190,11 @@ Value = Counter | Gauge | FlowCount | NewFlows | Histogram
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family(MetricFamily):
-    """A metric family of the flows.
+    """A metric family that is computed from flows.
 
-    ``values`` has two values if the metric and the view have two directions: initiator to target,
-    then target to initiator. In all other cases, there is one value. Pages show the exact quotient
-    of a value and ``10 ** decimals``.
+    If the metric and the view have two directions, ``values`` has two elements: initiator to
+    target, then target to initiator. In all other cases, there is one element. Pages show the
+    numbers divided by ``10 ** decimals``, without rounding.
     """
 
     values: tuple[Value, ...]
@@ -308,7 +308,7 @@ class Plan:
 
     @property
     def gauges(self) -> tuple[Gauge, ...]:
-        """The gauges of all views and the first values of histograms, without duplicates."""
+        """The gauges of all views and of histograms that observe "first", without duplicates."""
         shown = [value for value in self._values() if isinstance(value, Gauge)]
         first = [
             gauge

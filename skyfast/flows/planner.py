@@ -67,7 +67,7 @@ class NameSource(Protocol):
     * the values of `ExportSelection.names_keys`
 
     If no label shows own names, the tuple may end before the name of the network. The names of an
-    ambiguous address depend on the other address and the capture point.
+    ambiguous address depend on the flow's other address and capture point.
 
     ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
     """

@@ -15,7 +15,7 @@ K = TypeVar("K", bound=str | int)
 V = TypeVar("V")
 
 MAX_REMEMBERED = 65_536
-"""Maximum size of a `BoundedCache`. A new entry clears a full cache."""
+"""Maximum size of a `BoundedCache`. A full cache is cleared before an entry is added."""
 
 MAX_REMEMBERED_CHARS = 256
 """Maximum length of a cached string; no address, node or layer path is longer."""
@@ -86,7 +86,7 @@ class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
     If a flow has neither ``Transport`` nor ``ICMP``, the result is an empty string. If ``other`` is
-    true, it is the flow's last layer instead, such as ``GRE`` or ``Fragment``.
+    true, the result for such a flow is its last layer, such as ``GRE`` or ``Fragment``.
     """
 
     def __init__(self, *, other: bool = False) -> None:

@@ -91,10 +91,10 @@ Amount: TypeAlias = Literal["bytes", "packets"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSpec:
-    """The first view, whose rows are the connections, has an empty ``prefix``.
+    """A view. The first view, whose rows are the connections, has an empty ``prefix``.
 
-    ``labels`` contains ``direction`` if and only if the directions are split. ``amounts`` are the
-    amounts that bounds need although no metric shows them.
+    ``labels`` contains ``direction`` if and only if the directions are split. ``amounts`` has
+    "bytes" or "packets" if bounds need this amount, but no metric of the view shows it.
     """
 
     prefix: str
@@ -164,7 +164,7 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the configuration keys of the fields that differ, also in the first view."""
+    """Return the configuration keys of fields that differ, including fields of ``first_view``."""
     of_first_view = _changed(old.first_view, new.first_view, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "first_view"]
     return [*of_first_view, *_changed(old, new, rest)]
@@ -176,7 +176,7 @@ def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
 
 
 _KEYS: Final = {"amounts": "min_bytes or min_packets", "further_views": "views"}
-"""The configuration keys of the fields that have other names."""
+"""Maps fields to their configuration keys, if the key has another name than the field."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,11 +136,12 @@ def redirect(location: str) -> str:
 
 
 class Authentication:
-    """At first, requests have Basic authentication.
+    """Authenticates requests to one analyzer.
 
-    After a 401, skyfast logs in, and later requests have the login cookie. After another 401,
-    skyfast logs in again. No request has both Basic authentication and the login cookie: Skydive
-    would reject an expired cookie even if the password is valid.
+    At first, requests have Basic authentication. After a 401, skyfast logs in, and later requests
+    have the login cookie. After another 401, skyfast logs in again. No request has both Basic
+    authentication and the login cookie: Skydive would reject an expired cookie even if the password
+    is valid.
 
     The headers, cookies and passwords must not be logged.
     """

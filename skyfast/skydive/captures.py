@@ -74,7 +74,7 @@ _decode = msgspec.json.Decoder(_PointReport).decode
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    """Of the latest reports, the highest value of each field is exported."""
+    """The values of a report, or the highest value of each field in several reports."""
 
     packets_received: int = 0
     packets_dropped: int = 0

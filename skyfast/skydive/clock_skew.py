@@ -97,9 +97,9 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # Either only closing reports are older than ``earliest_ms``, or the table needs more
-            # fields of the flow with the impossible time. In the second case, the caller decodes
-            # the flow again, and checks it after the next update.
+            # There are two cases. If only closing reports are older than ``earliest_ms``, the times
+            # are possible. If the table needs more fields of the flow with the impossible time, the
+            # caller decodes this flow again, and calls `check` after the next update.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(

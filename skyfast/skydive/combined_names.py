@@ -54,7 +54,10 @@ class CombinedNames(dict[str, NameTuple | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """``extends`` is true if labels show the networks or the values of keys in ``own``."""
+        """Combine the names with ``own`` from now on.
+
+        ``extends`` is true if a label shows the name of a network, or a value of ``names_keys``.
+        """
         self._own = own
         self._combines = extends or own.count > 0
         self._of_unknown: dict[NameTuple, NameTuple] = {}

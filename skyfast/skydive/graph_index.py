@@ -45,9 +45,9 @@ SEVERAL_OWNERS: Final = "several_owners"
 """Counts interfaces and containers with several owners: Skydive allows only one."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
-"""Counts interfaces and containers in a namespace whose chain of owners forks or is a ring.
+"""Counts interfaces and containers in a namespace whose chain of owners forks or is circular.
 
-A chain with at least `MAX_OWNERS` levels above the namespace is taken for a ring."""
+A chain with at least `MAX_OWNERS` levels above the namespace counts as circular."""
 
 OWNERSHIP: Final = "ownership"
 CONTAINER: Final = "container"
@@ -234,10 +234,13 @@ class GraphIndex:
 
 
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
-    """Return whether the missing one of ``parent`` and ``child`` should be in the graph."""
+    """Return whether to count an edge as `EDGE_WITHOUT_NODE`.
+
+    ``parent`` or ``child`` is None, because the node is not in the graph.
+    """
     if relation == OWNERSHIP:
-        # The missing node can be a Kubernetes namespace or cluster, which skyfast does not read. If
-        # the child is missing, its type is unknown: skyfast does not read all nodes of hosts.
+        # A missing parent can be a Kubernetes namespace or cluster, which skyfast does not read. A
+        # missing child can have any type, and skyfast does not read nodes of all types.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None
@@ -255,7 +258,10 @@ def type_of(node: Node) -> str:
 
 
 def _is_later(node: Node, other: Node) -> bool:
-    """Compare two nodes with the same ID, independently of their order in the graph."""
+    """Return whether to prefer ``node`` to ``other``, which has the same ID.
+
+    The result does not depend on the order of the nodes in the graph.
+    """
     times = node.updated_at or 0, other.updated_at or 0
     if times[0] != times[1]:
         return times[0] > times[1]

@@ -28,7 +28,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
 
 
 class PointLocation(msgspec.Struct, frozen=True, gc=False):
-    """``peers`` are the sorted namespace IDs of the capture point's veth peers."""
+    """``peers`` are the IDs of the namespaces of the capture point's veth peers, sorted."""
 
     namespace: str
     peers: tuple[str, ...]

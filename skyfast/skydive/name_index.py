@@ -29,8 +29,9 @@ MAX_RESOLVED: Final = 50_000
 """Maximum number of `ResolveKey` keys in the cache of names; names of further keys are empty."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache of names, which drop names that flows no longer
-use."""
+"""Minimum time between two clearings of the cache of names.
+
+After a clearing, current flows look up their names again, so only unused names are dropped."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
@@ -113,13 +114,14 @@ class IndexChanges:
     context: _Context
     ambiguous: int
     resolved: dict[ResolveKey, tuple[str, ...]]
-    """The new content of the cache: the names of each cached key, chosen again with
-    ``context``."""
+    """The new content of the cache: the names of each cached key, chosen again with ``context``. If
+    the cache is cleared, it is empty."""
     cached: int
     """Number of keys in the cache at the time of the comparison; `apply` drops keys that were added
     later."""
     affected: Set[str]
-    """Ambiguous addresses whose names have changed for at least one cached key."""
+    """Ambiguous addresses whose names have changed for at least one cached key. If the cache is
+    cleared, all addresses of cached keys are included."""
     pruned_at: float | None
     left_out: int
 
@@ -229,7 +231,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 
 
 class NameIndex:
-    """``addresses`` has the names in the topology; ``combined`` also has own names, for the table.
+    """The table uses ``combined``, which adds own names to the topology's names in ``addresses``.
 
     New and changed names apply at once. An analyzer that has just started may not know all nodes
     yet. Therefore, if a node is missing from a resolution, its names stay for ``keep_s``. The first
@@ -307,8 +309,8 @@ class NameIndex:
         node_update = self._diff(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # The names of missing nodes stay for ``keep_s``. Their capture points, candidates and
-        # networks must stay for the same time.
+        # The names of a missing capture point stay for ``keep_s``, and so does its location. If all
+        # capture points of a host are missing, the host's candidates and networks also stay.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -391,7 +393,10 @@ class NameIndex:
     def _resolve_again(
         self, cached: Mapping[ResolveKey, tuple[str, ...]], context: _Context
     ) -> tuple[dict[ResolveKey, tuple[str, ...]], set[str]]:
-        """Return the names of all cached keys in ``context``, and addresses with changed names."""
+        """Choose the names of all cached keys with ``context``.
+
+        Returns the names by key, and the addresses whose names have changed.
+        """
         resolved: dict[ResolveKey, tuple[str, ...]] = {}
         affected: set[str] = set()
         for key, before in cached.items():

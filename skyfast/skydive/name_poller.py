@@ -3,8 +3,8 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* While flows have unknown addresses, a query is sent every `UNKNOWN_INTERVAL_S`: one for the pods
-  with these addresses, the next for updated pods.
+* While flows have unknown addresses, a query is sent every `UNKNOWN_INTERVAL_S`: in turns for the
+  pods with these addresses and for updated pods.
 * If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
 """
 
@@ -212,10 +212,11 @@ class NamePoller:
                 progress.full_s = now_s
 
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
-        """Return the time since which to read changes, or 0 if this time is unknown.
+        """Return ``since_ms`` for `queries.changes`, or 0 if it is unknown.
 
-        The clock of this host or of another host can be wrong. Therefore the earlier of two times
-        is used: the newest ``UpdatedAt``, or the latest reading.
+        The clock of this host or of another host can be wrong. Therefore the result is
+        ``overlap_ms`` before the earlier of two times: the newest ``UpdatedAt``, and the latest
+        reading.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)

@@ -411,8 +411,9 @@ class _Resolver:
     def _is_host_network(self, pod: Pod) -> bool:
         """Return whether a pod uses the network of its host.
 
-        If the pod's host is known, addresses of other hosts do not matter: several hosts can use
-        the same subnet.
+        This is also the case if the pod and its host have the same address. If the host is unknown,
+        the address is compared with those of all hosts. Otherwise, other hosts do not matter:
+        several hosts can use the same subnet.
         """
         hosts = [self._own_addresses.get(address, ()) for address in pod.addresses]
         return pod.host_network or any(

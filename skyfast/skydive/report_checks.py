@@ -163,7 +163,7 @@ class ReportChecker:
         return [(flow, known(flow.UUID)) for flow in flows]
 
     def check(self, sample: Sample, analyzer: AnalyzerStats) -> None:
-        """Call this after the table has applied the flows in ``sample``."""
+        """Check ``sample`` for gaps. The table must have applied its flows."""
         now = self._now()
         self._note_own_losses(now)
         seen: set[str] = set()
@@ -329,5 +329,5 @@ def _sum(flow: Flow, paths: tuple[FieldPath, ...]) -> int:
 
 
 def _is_repeat(flow: Flow) -> bool:
-    """Return whether ``flow`` is a closing report with the previous ``LastUpdateMetric``."""
+    """Return whether a closing report repeats the ``LastUpdateMetric`` of the previous report."""
     return bool(flow.FinishType == CLOSING and flow.LastUpdateMetric.Last != flow.Last)

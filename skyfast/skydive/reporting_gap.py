@@ -29,8 +29,9 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """``spent_s`` is how long the clock was held. A healthy interval resets it to 0.
+    """Limits how long the clock is held.
 
+    ``spent_s`` is how long the clock has been held. After a healthy interval, it is 0 again.
     ``healthy_s`` is the length of the current healthy interval.
     """
 
@@ -60,8 +61,8 @@ class _SubscriptionState:
     """The total time in which another subscription delivered, but this subscription did not. Reset
     to 0 while this subscription is healthy."""
     is_cause: bool = False
-    """Whether to hold the clock because of this subscription: its reports may be missing, and the
-    budget is not spent."""
+    """Whether to hold the clock because of this subscription: its reports may be missing, and its
+    ``budget`` is not spent."""
     budget: _Budget = field(default_factory=_Budget)
 
 
@@ -79,7 +80,7 @@ class ReportingGap:
     * A subscription is also ignored if it has held the clock for `INCIDENT_UPDATES` intervals. This
       time is counted from 0 again after one interval in which the subscription was healthy.
     * All subscriptions together can hold the clock for `INCIDENT_UPDATES` intervals. This time is
-      counted from 0 again after one interval in which all considered subscriptions were healthy.
+      counted from 0 again after one interval in which no subscription was a reason to hold it.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

@@ -58,7 +58,7 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod in a container's name from kubelet, or None."""
+    """Return the pod's namespace and name that kubelet put into a container's name, or None."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 

@@ -265,8 +265,8 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._detector.delivered:
-            # The first message arrived after the last tick. Expiry must pause, because the
-            # subscription has delivered a message.
+            # The first message arrived after the last tick. Report that the subscription delivers:
+            # only then does its end pause the expiry of rows (see `ReportingGap`).
             self._detector.delivered = True
             self._on_change()
 
@@ -446,7 +446,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # If there was a close frame, the connection had another reason to end.
+                    # A connection with a close frame did not end because of overload.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s for skyfast to read"
                         raise OverloadError(text) from None

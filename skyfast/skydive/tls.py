@@ -6,7 +6,7 @@ from skyfast.config.model import TLS
 from skyfast.config.yaml_nodes import ConfigError
 
 NOT_A_PAIR = "are not a PEM certificate and its key"
-"""The end of errors about a certificate and a key."""
+"""The end of the error message if a certificate and a key cannot be loaded."""
 
 
 class EncryptedKeyError(ValueError):

@@ -2,8 +2,8 @@
 
 The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
 ``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises. A field of an
-unexpected type is treated as absent. Elements that are not nodes or edges are skipped. Both are
-counted.
+unexpected type is treated as absent. Elements that are not nodes or edges are skipped. Such fields
+and elements are counted.
 """
 
 import sys
@@ -135,7 +135,7 @@ class Extra(_Struct):
 
 
 class K8s(_Struct):
-    """Labels are nested at the dots of their keys."""
+    """In ``labels``, Skydive has split keys at dots into nested objects."""
 
     name: str | None = None
     namespace: str | None = None

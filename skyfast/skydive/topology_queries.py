@@ -8,8 +8,8 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 
 * All conditions of one ``Has`` must hold. Skydive evaluates them in order, and stops at the first
   one that does not hold. Therefore the queries begin with cheap and selective conditions.
-* If ``Has`` directly follows ``V()`` or ``E()``, Skydive creates no list of all nodes or edges: it
-  evaluates ``Has`` while it lists the graph.
+* If ``Has`` directly follows ``V()`` or ``E()``, Skydive evaluates ``Has`` while it iterates over
+  the graph. In this case, it creates no list of all nodes or edges.
 * ``Within`` compares a field with all listed values, one after the other.
 * If a field of a node is a list, a condition holds if any element of the list meets the condition.
   ``Ne('')`` is different: this condition holds if the key exists and no element is ``''``.

@@ -158,7 +158,7 @@ class TopologyStore:
     def reader(
         self, kept: Query, *, changes: Query | None = None, also_interfaces: bool = False
     ) -> GraphReader:
-        """Return a reader for the response to ``kept``, or to ``changes``.
+        """Return a reader for the response to ``changes`` if it is set, otherwise to ``kept``.
 
         ``changes`` is a query that returns only some elements of ``kept``.
         """
