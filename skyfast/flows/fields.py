@@ -100,8 +100,8 @@ class FlowTypes:
     * ``FirstReport`` adds the fields that identify a first report, to count a new flow.
     * ``FullReport`` adds ``LastUpdateMetric``, to count a flow whose first report was missed.
 
-    With shards, most messages contain flows of other shards. Therefore ``KnownReport`` is the same
-    type as ``Update``, whose fields show to which shard a flow belongs.
+    With shards, ``KnownReport`` is the same type as ``Update``. The fields of ``Update`` show to
+    which shard a flow belongs, and most messages contain flows of other shards.
 
     ``omissible`` are the fields and parts of ``FullReport`` that are not necessary to count a flow:
     gauges, optional counters, fields of histograms, and the fields that identify a first report or

@@ -145,9 +145,9 @@ class FlowCount:
 class NewFlows:
     """A counter of the new flows of a row.
 
-    A flow counts as new if the table gets its first report, or if it certainly was never counted
-    before (see `Table.horizon_s`). Other flows do not count, even if they create a row and add
-    their total.
+    A flow counts as new if the table gets the first report of the flow, or if the flow was
+    certainly never counted before (see `Table.horizon_s`). Other flows do not count, even if they
+    create a row and add their total.
     """
 
 
@@ -217,9 +217,9 @@ class View:
     them.
 
     ``identifies_connection`` means that every flow has ports, and that the labels include both
-    addresses and both ports. In such a view, flows of different connections rarely share a row; a
-    TCP and a UDP flow with the same ports can. So if a flow creates a row, its total can be
-    counted, even if its first report was missed.
+    addresses and both ports. In such a view, flows of different connections rarely share a row.
+    An exception is a TCP and a UDP flow with the same addresses and ports. So if a flow creates a
+    row, its total can be counted, even if its first report was missed.
     """
 
     columns: tuple[Column, ...]

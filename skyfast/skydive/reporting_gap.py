@@ -74,9 +74,9 @@ class ReportingGap:
       `SLACK_S`.
     * The clock is held while a considered subscription is unhealthy. A removed subscription counts
       as not delivering.
-    * If a subscription does not deliver for `MISSING_UPDATES` intervals, while another subscription
-      delivers, it is ignored until it is healthy again. After these intervals, the agents send
-      their reports to the other analyzers.
+    * A subscription that does not deliver for `MISSING_UPDATES` intervals, while another
+      subscription delivers, is ignored until it is healthy again. After these intervals, the agents
+      send their reports to the other analyzers.
     * A subscription is also ignored if it has held the clock for `INCIDENT_UPDATES` intervals. This
       time is counted from 0 again after one interval in which the subscription was healthy.
     * All subscriptions together can hold the clock for `INCIDENT_UPDATES` intervals. This time is
