@@ -152,7 +152,7 @@ def _parser() -> _Parser:
         "--replay-speed",
         type=_speed,
         metavar="N",
-        help="replay N times as fast (default: 1)",
+        help="replay at N times original speed (default: 1)",
     )
     parser.add_argument(
         "--record",
@@ -169,7 +169,7 @@ def _parser() -> _Parser:
         "--shard",
         type=_shard,
         metavar="I/N",
-        help="export only shard I of N; I counts from 0",
+        help="export only shard I of N, with I from 0 to N-1",
     )
     address = parser.add_mutually_exclusive_group()
     address.add_argument(
@@ -466,7 +466,7 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
         f"Recording {recording.path}: {recording.summary()}." for recording in playback.recordings
     ]
     if result.names and not result.has_topology:
-        lines.append("The recordings contain no topology, so labels get no names from a topology.")
+        lines.append("The recordings contain no topology, so no label shows a name from it.")
     lines.append("At the end of the recordings:")
     lines += [f"{empty_labels.share_text(empty)}." for empty in result.empty if empty.bytes_share]
     lines += forecast.as_text(result.forecast)

@@ -135,8 +135,8 @@ def _lines(config: Config) -> Iterator[str]:
         labels = [label.name for label in view.labels if label.name != DIRECTION]
         if view.prefix:
             row = f"row of view {view.prefix} ({', '.join(labels)})"
-            end = f"which are removed {timeout_s:g} s after its last report"
-            yield f"Each {row} costs up to {count} series, {end}:"
+            end = f"is removed {timeout_s:g} s after its last report"
+            yield f"Each {row} costs up to {count} series, and {end}:"
         else:
             most = most_connections(**maximum) * count
             yield f"Each connection costs up to {count} series, at most {most} in total:"
@@ -204,8 +204,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
         sources += ", 'names' and 'names_file'"
     yield (
         f"Labels with names from {sources} take {', '.join(bytes_[:-1])}, and {bytes_[-1]}."
-        " For new flows, skyfast also stores the names of each address and capture point: about"
-        f" {most} bytes each."
+        " For new flows, skyfast also stores which names each address and each capture point has:"
+        f" about {most} bytes each."
     )
     if not of_topology:
         return

@@ -120,8 +120,8 @@ _SUBSCRIPTIONS: Final = (
     ),
     histogram(
         "skyfast_report_delivery_seconds",
-        "Delay from an agent's update of a flow to the arrival of the report, for randomly chosen"
-        " reports.",
+        "Time from when an agent updates a flow's counters until its report arrives, for randomly"
+        " chosen reports.",
         histogram_by_analyzer(lambda analyzer: analyzer.delivery),
     ),
 )

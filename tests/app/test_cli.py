@@ -154,7 +154,7 @@ def test_check_prints_the_cost_of_a_connection() -> None:
         "  1 ttl",
         (
             "Each row of view lab (node_host, tag) costs up to 2 series,"
-            " which are removed 90 s after its last report:"
+            " and is removed 90 s after its last report:"
         ),
         "  1 lab_bytes_total",
         "  1 lab_packets_total",

@@ -321,7 +321,7 @@ def test_cost_of_histograms_is_reported() -> None:
     taken = "88 bytes per row of view a, 32 bytes per row of view c, and 4 bytes per flow"
     assert f"# Histograms take {taken}." in lines
     row = "row of view a (tag)"
-    removed = "which are removed 3600 s after its last report"
+    removed = "and is removed 3600 s after its last report"
     assert f"# Each {row} costs up to 16 series, {removed}:" in lines
     shown = [line for line in lines if "a_rtt" in line or "a_flow" in line]
     assert shown == ["#   6 a_rtt_seconds", "#   8 a_flow_bytes"]
