@@ -466,7 +466,7 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
         f"Recording {recording.path}: {recording.summary()}." for recording in playback.recordings
     ]
     if result.names and not result.has_topology:
-        lines.append("The recordings contain no topology, so no label shows a name from it.")
+        lines.append("The recordings contain no topology, so names from the topology are missing.")
     lines.append("At the end of the recordings:")
     lines += [f"{empty_labels.share_text(empty)}." for empty in result.empty if empty.bytes_share]
     lines += forecast.as_text(result.forecast)

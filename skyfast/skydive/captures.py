@@ -153,7 +153,7 @@ _FAMILIES: Final = (
     MetricFamily(
         name="skydive_capture_reports",
         type="counter",
-        help="Reports of statistics. Each capture point sends one report every 10 s.",
+        help="Reports of these statistics. Each capture point sends one report every 10 s.",
     ),
 )
 

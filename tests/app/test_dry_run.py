@@ -102,7 +102,7 @@ def test_missing_names_are_reported():
     text = "pipeline: {store: {prom_sky_con: {preset: services}}}"
     done = run("--check", "-", "--replay", RECORDINGS / "one-analyzer.jsonl", stdin=text)
     empty = "100.0 % of the bytes have an empty initiator_name and an empty target_name"
-    none = "The recordings contain no topology, so no label shows a name from it."
+    none = "The recordings contain no topology, so names from the topology are missing."
     assert f"# {none}\n# At the end of the recordings:\n# {empty}.\n# Without" in done.stdout
     assert done.stderr.endswith(f"WARNING skyfast.topology: {empty}: the topology is empty\n")
     strict = ("--check", "--strict", "-", "--replay")

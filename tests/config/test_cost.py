@@ -218,7 +218,7 @@ def test_cost_of_topology_labels_is_reported(
     )
     rest = (
         "and about 72 bytes for each distinct name, address and capture point. For new flows,"
-        " skyfast also stores the names of each address and capture point:"
+        " skyfast also stores which names each address and each capture point has:"
         f" about {names} bytes each."
     )
     assert shown == (

@@ -71,7 +71,8 @@ skydive_capture_flows{capture_id="c-1"} 3
 summed over the capture points.
 # TYPE skydive_capture_flows_dropped counter
 skydive_capture_flows_dropped{capture_id="c-1"} 4
-# HELP skydive_capture_reports Reports of statistics. Each capture point sends one report every 10 s.
+# HELP skydive_capture_reports Reports of these statistics. Each capture point sends one report \
+every 10 s.
 # TYPE skydive_capture_reports counter
 skydive_capture_reports{capture_id="c-1"} 1
 """
