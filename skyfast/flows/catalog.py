@@ -280,8 +280,8 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="l3_tracking_id",
         path=("L3TrackingID",),
         cardinality="unbounded",
-        help="an ID of the conversation; each conversation has a different value, which can differ "
-        "on the two sides of a router",
+        help="an ID of the conversation; each conversation has a different value; the two sides of "
+        "a router can have different values for the same conversation",
     ),
     LabelDef(
         name="parent_uuid",
