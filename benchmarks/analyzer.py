@@ -1,7 +1,7 @@
 """An analyzer that uses raw sockets and prepared frames, so that it needs almost no CPU time.
 
-Its subscriber is a *connector*: skyfast, or an exporter that is compared with skyfast. All other
-requests get an empty response.
+Its subscriber is a *connector*: skyfast, or an exporter that is compared with skyfast. Requests
+other than subscriptions get an empty response.
 """
 
 import base64

@@ -44,14 +44,14 @@ cdef struct Rows:
     # A slab allocator for rows of one size, with an index by hash. The index uses linear hashing:
     # it grows by one bucket at a time.
     Arena *arena
-    char **slabs                # SLAB_ROWS rows each; never moved, freed with the table
+    char **slabs                # SLAB_ROWS rows each; not moved, and freed only with the table
     uint32_t slab_count
     uint32_t slab_capacity
     uint32_t stride             # bytes per row
     uint32_t end                # lowest row number that has never been used; numbers start at 1
     uint32_t used
     uint32_t free_head
-    uint32_t **segments         # SEGMENT_BUCKETS buckets each; a bucket has its first row
+    uint32_t **segments         # SEGMENT_BUCKETS buckets each; a bucket is the number of its first row
     uint32_t segment_count
     uint32_t segment_capacity
     uint32_t buckets
@@ -324,5 +324,5 @@ cdef struct View:
     uint32_t link               # index of the link to this view, in the links of the linking row
     uint32_t direction_index    # index of the literal that contains the direction
     uint32_t overflow
-    uint32_t deadline_s         # deadline that a report of the current `update` sets
+    uint32_t deadline_s         # deadline for rows with a report in the current call of `update`
     uint64_t rejected           # reports that required a new row when the view was full

@@ -276,9 +276,9 @@ class NameStats:
     ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
     ``ambiguous`` is the number of addresses whose names depend on the flow, excluding loopback and
     link-local addresses. ``unknown`` is the number of nameless addresses in recent flows.
-    ``skipped`` describes the current topology, so it is a gauge. ``labels_without_pods`` has, as
-    text, the labels that are empty because the topology has no pods. ``missing_pod_labels`` are
-    keys of pod labels that no pod has. ``is_read`` means that the whole topology has been read.
+    ``skipped`` describes the current topology, so it is a gauge. ``labels_without_pods`` is a text
+    that lists the labels that are empty because the topology has no pods. ``missing_pod_labels``
+    are keys of pod labels that no pod has. ``is_read`` means that the whole topology has been read.
     ``empty_labels`` has the labels that `skyfast.web.empty_labels` warns about.
     ``query_duration_s`` is the duration of the latest query, by kind.
     """

@@ -55,7 +55,7 @@ STRING_BYTES: Final = 72
 """Bytes for each distinct label value or lookup key of up to 48 bytes, including an index entry."""
 
 NAMES_BYTES: Final = 36
-"""Bytes for each address or capture point whose names are stored for new flows.
+"""Bytes for each address or capture point whose names are stored for lookups by new flows.
 
 This includes the index entry. Each label that shows one of the names takes another `CELL_BYTES`.
 """
@@ -204,8 +204,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
         sources += ", 'names' and 'names_file'"
     yield (
         f"Labels with names from {sources} take {', '.join(bytes_[:-1])}, and {bytes_[-1]}."
-        " For new flows, skyfast also stores which names each address and each capture point has:"
-        f" about {most} bytes each."
+        " In addition, the names of each address and each capture point are stored for lookups by"
+        f" new flows: about {most} bytes for each address and each capture point."
     )
     if not of_topology:
         return

@@ -83,7 +83,7 @@ _SOURCES = ("path", "k8s_label", "names_key")
 
 _ANY_SOURCE = "one of 'path', 'k8s_label' and 'names_key'"
 
-_ONLY_HISTOGRAMS = "only a metric with type: histogram has buckets"
+_ONLY_HISTOGRAMS = "only a metric with type 'histogram' can have buckets"
 
 
 def expand_label(label: LabelSpec) -> tuple[LabelSpec, ...]:

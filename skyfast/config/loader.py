@@ -184,7 +184,7 @@ def _collect(
                 # Do not show the value: if the space after a colon is missing, the value can be the
                 # string "password:secret".
                 kind = kind_of(node.value)
-                text = f"{origin}: {path}: expected key: value pairs, but found {kind}"
+                text = f"{origin}: {path}: expected 'key: value' pairs, but found {kind}"
                 if near := KNOWN.instead_of_section(path, node.value):
                     text += f"; did you mean {near}?"
                 problems.add(text, node.line)

@@ -150,7 +150,7 @@ class _Composer:
             return {}
         if not isinstance(node.value, dict):
             raise ConfigError(
-                f"{self._file}: line {node.line}: expected key: value pairs, but found"
+                f"{self._file}: line {node.line}: expected 'key: value' pairs, but found"
                 f" {kind_of(node.value)}"
             )
         return node.value

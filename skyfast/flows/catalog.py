@@ -287,7 +287,7 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="parent_uuid",
         path=("ParentUUID",),
         cardinality="unbounded",
-        help="for a flow inside a tunnel, the UUID of the tunnel's own flow; otherwise empty",
+        help="each flow inside a tunnel has the UUID of the tunnel's own flow; otherwise empty",
     ),
     LabelDef(
         name=TAG,

@@ -129,7 +129,7 @@ def _check_entry(entry: OwnNameEntry) -> None:
     if count == 0 and not entry.name:
         raise InvalidEntryError("an entry needs a name or a value")
     if count > 1 and len(dict(entry.values)) < count:
-        raise InvalidEntryError("an entry repeats a key")
+        raise InvalidEntryError("an entry contains a key twice")
 
 
 def _shown(text: str) -> str:

@@ -47,8 +47,8 @@ NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH
 async def resolve(host: str, port: int) -> list[str]:
     """Return the IP addresses of ``host`` in the order of preference.
 
-    Each lookup runs in its own daemon thread. At exit, Python would wait for a lookup in the
-    executor of the event loop, even if the name server does not respond.
+    Each lookup runs in its own daemon thread. If it ran in the executor of the event loop, Python
+    would wait for it at exit, even if the name server does not respond.
 
     Raises:
         OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.

@@ -50,9 +50,9 @@ class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology.
 
     * ``nodes``: the names of capture points by ``NodeTID``, in the order of ``NODE_NAMES``.
-    * ``addresses``: the candidates (possible owners) by address, in the notation of flows. Each
-      address has one or more distinct candidates. Their order does not depend on the order of the
-      graph.
+    * ``addresses``: the candidates (possible owners) of each address. Addresses are written as in
+      flows: without prefix length and zone. Each address has one or more distinct candidates, whose
+      order does not depend on the order of the graph.
     * ``points``: the capture points by ``NodeTID``.
     * ``networks``: the sorted subnets of all interfaces, by host. Subnets with only one address are
       left out.
@@ -412,8 +412,8 @@ class _Resolver:
         """Return whether a pod uses the network of its host.
 
         This is also the case if the pod and its host have the same address. If the host is unknown,
-        the address is compared with those of all hosts. Otherwise, other hosts do not matter:
-        several hosts can use the same subnet.
+        the pod's address is compared with the addresses of all hosts. If the host is known, other
+        hosts do not matter, because several hosts can use the same subnet.
         """
         hosts = [self._own_addresses.get(address, ()) for address in pod.addresses]
         return pod.host_network or any(

@@ -34,7 +34,7 @@ RATE_PERIOD_S: Final = 10.0
 """Interval at which the probability is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""A report can arrive up to this much later than a newer report of the same flow. Analyzers batch
+"""Maximum time by which an older report of a flow arrives after a newer one. Analyzers batch
 reports for up to 5 s, and messages can be delayed."""
 
 MAX_UNSETTLED: Final = 10_000
@@ -50,8 +50,8 @@ second longest of the 60 intervals. The longest is not reliable: when the clock 
 adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Reasons for which skyfast skips single reports of a flow. Only these reasons cause gaps: the
-other reasons apply to all reports of a flow."""
+"""Reasons for which skyfast skips single reports of a flow. Only these reasons cause gaps. All
+other reasons apply to all reports of a flow, so such a flow is never in the table."""
 
 Flow = Any
 """A flow report of the plan's type ``FullReport``."""

@@ -50,8 +50,8 @@ four windows are longer than the silence. When captures end, the estimate decrea
 minutes."""
 
 ENDED_SHARE: Final = 0.5
-"""If one subscription gets no message, and all others deliver, but get less than this share of the
-expected ``stats``, some captures have ended."""
+"""If one subscription receives no message, and all others together receive less than this share of
+their expected ``stats``, some captures have probably ended."""
 
 IDLE_SHARE: Final = 0.1
 """If at most this share of the reports shows received packets (see `Activity`), the captures may be

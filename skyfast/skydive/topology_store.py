@@ -194,7 +194,7 @@ class TopologyStore:
         for key, element in reader.elements.items():
             old = elements.get(key)
             if isinstance(key, int) or old is element:
-                continue  # without an ID, there is nothing to replace
+                continue  # the element has no ID (an int key), or has not changed
             if old is None and len(elements) >= MAX_ELEMENTS:
                 self._skipped[query][TOO_MANY] += 1
                 continue

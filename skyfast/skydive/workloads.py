@@ -67,13 +67,13 @@ class PodNames(msgspec.Struct, frozen=True, gc=False):
 
 
 class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """``agent`` is the host with an edge to the pod's Kubernetes node, or "" if uncertain.
+    """``agent`` is the host with an edge to the pod's Kubernetes node, or "" if unknown.
 
     ``host`` is the host to show: ``agent``, or else the name of the Kubernetes node.
-    ``assumed_host`` is the host on which an interface of the pod may be: ``host``, or "" if edges
-    of the topology contradict ``host``. ``addresses`` are in the notation of flows, and empty if
-    the pod does not run. ``only_container`` is the container's name in Kubernetes, or "" if the pod
-    has several containers.
+    ``assumed_host`` is where the interface of the pod is expected: ``host``, or "" if edges of the
+    topology contradict ``host``. ``addresses`` are in the notation of flows, and empty if the pod
+    does not run. ``only_container`` is the container's name in Kubernetes, or "" if the pod has
+    several containers.
     """
 
     node: Node

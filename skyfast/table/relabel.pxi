@@ -24,9 +24,9 @@ cdef struct RowRange:
 
 cdef struct Changes:
     # The state of one slice. All its lookups use the same mapping of names. A *change* has the new
-    # labels of a key, from one result: one label for each index that at least one of these lookups
-    # reads. Changes are numbered from 1. They own references to their strings until
-    # `changes_destroy`.
+    # labels of one key. They come from one result of a lookup: one label for each element of the
+    # result that any lookup reads. Changes are numbered from 1. They own references to their
+    # strings until `changes_destroy`.
     uint32_t lookups[MAX_COLUMNS]
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result

@@ -1,7 +1,7 @@
 # Rows: the arena that provides memory for rows, the slabs that contain rows, and the index that
 # finds rows by hash. The structs are in `_table.pxd`.
 #
-# This code may only use the first fields (`RowHead`) and the size of a row. It is plain C, because
+# Of a row, this code may use only the size and the first fields (`RowHead`). It is plain C, because
 # most of it runs under the table's mutex. If memory runs out, functions return False, 0 or NULL,
 # and existing data stays intact. An insert must never visit all rows.
 #

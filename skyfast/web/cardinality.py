@@ -135,7 +135,7 @@ class Cardinality:
             return self._values
 
     async def report(self, without: str | None = None) -> CardinalityReport:
-        """Return a report, from the cache or from a new scan of each view in a thread.
+        """Return a cached report, or make a new one: a thread scans all views.
 
         If ``without`` is one of `labels`, the report also has the exact cardinality without this
         label. Raises BusyError if another report is in progress.

@@ -447,7 +447,7 @@ def _check_mapping(value: YamlValue) -> None:
     # Never show the value: without the space after the colon, "alice:hash" is a string that
     # contains a password hash.
     if not isinstance(value, dict):
-        problem = "expected key: value pairs, with a space after the colon"
+        problem = "expected 'key: value' pairs, with a space after the colon"
         raise InvalidValue(problem, shown=False)
 
 

@@ -38,8 +38,8 @@ class Series:
     """The last ten minutes: lists with an entry for each interval, oldest first.
 
     ``scrape_…`` has the values of the last scrape in the interval, or None if there was no scrape.
-    The last entry has the current values of the report, so that no current value exceeds the
-    maximum of the history.
+    The last entry has the current values, as shown on the status page. Otherwise, a current value
+    could exceed the maximum of its chart.
     """
 
     interval_seconds: float
@@ -72,7 +72,7 @@ class History:
         self._samples.append(_sample(stats, connections, now_s))
 
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
-        """Return the history of the ten minutes before ``now_s``, and the current state.
+        """Return the history of the ten minutes before ``now_s``, ending with the current state.
 
         The last rate is the total of `rates`, because the page shows this total in other places
         too. The last interval is incomplete, so its own rate would be a different number.

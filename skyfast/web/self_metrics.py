@@ -97,8 +97,8 @@ _SUBSCRIPTIONS: Final = (
     ),
     metric(
         "skyfast_flows_misdated_total",
-        "Flow reports in which the time of the latest packet differs too much from the clock of"
-        " skyfast's host, by reason.",
+        "Flow reports whose latest packet has an implausible time, compared with the clock of"
+        " skyfast's host.",
         by_analyzer_and_reason(lambda analyzer: analyzer.misdated),
     ),
     metric(
@@ -468,7 +468,7 @@ _HIDDEN_CONNECTIONS: Final = MetricFamily(
 _HIDDEN_BYTES: Final = MetricFamily(
     name="skyfast_hidden_bytes",
     type="gauge",
-    help="Bytes of the hidden connections in both directions.",
+    help="Bytes of the hidden connections, both directions together.",
 )
 
 _LABEL_VALUES: Final = MetricFamily(

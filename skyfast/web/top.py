@@ -146,9 +146,9 @@ class Other:
 class Top:
     """If nothing matches the filter, or if rates are not yet available, ``note`` says so.
 
-    If the criterion ``by`` is not a rate, the following three fields are None. ``window_seconds``
-    is the age of the snapshot. ``rates_in_seconds`` is the time until rates are available, or None
-    if they are available. ``flow_update_seconds`` is the agents' ``flow.update``.
+    ``window_seconds`` is the age of the snapshot. ``rates_in_seconds`` is the time until rates are
+    available, or None if they are available. ``flow_update_seconds`` is the agents'
+    ``flow.update``. These three fields are None if the criterion ``by`` is not a rate.
 
     If ``view`` is not empty, "connections" are the rows of this view. If ``group`` is empty,
     ``groups`` and ``other`` are None. If the scan has found more than `MAX_GROUPS` groups,

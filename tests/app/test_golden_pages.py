@@ -65,7 +65,8 @@ WITH_START_TIMESTAMPS = "standard"
 CONNECTIONS = {"one-analyzer": 831, "two-analyzers": 530}
 
 # Counters without the usual suffix _total. The Go connector has the names that start with skydive_,
-# and dashboards depend on them. A test configuration has the names that start with my_.
+# and dashboards depend on them. The names that start with my_ come from a configuration of these
+# tests.
 INHERITED = re.compile(
     r"skydive_network_(connection_total|interface)_\w+"
     r"|skydive_capture_(flows_dropped|kernel_flows_dropped|reports)"

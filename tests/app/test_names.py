@@ -106,8 +106,7 @@ def test_info_series_can_be_enabled_without_losing_connections(shared: Shared) -
     assert third.table is first.table
     assert third.source.interface_info is None
     assert shared.stats.topology.names is None
-    # The third configuration does not poll names. Since then, the names of the second may have
-    # become outdated.
+    # The third configuration does not poll names, so the names from the second may be outdated now.
     fourth = pipeline.build(described(), third, shared)
     assert fourth.names.nodes == {}
     assert not fourth.names.ready.is_set()

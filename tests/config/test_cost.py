@@ -217,9 +217,9 @@ def test_cost_of_topology_labels_is_reported(
         " analyzer."
     )
     rest = (
-        "and about 72 bytes for each distinct name, address and capture point. For new flows,"
-        " skyfast also stores which names each address and each capture point has:"
-        f" about {names} bytes each."
+        "and about 72 bytes for each distinct name, address and capture point. In addition, the"
+        " names of each address and each capture point are stored for lookups by new flows:"
+        f" about {names} bytes for each address and each capture point."
     )
     assert shown == (
         [

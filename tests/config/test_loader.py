@@ -457,7 +457,7 @@ def test_view_requires_only_prefix_and_labels() -> None:
     assert written.limits.view_timeouts_s == (3600.0,)
 
 
-def test_view_timeout_is_no_shorter_than_the_connection_timeout() -> None:
+def test_default_view_timeout_is_raised_to_the_connection_timeout_plus_grace() -> None:
     assert parse(store(connection_timeout=7200)).limits.view_timeouts_s == (7215.0,)
     views = [{"prefix": "a", "labels": "protocol", "timeout": 7215}]
     written = parse(store(connection_timeout=7200, views=views))
@@ -884,7 +884,7 @@ def test_suggested_keys_accept_the_type_of_the_given_value(value: str) -> None:
     notes = [note.text for note in parse("analyzerz: {auth: {}}\n").notes]
     assert "x.yml: line 1: analyzerz is ignored; did you mean analyzer?" in notes
     kind = "a single value" if isinstance(yaml.safe_load(value), str) else "a list"
-    problem = f"expected key: value pairs, but found {kind}"
+    problem = f"expected 'key: value' pairs, but found {kind}"
     assert error(f"analyzer: {value}\n").endswith(f"{problem}; did you mean analyzers?")
     assert error(f"pipeline: {value}\n").endswith(problem)
 
@@ -972,7 +972,7 @@ def test_nested_aliases_are_not_expanded(yaml_loader: str) -> None:
     check_defaults(parse(bomb))
     assert error(f"{bomb}\nhost_id: *a39\n") == "x.yml: line 41: host_id: a list is not text"
     assert "a list is not text" in error(f"{bomb}\nanalyzers: *a39\n")
-    assert "expected key: value pairs, but found a list" in error(f"{bomb}\npipeline: *a39\n")
+    assert "expected 'key: value' pairs, but found a list" in error(f"{bomb}\npipeline: *a39\n")
     assert time.monotonic() - begin < 5
 
 

@@ -126,7 +126,7 @@ INVALID_LINES = {
     " digit",
     "10.0.0.1,name,ä=x": "'ä' is not a key: use letters, digits and _, not starting with a digit",
     "10.0.0.1,name,a=": f"'' is not a string of 1 to {MAX_NAME_CHARS} printable characters",
-    "10.0.0.1,name,a=1,a=2": "an entry repeats a key",
+    "10.0.0.1,name,a=1,a=2": "an entry contains a key twice",
     "10.0.0.1,a\tb": f"'a\\tb' is not a string of 1 to {MAX_NAME_CHARS} printable characters",
     "10.0.0.1,name,a=\x00": (
         f"'\\x00' is not a string of 1 to {MAX_NAME_CHARS} printable characters"

@@ -1,4 +1,4 @@
-"""The locked environment, ``.ci/run``, and the workflows, which are read but not run."""
+"""Tests of the locked environment, ``.ci/run`` and the workflows, without running the workflows."""
 
 import os
 import re

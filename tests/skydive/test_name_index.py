@@ -208,8 +208,8 @@ def test_the_cache_of_contexts_is_bounded_and_pruned(index, monkeypatch):
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == EMPTY
     assert addresses.resolve("10.0.0.1", "10.0.0.3", "t1") == names_of("a")
     assert addresses.dropped == {"ambiguous": 1, "unknown": 0}
-    # One lookup above failed because the cache was full. `update` returns its address, so that the
-    # lookup is repeated.
+    # One lookup above failed because the cache was full. `update` returns the address of this
+    # lookup, so that the lookup is repeated.
     assert update(index, **AMBIGUOUS)[1] == {"10.0.0.1"}
     assert addresses.resolve("10.0.0.1", "10.0.0.99", "t1") == names_of("a")
     for number in range(4):

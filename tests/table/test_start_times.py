@@ -236,7 +236,7 @@ def test_counters_saved_for_a_removed_connection_keep_their_start_time(make):
     report(table, first_report("c3", start=CLOCK_MS, ports=(40_002, 443)), now)
     assert start(table, "a_bytes_total", now) == START_MS
     assert [line.rpartition(" ")[2] for line in table.page(now)["a_new_flows_total"]] == ["3"]
-    # After the saved counters are forgotten, the connection starts with its next flow.
+    # When the saved counters are forgotten, the start time is that of the next flow.
     table.expire(now + TIMEOUT_S)
     now += TIMEOUT_S + FLOW_MEMORY_S
     table.expire(now)

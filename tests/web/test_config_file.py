@@ -94,11 +94,11 @@ INVALID_FILES = {
     ),
     "not a mapping": (
         "basic_auth_users: alice:hunter2",
-        "line 1: basic_auth_users: expected key: value pairs, with a space after the colon",
+        "line 1: basic_auth_users: expected 'key: value' pairs, with a space after the colon",
     ),
     "a list at the top level": (
         "- hunter2",
-        "line 1: expected key: value pairs, but found a list",
+        "line 1: expected 'key: value' pairs, but found a list",
     ),
     "missing key": ("tls_server_config: {cert_file: ca.crt}", "key_file or key is missing"),
     "missing certificate": (

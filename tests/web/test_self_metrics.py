@@ -232,7 +232,7 @@ def test_hidden_connections_are_rendered_for_views_with_bounds():
         "# TYPE skyfast_hidden_connections gauge\n"
         'skyfast_hidden_connections{view=""} 3\n'
         'skyfast_hidden_connections{view="b"} 0\n'
-        "# HELP skyfast_hidden_bytes Bytes of the hidden connections in both directions.\n"
+        "# HELP skyfast_hidden_bytes Bytes of the hidden connections, both directions together.\n"
         "# TYPE skyfast_hidden_bytes gauge\n"
         'skyfast_hidden_bytes{view=""} 500\n'
         f'skyfast_hidden_bytes{{view="b"}} {2**70}\n'
