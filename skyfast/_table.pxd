@@ -51,7 +51,7 @@ cdef struct Rows:
     uint32_t end                # lowest row number that has never been used; numbers start at 1
     uint32_t used
     uint32_t free_head
-    uint32_t **segments         # SEGMENT_BUCKETS buckets each; a bucket is the number of its first row
+    uint32_t **segments         # SEGMENT_BUCKETS buckets each: the number of its first row
     uint32_t segment_count
     uint32_t segment_capacity
     uint32_t buckets
