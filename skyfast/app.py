@@ -39,6 +39,7 @@ from skyfast.web.exposition import Exposition
 from skyfast.web.listen import AS_CONFIGURED, Listen
 from skyfast.web.server import ReloadFunction, WebServer
 from skyfast.web.status import Replay, Status
+from skyfast.wording import counted
 
 if TYPE_CHECKING:
     from skyfast.replay.recorder import Recorder
@@ -232,8 +233,9 @@ class App:
         seconds = time.monotonic() - self._began_s
         flows = sum(analyzer.flows for analyzer in self.stats.analyzers.values())
         return (
-            f"after {seconds:.0f} s: {flows} flow reports, {self.stats.scrape.scrapes} scrapes,"
-            f" {self._parts.table.connections} connections"
+            f"after {seconds:.0f} s: {counted(flows, 'flow report')},"
+            f" {counted(self.stats.scrape.scrapes, 'scrape')},"
+            f" {counted(self._parts.table.connections, 'connection')}"
         )
 
     async def reload(self) -> str | None:

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
+from skyfast._table import Table
 from skyfast.config.loader import uses_default_analyzer
 from skyfast.config.model import Config
 from skyfast.flows.catalog import (
@@ -14,13 +15,15 @@ from skyfast.flows.catalog import (
     METRICS_BY_NAME,
     UNBOUNDED_FIELDS,
 )
-from skyfast.flows.plan import FieldPath, Histogram
+from skyfast.flows.fields import flow_types
+from skyfast.flows.plan import FieldPath, Histogram, Names
 from skyfast.flows.planner import (
     AMOUNTS,
     amount_counters,
     families,
     hidden_amounts,
     key_fields,
+    make_plan,
     shown_field,
     shows_topology,
 )
@@ -86,6 +89,35 @@ def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) 
     return most * first + max_connections * sum(others)
 
 
+class _NoNames:
+    def __getitem__(self, key: str, /) -> tuple[str, ...]:
+        return ()
+
+    def resolve(self, key: str, other: str, point: str, /) -> tuple[str, ...]:
+        return ()
+
+
+class _NoNameSource:
+    """The names of a table without flows."""
+
+    combined: Final[Names] = _NoNames()
+    nodes: Final[Names] = combined
+
+
+def row_bytes(config: Config) -> int:
+    """Return the memory of a connection with one flow, in bytes: see `Table.row_bytes`."""
+    plan = make_plan(config.export, names=_NoNameSource(), shard=config.shard)
+    table = Table(
+        plan,
+        flow_types(plan),
+        max_connections=1,
+        max_flows=1,
+        timeout_s=config.limits.timeout_s,
+        view_timeouts_s=config.limits.view_timeouts_s,
+    )
+    return table.row_bytes
+
+
 def double_counted(config: Config) -> list[str]:
     """Return the names of the views that may count the same traffic several times.
 
@@ -136,7 +168,8 @@ def _lines(config: Config) -> Iterator[str]:
         if view.prefix:
             row = f"row of view {view.prefix} ({', '.join(labels)})"
             end = f"is removed {timeout_s:g} s after its last report"
-            yield f"Each {row} costs up to {count} series, and {end}:"
+            most = limits.max_connections * count
+            yield f"Each {row} costs up to {count} series, at most {most} in total, and {end}:"
         else:
             most = most_connections(**maximum) * count
             yield f"Each connection costs up to {count} series, at most {most} in total:"
@@ -146,6 +179,7 @@ def _lines(config: Config) -> Iterator[str]:
     if export.further_views:
         most = most_series(counts, **maximum)
         yield f"All connections and all rows of views together cost at most {most} series."
+    yield f"Each connection takes {row_bytes(config)} bytes of memory, plus address strings."
     of_labels = [*_names(export)]
     yield from of_labels
     if config.topology.interface_info:

@@ -133,7 +133,7 @@ def _text(
     proposed: BoundForecast | None, max_series: int, other_series: int, *, lowest: int
 ) -> str:
     if not max_series:
-        return "Set max_series to get a proposal for min_bytes."
+        return "If you set max_series, skyfast proposes a value for min_bytes."
     if proposed is None:
         return (
             f"No value of 'min_bytes' brings the page within max_series ({max_series:,}):"

@@ -153,12 +153,13 @@ def test_check_prints_the_cost_of_a_connection() -> None:
         "  1 skydive_network_connection_rtt_nanoseconds",
         "  1 ttl",
         (
-            "Each row of view lab (node_host, tag) costs up to 2 series,"
+            "Each row of view lab (node_host, tag) costs up to 2 series, at most 2000 in total,"
             " and is removed 90 s after its last report:"
         ),
         "  1 lab_bytes_total",
         "  1 lab_packets_total",
         "All connections and all rows of views together cost at most 6000 series.",
+        "Each connection takes 160 bytes of memory, plus address strings.",
         (
             "Labels with names from the topology take 4 bytes per row of view lab, 4 bytes per"
             " flow, and about 72 bytes for each distinct name, address and capture point. In"

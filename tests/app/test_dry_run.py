@@ -144,4 +144,4 @@ def test_check_prints_the_forecast():
     assert [line.partition(":")[0] for line in (a, b, c, d)] == [
         f"#   With min_bytes {size}" for size in ("10 kB", "100 kB", "1 MB", "10 MB")
     ]
-    assert proposal == "# Set max_series to get a proposal for min_bytes."
+    assert proposal == "# If you set max_series, skyfast proposes a value for min_bytes."

@@ -126,12 +126,29 @@ def test_cost_report_describes_bounds(
     config = make_config(**yaml.safe_load(settings))
     assert cost.hides_traffic(config) == hides
     lines = [line.removeprefix("# ") for line in cost.report(config).splitlines()]
-    assert [line for line in lines if " has no series " in line or " takes " in line] == texts
+    shown = (" has no series ", " for these bounds ")
+    assert [line for line in lines if any(words in line for words in shown)] == texts
     traffic_warnings.write(config)
     assert any(text.startswith(HIDDEN) for text in caplog.messages) == hides
     caplog.clear()
     traffic_warnings.write(config, old=config)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "{}",
+        "{deduplicate: first}",
+        "{labels: [initiator_ip, target_pod, target_service]}",
+        "{metrics: [packets], min_bytes: 7, views: []}",
+    ],
+)
+def test_cost_report_has_the_memory_of_a_connection(settings: str) -> None:
+    config = make_config(**yaml.safe_load(settings))
+    row_bytes = App(config, load=lambda: config)._parts.table.row_bytes
+    text = f"# Each connection takes {row_bytes} bytes of memory, plus address strings."
+    assert text in cost.report(config).splitlines()
 
 
 @pytest.mark.parametrize("preset", ["services", "hosts"])
@@ -322,7 +339,7 @@ def test_cost_of_histograms_is_reported() -> None:
     assert f"# Histograms take {taken}." in lines
     row = "row of view a (tag)"
     removed = "and is removed 3600 s after its last report"
-    assert f"# Each {row} costs up to 16 series, {removed}:" in lines
+    assert f"# Each {row} costs up to 16 series, at most 16000000 in total, {removed}:" in lines
     shown = [line for line in lines if "a_rtt" in line or "a_flow" in line]
     assert shown == ["#   6 a_rtt_seconds", "#   8 a_flow_bytes"]
 

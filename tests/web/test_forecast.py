@@ -156,7 +156,7 @@ def small_table():
 @pytest.mark.parametrize(
     ("min_packets", "max_series", "text"),
     [
-        (0, 0, "Set max_series to get a proposal for min_bytes."),
+        (0, 0, "If you set max_series, skyfast proposes a value for min_bytes."),
         (
             0,
             10,
