@@ -1,6 +1,6 @@
 """Runs benchmarks by name.
 
-A benchmark fails with an exception, but not if it misses a target.
+A benchmark fails if it raises an exception, but not if a figure misses its target.
 """
 
 import importlib

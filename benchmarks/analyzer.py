@@ -1,7 +1,7 @@
 """An analyzer that uses raw sockets and prepared frames, so that it needs almost no CPU time.
 
-Its subscriber is a *connector*: skyfast, or an exporter that is compared with skyfast. Requests
-other than subscriptions get an empty response.
+A *connector* subscribes to the analyzer: skyfast, or an exporter that is compared with skyfast.
+Requests other than subscriptions get an empty response.
 """
 
 import base64
@@ -100,7 +100,7 @@ class Analyzer:
         """Send rounds, each with one report per flow, at a constant rate.
 
         Returns the number of reports, the duration in s, and the response time of each ping in s.
-        If the connector reads too slowly, messages are late, but none is left out.
+        If the connector reads too slowly, messages are sent late, but none are dropped.
         """
         interval_s = FLOWS_PER_MESSAGE / flows_per_s
         total = round(seconds / interval_s)

@@ -42,7 +42,7 @@ KNOWN, NEW = ratio_at_most(1.6), ratio_at_most(2.2)
 
 
 class Bursts:
-    """A skyfast process, a decoder, and analyzers that each send a part of the flows."""
+    """A skyfast process, a decoder, and analyzers, each of which sends a part of the flows."""
 
     def __init__(
         self,
@@ -66,8 +66,7 @@ class Bursts:
     def run(self, rounds: Sequence[int], pause_s: float) -> tuple[list[float], list[float]]:
         """Send bursts. Return the ns per flow of each burst, for skyfast and for decoding alone.
 
-        The time for decoding is the mean of two measurements: one before the burst, and one after
-        it.
+        Decoding is measured before and after each burst. The returned time is the mean of both.
         """
         ns, alone = [], [self.decoder.call(Decoder.run)]
         for round_ in rounds:

@@ -50,7 +50,7 @@ Samples = dict[str, list[float]]
 class Choices:
     """A decoder and table (`Parts`) per configuration, all with the same messages.
 
-    The tables take turns. Each turn begins with another table, so that the order favors none.
+    The tables take turns. Each turn begins with another table, so that the order favors no table.
     """
 
     def __init__(self, count: int) -> None:
@@ -80,7 +80,7 @@ class Choices:
         return decode_ns, update_ns
 
     def render(self) -> Samples:
-        """Return the ms of each of `PAGES` pages, by configuration."""
+        """Return, by configuration, the time to render each of `PAGES` pages, in ms."""
         ms: Samples = defaultdict(list)
         for _ in range(PAGES):
             for name, parts in self._in_turn():

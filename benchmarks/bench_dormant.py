@@ -34,8 +34,8 @@ class ExpiringTable(Parts):
     def run(self, minutes: float) -> tuple[float, float, int, int]:
         """Process new flows for ``minutes`` of virtual time.
 
-        Returns the ns per report, the ns per expiry, the bytes of the table, and the number of
-        dormant flows.
+        Returns the CPU time per report and per expiry in ns, the size of the table in bytes, and
+        the number of dormant flows.
         """
         taken = update_ns = expire_ns = 0
         for _ in range(int(60 * minutes / STEP_S)):
@@ -58,7 +58,7 @@ class ExpiringTable(Parts):
 
 
 class Crowd(Parts):
-    """A table whose flows all become dormant, return, and are forgotten at the same times."""
+    """A table in which all flows become dormant together, return together, or are forgotten."""
 
     def __init__(self, count: int) -> None:
         super().__init__(memory_s=MEMORY_S)
@@ -68,7 +68,7 @@ class Crowd(Parts):
         tidy()
 
     def report(self) -> float:
-        """Report all flows, and return the ns per flow."""
+        """Report all flows, and return the CPU time per flow in ns."""
         count = update_ns = 0
         for batch in in_batches(self._flows.messages(range(self._count), self._round)):
             taken, _, ns = self.take_new(batch)
@@ -81,7 +81,7 @@ class Crowd(Parts):
     def expire(self, seconds: float) -> tuple[float, float]:
         """Advance the time, and process all rows that are due.
 
-        Returns the ns per flow, and the ms of the longest slice.
+        Returns the time per flow in ns, and the time of the longest slice of rows in ms.
         """
         self.now_s += seconds
         took_ns = longest_ns = 0

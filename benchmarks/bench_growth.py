@@ -66,12 +66,13 @@ class Naive:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """``new_ns`` and ``known_ns`` are CPU time per flow. ``bytes_`` is memory per connection."""
-
     connections: int
     new_ns: float
+    """CPU time per new flow."""
     known_ns: list[float]
+    """CPU time per known flow, for each repeat."""
     bytes_: float
+    """Memory per connection."""
 
 
 def measure(

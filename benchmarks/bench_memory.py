@@ -63,7 +63,7 @@ def _skyfast(report: Report, analyzer: Remote[Analyzer], flows: int) -> float:
 
 
 def _fill(program: Program, analyzer: Remote[Analyzer], flows: int) -> tuple[float, int]:
-    """Return the bytes per connection, and the bytes without connections."""
+    """Return the memory per connection, and the memory without connections, in bytes."""
     analyzer.call(Analyzer.load, 0, flows)
     empty = program.memory()
     program.round(FIRST_ROUND)

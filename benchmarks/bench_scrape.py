@@ -221,7 +221,7 @@ def _render(report: Report) -> None:
 
 
 def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
-    """Report the cost of ``min_bytes``. For this, alternate pages with and without this bound."""
+    """Report the cost of ``min_bytes``, by alternating pages with and without this bound."""
     for what, min_bytes, highest_ns in (("nothing", 1, 3), ("everything", 10**18, 10)):
         ns = []
         for _ in range(REPEATS):
@@ -243,7 +243,7 @@ def _bounds(report: Report, core: Remote[Core], connections: int) -> None:
 
 
 def _compress(report: Report, core: Remote[Core], connections: int, version: int) -> None:
-    """Compare compression by the table with compression by isal, in one process.
+    """Compare compression by the table with compression by isal.
 
     ``version`` is the major version of OpenMetrics, or 0 for the text format, which has no start
     timestamps.

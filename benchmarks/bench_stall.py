@@ -69,7 +69,8 @@ def _cycles(
 ) -> tuple[list[float], list[float]]:
     """Fill and empty the table repeatedly.
 
-    Returns the memory of the process in MiB for each cycle, with the full and with the empty table.
+    Returns two lists with an entry for each cycle: the memory of the process in MiB with the full
+    table, and with the empty table.
     """
     delays: list[float] = []
     filled, emptied, took_s = [], [], []
@@ -83,7 +84,7 @@ def _cycles(
         while program.metric("skyfast_connections"):
             time.sleep(POLL_S)
         took_s.append(time.monotonic() - began_s)
-        # The next cycle needs new flows, so wait until the dormant ones are forgotten.
+        # The flows must be new in the next cycle, so wait until the dormant flows are forgotten.
         program.command(f"pass {MEMORY_S}")
         while program.metric("skyfast_dormant_flows"):
             time.sleep(POLL_S)

@@ -83,7 +83,7 @@ def _rates(report: Report, program: Program) -> None:
 
 
 def _together(report: Report, program: Program) -> None:
-    """Send identical requests at the same time. Together, they should cost as much as one."""
+    """Send identical requests together. All of them should take as much CPU time as one request."""
 
     def fetch() -> None:
         programs.get(program.port, "/api/top?n=51")

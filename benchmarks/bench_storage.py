@@ -42,10 +42,11 @@ LIMIT_S = 180 + 8 * (SCRAPES + 2) * INTERVAL_S * 2
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A server. See `Program` for the placeholders in ``argv``."""
+    """A metrics server."""
 
     name: str
     argv: Sequence[str]
+    """The command line, with the placeholders of `Program`."""
 
 
 PROMETHEUS = Kind(

@@ -43,13 +43,13 @@ _, PLAN, TYPES = configured(DEFAULT)
 
 
 def decoder(flow: type[msgspec.Struct] = TYPES.Update) -> msgspec.json.Decoder[Any]:
-    """Return a decoder like skyfast's, for messages with this type of flows."""
+    """Return a decoder like skyfast's, for messages with flows of the type ``flow``."""
     fields = [("Namespace", str, ""), ("Type", str, ""), ("Obj", list[flow] | None, None)]  # type: ignore[valid-type]
     return msgspec.json.Decoder(msgspec.defstruct("Message", fields, gc=False))
 
 
 def tidy() -> None:
-    """Configure memory management as skyfast does, and free the memory of preparations."""
+    """Configure memory management as skyfast does, and free memory that is no longer used."""
     memory.tune_malloc()
     memory.freeze()
     trim()
@@ -57,26 +57,22 @@ def tidy() -> None:
 
 def trim() -> None:
     """Return free memory to the kernel, so that it does not count as resident memory."""
-    # Without glibc, there is no malloc_trim, and the bytes per connection are less exact.
+    # Only glibc has malloc_trim. Without it, the measured bytes per connection are less exact.
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 def in_batches(messages: Iterator[bytes], size: int = MESSAGES) -> Iterator[list[bytes]]:
-    """Yield messages in batches.
-
-    A batch is generated completely before its messages are measured.
-    """
+    """Yield messages in batches. Each batch is complete before the caller measures its messages."""
     while batch := list(itertools.islice(messages, size)):
         yield batch
 
 
 class Parts:
-    """skyfast's decoders and table, for the YAML ``chosen``.
+    """skyfast's decoders and table.
 
     As in skyfast, the decoder of first reports reads more fields than the decoder of later reports.
-    ``memory_s`` overrides ``flow_memory``. ``change`` modifies the plan.
     """
 
     def __init__(
@@ -87,6 +83,10 @@ class Parts:
         slots: bool = True,
         memory_s: float | None = None,
     ) -> None:
+        """``change`` modifies the plan of the configuration ``chosen`` (see `DEFAULT`).
+
+        ``memory_s`` overrides ``flow_memory``.
+        """
         configuration, plan, types = configured(chosen)
         if change is not None:
             plan = change(plan)
@@ -120,7 +120,10 @@ class Parts:
         return flows
 
     def take_new(self, messages: Iterable[bytes]) -> tuple[int, int, int]:
-        """Process first reports. Return their number, and the ns for decoding and for the table."""
+        """Process first reports.
+
+        Returns the number of reports, the ns to decode them, and the ns to update the table.
+        """
         before = self.table.flows
         figures = self._take(messages, self._new.decode)
         assert self.table.flows == before + figures[0], "a flow was not new"
@@ -166,11 +169,11 @@ class Parts:
         return self.table.connections
 
     def held_bytes(self) -> int:
-        """Return the bytes of the table, by its own count."""
+        """Return the size in bytes that the table itself computes."""
         return self.table.bytes
 
     def page(self) -> tuple[int, int]:
-        """Return the bytes and the series of a page."""
+        """Return the number of bytes and the number of series of a page."""
         page = self.table.page(self.now_s)
         size = series = 0
         for chunk in iter(lambda: page.read(CHUNK_BYTES), b""):
@@ -186,8 +189,8 @@ class Parts:
     def render(self, parts: int = 1, openmetrics: int = 0, created: bool = False) -> float:
         """Render and discard a page in ``parts`` parts. Return the seconds for all parts.
 
-        See `Table.page` for ``openmetrics`` and ``created``. Nothing else runs between two reads,
-        so only rendering uses the CPU cache.
+        See `Table.page` for ``openmetrics`` and ``created``. Unlike in skyfast, no other code uses
+        the CPU cache between two reads.
         """
         began_ns = time.thread_time_ns()
         for part in range(parts):
@@ -199,7 +202,7 @@ class Parts:
     def deflate(self, openmetrics: int = 0) -> tuple[float, int]:
         """Render and compress a page, and compute its checksum.
 
-        Returns the seconds and the compressed bytes.
+        Returns the time in seconds and the compressed size in bytes.
         """
         began_ns = time.thread_time_ns()
         page = self.table.page(self.now_s, openmetrics, created=True)
@@ -215,7 +218,7 @@ class Parts:
     def compress(self, openmetrics: int = 0) -> tuple[float, int]:
         """Compress the page of `deflate` with isal, in chunks of skyfast's size.
 
-        Returns the seconds, excluding rendering, and the compressed bytes.
+        Returns the time in seconds, excluding rendering, and the compressed size in bytes.
         """
         page = self.table.page(self.now_s, openmetrics, created=True)
         compressor = isal_zlib.compressobj(GZIP_LEVEL, wbits=GZIP_WBITS)
@@ -238,7 +241,7 @@ class Core(Parts):
     def fill(self, stop: int) -> tuple[float, float]:
         """Process first reports until the table has ``stop`` connections.
 
-        Returns the ns per flow for decoding, and for the table.
+        Returns the ns per flow to decode reports, and the ns per flow to update the table.
         """
         new = range(self.table.connections, stop)
         figures = self._in_batches(self.take_new, self._flows.messages(new, FIRST_ROUND))
@@ -246,7 +249,7 @@ class Core(Parts):
         return figures
 
     def report(self, count: int, round_: int, in_order: bool) -> tuple[float, float]:
-        """Like `fill`, but for another report of ``count`` flows."""
+        """Like `fill`, but process another report of each of ``count`` known flows."""
         connections = self.table.connections
         known = range(count) if in_order else self._flows.sample(count, connections)
         return self._in_batches(self.take_known, self._flows.messages(known, round_))
@@ -275,7 +278,7 @@ class Decoder:
         decode, clock_ns = self._decode, time.thread_time_ns
         total_ns = 0
         for message in self._messages:
-            # Like a message that was just received, the copy is in the CPU cache.
+            # Decode a copy, which is in the CPU cache, like a message that was just received.
             received = bytes(bytearray(message))
             began_ns = clock_ns()
             decode(received)

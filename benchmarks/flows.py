@@ -2,9 +2,9 @@
 
 Only the times of flows differ between runs.
 
-A *round* is one report of each flow. Each message is generated once, as a template, whose totals
-and times contain the two bytes `ROUND`. For each round, `bytes.replace` replaces them with the two
-digits of the round. This costs less than any measured operation.
+A *round* is one report of each flow. Each message is generated once, as a template whose totals and
+times contain the two bytes `ROUND`. For each round, `bytes.replace` replaces these bytes with the
+two digits of the round. The replacement takes less time than any measured operation.
 """
 
 import json
@@ -50,8 +50,8 @@ def _template() -> bytes:
     flow = _longest_recorded_tcp_flow()
     texts, numbers = "<text>", "<number>"
     total = f"<{ROUND.decode()}number>"
-    # Rounds are 0.1 s apart, and the first is 9 to 19 s in the past. If times were minutes off,
-    # skyfast would spend CPU time on checking the clock skew of each flow.
+    # The times of the first round are 9 to 19 s in the past. Each further round is 0.1 s later. If
+    # times were minutes off, skyfast would spend CPU time on checking the clock skew of each flow.
     dated = str(int(1000 * time.time()) - BEHIND_MS)
     before, after = dated[:9], dated[11:]
     time_ms = f"<{before}{ROUND.decode()}{after}>"
@@ -73,7 +73,7 @@ def _template() -> bytes:
 
 
 class Flows:
-    """Flows with the numbers 0 to ``count`` - 1, each with its own connection."""
+    """``count`` flows, numbered from 0, each of which has its own connection."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         chance = random.Random(1)
@@ -93,14 +93,14 @@ class Flows:
         ]
 
     def templates(self, numbers: Sequence[int]) -> Iterator[bytes]:
-        """Yield templates of messages that report these flows."""
+        """Yield templates of messages that report the flows ``numbers``."""
         size = self._flows_per_message
         for start in range(0, len(numbers), size):
             flows = map(self._flow, numbers[start : start + size])
             yield _HEAD % start + b",".join(flows) + b"]}"
 
     def messages(self, numbers: Sequence[int], round_: int) -> Iterator[bytes]:
-        """Yield the messages of a round that report these flows."""
+        """Yield the messages of a round that report the flows ``numbers``."""
         return of_round(self.templates(numbers), round_)
 
     def sample(self, count: int, among: int) -> list[int]:
@@ -130,7 +130,7 @@ class Flows:
 
 
 def of_round(templates: Iterable[bytes], round_: int) -> Iterator[bytes]:
-    """Fill the number of the round into templates of messages."""
+    """Yield the messages of a round, made from templates."""
     assert FIRST_ROUND <= round_ <= LAST_ROUND
     digits = b"%d" % round_
     return (template.replace(ROUND, digits) for template in templates)

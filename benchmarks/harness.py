@@ -1,7 +1,7 @@
 """Shared parts of the benchmarks: the scale, the machine, child processes and results.
 
-A figure is the median of its samples. A ratio compares two figures of the same run, if possible
-with alternating samples.
+A figure is the median of its samples. A ratio compares two figures of the same run. If possible,
+the samples of both figures are measured in turn.
 """
 
 import json
@@ -74,14 +74,13 @@ def header() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The limit of a figure, or of the figure's ratio if ``of_ratio`` is true.
-
-    The limit is a minimum if ``at_least`` is true, and a maximum otherwise.
-    """
+    """A limit that a figure, or the ratio of a figure, should not exceed or fall below."""
 
     limit: float
     of_ratio: bool = False
+    """Whether the limit applies to the ratio instead of the figure."""
     at_least: bool = False
+    """Whether the limit is a minimum instead of a maximum."""
 
     def met(self, figure: float) -> bool:
         return figure >= self.limit if self.at_least else figure <= self.limit
@@ -136,9 +135,9 @@ class Report:
     ) -> None:
         """Add a figure.
 
-        The ratio compares ``samples`` with ``over``, the samples of the figure ``to``. If the
-        lengths are equal, the samples alternated, and the ratio is the median of the ratios of the
-        pairs. Otherwise, the ratio is the quotient of the medians.
+        The ratio compares ``samples`` with ``over``, the samples of the figure ``to``. If both have
+        the same length, the two figures were measured in turn: the ratio is the median of the
+        ratios of the pairs. Otherwise, the ratio is the quotient of the medians.
         """
         median = statistics.median(samples)
         ratio = None if over is None else _ratio(samples, over)

@@ -8,9 +8,9 @@ returns them, and ``pass SECONDS`` advances the clock.
 
 Environment variables change constants of skyfast:
 
-* ``NAMES_INTERVAL_S``: the interval at which skyfast reads the complete topology;
-* ``RESULT_AGE_S``: how long skyfast caches rankings and cardinality reports;
-* ``FLOW_UPDATE_S``: the assumed ``flow.update``, after which the first rates appear.
+* ``NAMES_INTERVAL_S``: the interval at which skyfast reads the complete topology
+* ``RESULT_AGE_S``: the time for which skyfast caches rankings and cardinality reports
+* ``FLOW_UPDATE_S``: the assumed ``flow.update``; the first rates appear after this time
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class Measured(app.App):
         writer.close()
 
     def _pass(self, seconds: float) -> None:
-        # A single long step would count as a pause of the process.
+        # The clock would treat a single long step as a pause of the process.
         for _ in range(math.ceil(seconds / STEP_S)):
             Measured._ahead_s += STEP_S
             self.clock.now()
@@ -71,7 +71,8 @@ class Measured(app.App):
 def waits_ms(delays_s: list[float]) -> list[float]:
     """Return the waiting times, in ms, of events that arrive every `INTERVAL_S`.
 
-    A stall is one delay of the heartbeat, but it delays all events that arrive during the stall.
+    During a stall, the heartbeat records only one delay, but the stall delays all events that
+    arrive in this time. Example: 5 ms of stall delay five events, by 5, 4, 3, 2 and 1 ms.
     """
     waits = []
     for delay_s in delays_s:

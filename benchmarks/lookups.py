@@ -28,12 +28,10 @@ MESSAGES = 25
 
 
 class PodNames(dict[str, tuple[str, ...] | None]):
-    """Maps addresses to names, and ambiguous addresses to None.
-
-    ``resolved`` also has the names of ambiguous addresses.
-    """
+    """Maps addresses to names, and ambiguous addresses to None."""
 
     resolved: dict[str, tuple[str, ...]]
+    """Maps all addresses, including ambiguous addresses, to names."""
 
     def __missing__(self, key: str) -> tuple[str, ...]:
         return ("",) * len(LABELS)
@@ -43,7 +41,7 @@ class PodNames(dict[str, tuple[str, ...] | None]):
 
 
 def pod_names(addresses: list[str], *, ambiguous: bool) -> PodNames:
-    """Return names as in a cluster. Equal names share one string."""
+    """Return names of pods for ``addresses``. Equal names share one string object."""
     chance = random.Random(3)
     strings: dict[str, str] = {}
     pods = []
@@ -81,9 +79,12 @@ def with_names(plan: Plan, names: PodNames, ends: int) -> Plan:
 class Lookups:
     """Four tables that take turns to process the same flows.
 
-    The first table looks up no names. The second looks up names of initiators. The others look up
-    names of both ends, and the last table has only ambiguous addresses. Each turn begins with
-    another table, so that the order favors none.
+    1. without lookups of names
+    2. with lookups of names of initiators
+    3. with lookups of names of initiators and targets
+    4. like the third table, but with only ambiguous addresses
+
+    Each turn begins with another table, so that the order favors no table.
     """
 
     def __init__(self, count: int) -> None:
@@ -101,7 +102,7 @@ class Lookups:
         tidy()
 
     def take_new(self) -> dict[str, list[float]]:
-        """Process first reports of all flows, and return the ns per flow in each turn, by table."""
+        """Process first reports of all flows. Return, by table, the ns per flow of each turn."""
         ns: dict[str, list[float]] = defaultdict(list)
         messages = self._flows.messages(range(self._flows.count), FIRST_ROUND)
         for batch in in_batches(messages, MESSAGES):

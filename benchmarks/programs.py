@@ -53,10 +53,12 @@ scrape_configs:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A page, and the seconds from the request to its first and last byte."""
+    """A page, and how long it took to receive it."""
 
     first_s: float
+    """Seconds from the request to the first byte of the response."""
     seconds: float
+    """Seconds from the request to the last byte of the response."""
     received_bytes: int
     body: bytes
     """The decompressed content, or empty if `get` was called without ``keep``."""
@@ -111,12 +113,18 @@ def _chunks(content: bytes) -> Iterator[memoryview]:
 
 
 class Program:
-    """A connector that runs during a ``with`` block, subscribed to local analyzers.
+    """A connector or another server that runs during a ``with`` block.
 
-    Without analyzers, the program can be any server. The block begins when the program has
-    subscribed, or when the server listens. ``argv`` and ``config`` can contain ``{config}``,
-    ``{port}``, ``{control}``, ``{analyzer}`` (the first analyzer's port), ``{analyzers}`` (the
-    endpoints of all analyzers) and ``{directory}``.
+    The block begins when the program has subscribed to all ``analyzers``. Without analyzers, the
+    block begins when the program listens.
+
+    ``argv`` and ``config`` can contain these placeholders:
+
+    * ``{config}``: the path of the configuration file
+    * ``{port}``, ``{control}``: the ports for pages and for commands
+    * ``{analyzer}``: the port of the first analyzer
+    * ``{analyzers}``: the endpoints of all analyzers
+    * ``{directory}``: a temporary directory
     """
 
     def __init__(
@@ -151,7 +159,7 @@ class Program:
                 env={**os.environ, **(environment or {})},
             )
         self.pid = self._process.pid
-        # The clock of the program's CPU time: see clock_gettime(2).
+        # The ID of the clock that measures the program's CPU time: see clock_gettime(2).
         self._cpu_clock = (~self.pid << 3) | 2
 
     def __enter__(self) -> Self:
@@ -181,7 +189,7 @@ class Program:
         self._directory.cleanup()
 
     def cpu_s(self) -> float:
-        """Return the CPU time of all threads since the start."""
+        """Return the CPU time that the program has used since its start."""
         return time.clock_gettime(self._cpu_clock)
 
     def settle(self) -> float:
@@ -197,7 +205,7 @@ class Program:
     def round(self, number: int) -> tuple[float, float]:
         """Make all analyzers report each flow once.
 
-        Returns the CPU time of the program, and the seconds until it has read all reports.
+        Returns the CPU time of the program, and the seconds until the program has read all reports.
         """
         before_s = self.settle()
         sending = [analyzer.begin(Analyzer.send, number) for analyzer in self._analyzers]
@@ -221,7 +229,7 @@ class Program:
             return b"".join(iter(lambda: connection.recv(READ_BYTES), b""))
 
     def metric(self, name: str) -> float:
-        """Return the sum of a self metric."""
+        """Return the sum of the values of a self metric."""
         lines = get(self.port, "/metrics/self").body.decode().splitlines()
         values = [line.rpartition(" ")[2] for line in lines if re.match(rf"{name}[ {{]", line)]
         assert values, f"no metric {name}"
@@ -272,12 +280,12 @@ def heartbeat(
 
 
 def receiver(analyzer: Remote[Analyzer]) -> Program:
-    """Return a program with only skyfast's subscription, which discards the messages."""
+    """Return a program that subscribes as skyfast does, but discards the messages."""
     return Program([sys.executable, "-m", "benchmarks.receiver", "{config}"], analyzer)
 
 
 def static(size: int) -> Program:
-    """Return a server of a fixed body with ``size`` bytes."""
+    """Return a server that responds with a fixed body of ``size`` bytes."""
     argv = [sys.executable, "-m", "benchmarks.static", "{port}", str(size)]
     return Program(argv)
 

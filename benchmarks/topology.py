@@ -1,7 +1,7 @@
 """A synthetic topology of a Kubernetes cluster of realistic size.
 
-The nodes are copies of recorded nodes with new IDs, names and addresses. Except for times, the same
-arguments always give the same topology.
+The nodes are copies of recorded nodes with new IDs, names and addresses. The same arguments always
+give the same topology, except for times.
 """
 
 import gzip
@@ -43,8 +43,8 @@ Element = dict[str, Any]
 class Topology:
     """Nodes and edges of `PODS` pods on `HOSTS` hosts.
 
-    Pods get their addresses from ``addresses``. Interfaces get their TIDs from ``tids``, then
-    random TIDs.
+    Pods get their addresses from ``addresses``. Interfaces get their TIDs from ``tids``. When all
+    ``tids`` are used, further interfaces get random TIDs.
     """
 
     def __init__(self, addresses: Sequence[str], tids: Sequence[str]) -> None:
@@ -64,7 +64,7 @@ class Topology:
         self._responses = {query.gremlin: self._compressed(query) for query in _QUERIES}
 
     def sizes(self) -> dict[str, int]:
-        """Return the numbers of nodes, edges and interfaces, and the bytes of their JSON."""
+        """Return the numbers of nodes, edges and interfaces, and the bytes of all JSON texts."""
         interfaces = sum("EncapType" in node["Metadata"] for node in self.nodes)
         size = sum(len(json.dumps(e, separators=(",", ":"))) for e in self.nodes + self.edges)
         return {

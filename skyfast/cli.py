@@ -1,8 +1,10 @@
 """The command line: arguments, options and exit codes.
 
-Exit codes: 0 after SIGTERM, SIGINT, ``--check``, ``--help``, ``--version`` or
-``--print-completion``; 1 if skyfast cannot run; 2 for an invalid argument or configuration. Each
-error is one line.
+Exit codes:
+
+* 0 after SIGTERM, SIGINT, ``--check``, ``--help``, ``--version`` or ``--print-completion``
+* 1 if skyfast cannot run
+* 2 for an invalid argument or configuration
 """
 
 import argparse
@@ -246,7 +248,8 @@ def _shard(text: str) -> selection.Shard:
 
 
 def _record(text: str) -> str:
-    # If a shell variable in --record "$FILE" is unset, recording must not be disabled silently.
+    # An unset shell variable in --record "$FILE" gives an empty name. Without this check, skyfast
+    # would start without recording.
     if not text:
         raise argparse.ArgumentTypeError("the file name is empty")
     return text
@@ -292,7 +295,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _join_negative_values(argv: list[str]) -> list[str]:
-    """Turn ``--shard -1/3`` into ``--shard=-1/3``: argparse would take ``-1/3`` for an option."""
+    """Turn ``--shard -1/3`` into ``--shard=-1/3``: argparse would parse ``-1/3`` as an option."""
     joined: list[str] = []
     for argument in argv:
         if joined and re.fullmatch(r"--[\w.-]+", joined[-1]) and re.match(r"-[0-9]", argument):
@@ -320,11 +323,11 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INVALID
     if not is_debugged:
         memory.disable_core_dumps()  # before reading secrets, which core dumps would contain
-    # Until the event loop runs, there is nothing to close, so SIGINT and SIGTERM end the process at
-    # once.
+    # Until the event loop runs, SIGINT and SIGTERM end the process at once: there is nothing to
+    # close.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(EXIT_OK))
-    # Block SIGHUP, so that a reload request during startup waits for the event loop.
+    # Block SIGHUP until the event loop runs, so that a request to reload during startup is kept.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         configuration = _first_load(arguments)
@@ -368,13 +371,13 @@ def _check(arguments: argparse.Namespace, configuration: model.Config) -> int:
     logging.getLogger().addHandler(warnings)
     logs.write_notes(configuration.notes)
     traffic_warnings.write(configuration)
-    # Check all files before printing: after an error, the output must be empty.
+    # Check all files before printing, so that the output is empty if one of the files is invalid.
     files = _check_names(configuration) + _check_web(arguments.web_config_file)
     recordings = _check_replay(arguments, configuration)
     if arguments.strict and warnings.count:
         _print_error(f"{counted(warnings.count, 'warning')}; --strict treats warnings as errors")
         return EXIT_INVALID
-    # The forecast (in `recordings`) comes last, to stay visible in a terminal.
+    # Print the forecast (in `recordings`) last, so that it stays visible in a terminal.
     parts = loader.dump(configuration), cost.report(configuration) + files, recordings
     sys.stdout.write("\n".join(filter(None, parts)))
     if warnings.count:
@@ -422,7 +425,7 @@ def _load(arguments: argparse.Namespace) -> model.Config:
 
 
 def _replayed(arguments: argparse.Namespace) -> str:
-    """Return the recordings to replay as text for messages, or "" if there are none."""
+    """Return text that names the recordings to replay, or "" without a replay."""
     if arguments.demo:
         return "the packaged recording"
     return ", ".join(map(yaml_nodes.file_name, arguments.replay or ()))
@@ -507,7 +510,7 @@ def _reload(arguments: argparse.Namespace) -> model.Config:
 
 
 def _path(arguments: argparse.Namespace) -> str | None:
-    """Return the path of the configuration file, or None if a replay is started without CONFIG."""
+    """Return the path of the configuration file, or None for a replay without CONFIG."""
     if (arguments.demo or arguments.replay) and arguments.config is None:
         return None
     path: str = arguments.config or DEFAULT_PATH

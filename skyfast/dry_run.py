@@ -38,28 +38,26 @@ RELABEL_FLOWS = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The state at the end of the recordings.
-
-    If neither labels nor info series need names from the topology, ``empty`` has no elements, and
-    ``names`` is None. ``has_topology`` means that the recordings contain parts of a topology.
-    """
+    """The state at the end of the recordings."""
 
     forecast: Forecast
     empty: list[EmptyLabels]
+    """For each set of labels, the share of bytes for which these labels are empty.
+
+    The list has no elements if neither labels nor info series need names from the topology."""
     names: NameStats | None
+    """None if neither labels nor info series need names from the topology."""
     has_topology: bool
+    """Whether the recordings contain updates of the topology."""
 
 
 def run(config: Config, playback: Playback) -> Result:
-    """Replay the recordings. Raises ConfigError if a file cannot be read.
-
-    The replay takes a few microseconds per flow report.
-    """
+    """Replay the recordings. Raises ConfigError if a file cannot be read."""
     return _DryRun(config).run(playback)
 
 
 class _DryRun:
-    """The first view counts bytes even if it does not export them: the forecast needs them."""
+    """A replay whose first view counts bytes for the forecast, even if no metric shows them."""
 
     def __init__(self, config: Config) -> None:
         first_view = config.export.first_view

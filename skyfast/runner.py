@@ -36,17 +36,16 @@ log = logging.getLogger("skyfast.app")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Command line options that are not part of the configuration; a reload keeps them.
-
-    ``playback`` replaces the subscriptions to analyzers. ``record_file`` is the recording to write.
-    If ``anonymous``, pseudonyms replace the addresses and names in this recording.
-    """
+    """Command line options that are not part of the configuration. No reload changes them."""
 
     listen: Listen = AS_CONFIGURED
     web_config_file: str = ""
     playback: "Playback | None" = None
+    """What skyfast replays instead of subscribing to analyzers; None without a replay."""
     record_file: str = ""
+    """The path of the recording to write; empty if skyfast does not record."""
     anonymous: bool = False
+    """Whether pseudonyms replace the addresses and names in the recording to write."""
 
 
 async def _serve(config: Config, load: Callable[[], Config], options: Options) -> bool:
@@ -67,8 +66,8 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
             load=lambda: adapt(load()),
             security=security,
             recorder=recorder,
-            # A replay passes its topology directly to the recorder, because `app` may query only a
-            # part of the topology.
+            # In a replay, the player passes the whole topology to the recorder, because `app` may
+            # query only a part of the topology.
             records_topology=options.playback is None,
             listen_at=options.listen,
             replay=replay,
@@ -139,10 +138,11 @@ def _recorder(options: Options, stack: AsyncExitStack) -> "Recorder | None":
 async def _start_replay(
     options: Options, stack: AsyncExitStack, recorder: "Recorder | None"
 ) -> tuple[Callable[[Config], Config], Replay | None]:
-    """Start the servers of the replay.
+    """Start the servers of the replay, if there is a replay.
 
-    Return a function that makes a configuration use these servers, and a `Replay`. If nothing is
-    replayed, the function changes nothing, and the second result is None.
+    Return a function and a `Replay`. The function returns a copy of a configuration that subscribes
+    to the servers. Without a replay, the function returns the same configuration, and None takes
+    the place of the `Replay`.
     """
     if options.playback is None:
         return lambda config: config, None
@@ -150,7 +150,7 @@ async def _start_replay(
 
     player = ReplayServer(options.playback, observe=recorder.update if recorder else None)
     stack.push_async_callback(player.stop)
-    # After the end of a recording, analyzers send nothing, which must not count as silence.
+    # Disable the silence timeout, because replayed analyzers send nothing after the recording ends.
     changes: dict[str, Any] = {"endpoints": await player.start(), "silence_timeout_s": 0.0}
     replay = Replay(
         is_demo=options.playback.is_demo,
@@ -168,11 +168,14 @@ async def _start_replay(
 
 
 def run(config: Config, load: Callable[[], Config], options: Options) -> bool:
-    """Run until SIGTERM or SIGINT, and return True. After an error, log it and return False.
+    """Run until SIGTERM or SIGINT, and return True. If an error occurs, log it and return False.
 
-    ``load`` reads the configuration again on SIGHUP. The caller must block SIGHUP; this function
-    unblocks it. Raises ConfigError if a file that the configuration or the options refer to cannot
-    be used.
+    On SIGHUP, this function calls ``load`` to get the new configuration. The caller must block
+    SIGHUP; this function unblocks SIGHUP.
+
+    Raises:
+        ConfigError: A file that the configuration or the options refer to cannot be used.
+
     """
     memory.tune_malloc()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

@@ -1,10 +1,11 @@
-"""The rules of the text exposition format 0.0.4, and how OpenMetrics 1.0 and 2.0 differ from it.
+"""The rules of the text exposition format 0.0.4, and the differences of OpenMetrics 1.0 and 2.0.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/,
 https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md,
 https://prometheus.io/docs/specs/om/open_metrics_spec_2_0/ (2.0.0-rc0)
 
-A parameter ``openmetrics`` is the major version of OpenMetrics, or 0 for the text format 0.0.4.
+The parameter ``openmetrics`` of a function is the major version of OpenMetrics, or 0 for the text
+format 0.0.4.
 """
 
 import re
@@ -32,16 +33,18 @@ Sample = tuple[Mapping[str, str], float]
 
 
 class Distribution(Protocol):
-    """The observations of a histogram.
-
-    ``counts`` has an entry for each bound: the observations above the previous bound, up to and
-    including this bound. A last entry counts the observations above all bounds.
-    """
+    """The observations of a histogram."""
 
     @property
     def bounds(self) -> Sequence[float]: ...
     @property
-    def counts(self) -> Sequence[int]: ...
+    def counts(self) -> Sequence[int]:
+        """The number of observations in each bucket, not cumulative.
+
+        Example: if the bounds are 1 and 5, there are three counts: of observations up to 1, above 1
+        and up to 5, and above 5.
+        """
+
     @property
     def sum(self) -> float: ...
 
@@ -49,7 +52,8 @@ class Distribution(Protocol):
 UNITS: Final = ("bytes", "seconds", "nanoseconds")
 """The units that can end the name of a metric family."""
 
-# Colons are valid in metric names, but reserved for recording rules, so no exported name has them.
+# Colons are valid in metric names, but reserved for recording rules. Therefore exported names have
+# no colons.
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 
 _COUNTER_SAMPLE: Final = re.compile(rb"^(\w+)_total(\{.*\})? \S+$", re.MULTILINE)
@@ -60,9 +64,8 @@ _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricFamily:
-    """``name`` is the name of the samples, without suffixes of histograms such as ``_bucket``."""
-
     name: str
+    """The name of the samples, without suffixes of histograms such as ``_bucket``."""
     type: MetricType
     help: str
 
@@ -99,7 +102,7 @@ class MetricFamily:
     def render_histograms(
         self, samples: Iterable[tuple[Mapping[str, str], Distribution]], *, openmetrics: int
     ) -> str:
-        """Like `render`, for histograms. In OpenMetrics 2.0, a histogram is a single sample."""
+        """Like `render`, but for histograms. In OpenMetrics 2.0, a histogram is one sample."""
         if openmetrics == 2:
             texts = ((label_text(labels), composite_text(value)) for labels, value in samples)
             return self.head(openmetrics=openmetrics) + self.lines(texts)
@@ -120,15 +123,15 @@ class MetricFamily:
         return "".join(lines)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
-        """Return a line for each sample. A sample is a pair of texts: its labels and its value."""
+        """Return a line for each sample: a pair of the label text and the value text."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
 
 
 def with_unknown_starts(samples: bytes) -> bytes:
     """Add a ``_created`` sample of 0 after each counter sample of a page in OpenMetrics 1.0.
 
-    0 stands for an unknown start time. Without these samples, Prometheus would search the rest of
-    the family for the start time of each counter.
+    The value 0 means that the start time is unknown. Without a ``_created`` sample, Prometheus
+    would search the rest of the family for the start time of each counter.
     """
     return _COUNTER_SAMPLE.sub(rb"\g<0>\n\1_created\2 0", samples)
 
@@ -159,8 +162,8 @@ def number_text(value: float) -> str:
 def bound_text(bound: float) -> str:
     """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
 
-    The result is the shortest exact text in the style of C's ``%g``, which uses exponents from
-    1e+06 on.
+    The text is the shortest exact one in the style of C's ``%g``. From one million on, ``%g`` uses
+    exponents: ``1e+06``.
     """
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)

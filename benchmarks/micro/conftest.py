@@ -1,8 +1,8 @@
 """Fixtures of the microbenchmarks.
 
 A round is one message of 100 flows. The arguments of a round are prepared just before the
-measurement, so they are in the CPU cache, as in skyfast. The time is the CPU time of the thread,
-per flow.
+measurement, so they are in the CPU cache, as in skyfast. Times are CPU times of the thread per
+flow.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,11 +30,11 @@ class PerFlow:
         to: str = "",
         at_most: float | None = None,
     ) -> None:
-        """Measure calls of ``function``, each with the next ``arguments``.
+        """Measure calls of ``function``, each with the next item of ``arguments``.
 
-        If ``mean`` is true, the report shows the mean, which includes work that only a few calls
-        do. Otherwise, it shows the median. ``to`` is the ID of the benchmark to compare with, and
-        ``at_most`` is the target in ns.
+        If ``mean`` is true, the report shows the mean instead of the median, because the mean
+        includes work that only a few calls do. ``to`` is the ID of the benchmark to compare with,
+        and ``at_most`` is the target in ns.
         """
         self._benchmark.extra_info.update(mean=mean, to=to, at_most=at_most)
         self._benchmark.pedantic(function, setup=lambda: (next(arguments), {}), rounds=rounds)

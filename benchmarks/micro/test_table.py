@@ -49,7 +49,7 @@ def filled(request: pytest.FixtureRequest) -> Filled:
 
 
 def _random_order(size: int) -> str:
-    """Return the ID of the benchmark to which others with this table size are compared."""
+    """Return the ID of the benchmark with which others of the same table size are compared."""
     return f"known flows in random order: {size:,} connections"
 
 
@@ -87,7 +87,7 @@ def test_known_flows_with_fields_read_as_attributes(per_flow: PerFlow) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_new_flows(per_flow: PerFlow, size: int) -> None:
-    """The table grows: the kernel provides memory, and the index is extended."""
+    """While the table grows, the kernel provides memory, and the index is extended."""
     parts = Parts()
     new = _new(parts, Flows(size))
     rounds = size // FLOWS_PER_MESSAGE

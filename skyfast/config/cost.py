@@ -80,9 +80,9 @@ def most_connections(*, max_connections: int, max_flows: int) -> int:
 def most_series(counts: Sequence[int], *, max_connections: int, max_flows: int) -> int:
     """Return the number of series if the table and all views are full.
 
-    ``counts`` are the maximum numbers of series per row, by view. Rows of the first view expire
-    with their flows, so ``max_flows`` also limits these rows. Rows of other views outlive their
-    flows.
+    ``counts`` has the maximum number of series per row for each view. Rows of the first view expire
+    with their flows, so ``max_flows`` also limits these rows. In other views, ``max_flows`` does
+    not limit the rows, because these rows outlive their flows.
     """
     first, *others = counts
     most = most_connections(max_connections=max_connections, max_flows=max_flows)
@@ -121,9 +121,9 @@ def row_bytes(config: Config) -> int:
 def double_counted(config: Config) -> list[str]:
     """Return the names of the views that may count the same traffic several times.
 
-    Several capture points can report the same conversation. If no label of a view tells capture
-    points apart, the view counts the traffic at each of them. Views that have only gauges are left
-    out. The name of the first view is "connections".
+    Several capture points can report the same conversation. If no label of a view identifies the
+    capture point, a row of the view counts the conversation several times. Views that have only
+    gauges are left out. The name of the first view is "connections".
     """
     export = config.export
     if export.deduplicate != "none":
@@ -137,10 +137,10 @@ def double_counted(config: Config) -> list[str]:
 
 
 def hides_traffic(config: Config) -> bool:
-    """Return whether traffic that bounds hide can be missing from all views.
+    """Return whether bounds can hide traffic that no other view shows.
 
-    A view without bounds that counts bytes or packets counts all traffic. With such a view, the
-    result is False.
+    The result is False if a view without bounds counts bytes or packets: that view shows all
+    traffic.
     """
     views, bounds = config.export.views, config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(
@@ -280,7 +280,7 @@ def _histograms(export: ExportSelection) -> Iterator[str]:
             if isinstance(value, Histogram)
         ]
         if histograms:
-            # Each histogram also has the bucket +Inf and the sum.
+            # Each histogram also stores the bucket +Inf and the sum.
             bytes_ = sum(BUCKET_BYTES * (len(value.bounds) + 2) for value in histograms)
             rows.append(f"{bytes_} bytes per {_row(view)}")
     if rows:

@@ -31,38 +31,40 @@ _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class EndpointError(ValueError):
-    """A string is not a valid endpoint.
-
-    ``problem`` is the text of the exception, and ``shown`` is the string without secrets.
-    """
+    """A string is not a valid endpoint."""
 
     def __init__(self, problem: str, shown: str) -> None:
         super().__init__(problem)
         self.problem = problem
+        """A predicate, such as "contains a space"."""
         self.shown = shown
+        """The invalid string, with an invalid port hidden. Credentials are not removed yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A host and a port; if ``scheme`` is set, the WebSocket URL of a subscription.
-
-    ``host`` is normalized by `parse_host`; an empty host means all addresses of this machine. In a
-    URL, the host is also the ``Host`` header and the name that TLS verifies. If ``address`` is set,
-    skyfast connects to this address of the host. ``userinfo`` is ``user:password`` in
-    percent-encoding. ``resource`` is path and query.
-
-    If a recording replaces an analyzer, ``alias`` is the analyzer's recorded name, or else the name
-    of the file. Equal names are distinguished by a number.
-    """
+    """A host and a port, or the WebSocket URL of a subscription."""
 
     host: str
+    """A host name or IP address in the form that `parse_host` returns.
+
+    An empty host means all addresses of this machine. In a URL, the host is also the ``Host``
+    header and the name that TLS verifies."""
     port: int
     scheme: str = ""
+    """The scheme of a URL, such as ``wss``; empty if the endpoint is only a host and a port."""
     userinfo: str = field(default="", repr=False)
+    """``user:password`` in percent-encoding, or empty."""
     resource: str = ""
+    """The path and the query of a URL."""
     address: str = ""
+    """The IP address to connect to; if it is empty, skyfast connects to ``host``."""
     alias: str = ""
+    """In a replay: the recorded name of the analyzer, or the file name if no name was recorded.
+
+    If two analyzers have the same name, a number is appended."""
     has_port: bool = field(default=True, compare=False)
+    """False if a URL contains no port; ``port`` is then the default port of the scheme."""
 
     def __str__(self) -> str:
         """Return the URL without credentials, or ``host:port`` if there is no scheme."""
@@ -89,7 +91,7 @@ class Endpoint:
 
     @property
     def identity(self) -> tuple[str, int]:
-        """For comparisons: all names of the local host are equal."""
+        """A value to compare endpoints by. All names of the local host have the same value."""
         return ("localhost" if self.host in _LOCAL_HOSTS else self.host, self.port)
 
     @property
@@ -103,7 +105,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """The subscription URL without credentials. It contains ``host``, never ``address``."""
+        """The subscription URL without credentials. The URL never contains ``address``."""
         return str(replace(self, scheme=self.scheme.removeprefix(FOLLOW_DNS)))
 
     @property
@@ -128,8 +130,9 @@ class Endpoint:
     def prefix(self) -> str:
         """The path prefix of the analyzer's ``/login`` and ``/api/topology``.
 
-        This is the part of the URL's path before ``/ws/subscriber``, or the whole path if it does
-        not contain ``/ws/subscriber``. skyfast sends credentials only to paths below the prefix.
+        Example: the prefix of ``ws://host/skydive/ws/subscriber`` is ``/skydive``. If the URL's
+        path does not end with ``/ws/subscriber``, the whole path is the prefix. skyfast sends
+        credentials only to paths below the prefix.
         """
         path = self.resource.partition("?")[0]
         match = _SUBSCRIPTION.fullmatch(path)
@@ -149,7 +152,7 @@ def parse_host(text: str) -> str:
         if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
             raise
     else:
-        # `ipaddress` accepts these characters in a zone, but they would end the host in a URL.
+        # `ipaddress` accepts these characters in an IPv6 zone, but they would end a URL's host.
         if re.search(r"[\s:/?#@%\[\]\\]", address.partition("%")[2]):
             raise ValueError(f"{text!r} has an invalid zone")
         return address
@@ -158,7 +161,7 @@ def parse_host(text: str) -> str:
 
 
 def parse_listen_host(text: str) -> str:
-    """Like `parse_host`, but accept an IPv6 address in brackets, too."""
+    """Like `parse_host`, but also accept an IPv6 address in brackets."""
     bracketed = re.fullmatch(r"\[(.*:.*)\]", text)
     return parse_host(bracketed[1] if bracketed else text)
 
@@ -232,8 +235,8 @@ def parse_url(text: str) -> Endpoint:
         port = parts.port
         unquote(parts.netloc, errors="strict")
     except ValueError:
-        # In "ws://user:password", "@host" is missing, and the password looks like an invalid port.
-        # Therefore hide invalid ports.
+        # Hide invalid ports: in "ws://user:password", where "@host" is missing, the password is
+        # parsed as a port.
         shown = _INVALID_PORT.sub(rf"\1{HIDDEN}", text)
         problem = "is not a valid URL: its host, port or user is invalid"
         raise EndpointError(problem, shown) from None
@@ -243,7 +246,7 @@ def parse_url(text: str) -> Endpoint:
         raise EndpointError("has a fragment (#); in a password, write %23 for #", text)
     if "@" in parts.path + parts.query:
         # "ws://user:80/x@host" is a valid URL with the host "user" and the path "/x@host". But
-        # "80/x" is probably a password, and messages would show a part of it.
+        # "80/x" is probably a password, and messages would show a part of this password.
         problem = "has / or ? before an @; in a password, write %2F for /, %3F for ? and %40 for @"
         raise EndpointError(problem, text)
     userinfo = parts.netloc.rpartition("@")[0]

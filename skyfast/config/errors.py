@@ -17,12 +17,7 @@ from skyfast.config.yaml_nodes import (
 
 
 class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
-    """A key does not accept a value.
-
-    The message contains the value and ``problem``, or only ``problem`` if ``shown`` is false.
-    ``name`` is the path from the key to the value. ``line`` is the line of the value; if it is
-    None, messages show the line of the key.
-    """
+    """A key does not accept a value."""
 
     def __init__(
         self,
@@ -37,8 +32,11 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
         self.problem = problem
         self.value = value
         self.name = name
+        """The path from the key to the value; empty if the value is the key's whole value."""
         self.line = line
+        """The line of the value; None if messages show the line of the key."""
         self.shown = shown
+        """Whether the message contains the value in addition to ``problem``."""
         self.others: list[InvalidValue] = []
         """Further errors, which are raised together with this error."""
 
@@ -71,7 +69,7 @@ def hide_nothing(_: YamlValue) -> bool:
 
 
 def hide_scalars(value: YamlValue) -> bool:
-    """Return True for scalars. For other values, messages show only the kind: list or mapping."""
+    """Return whether the value is a scalar: messages never show the content of other values."""
     return isinstance(value, str | bool)
 
 
@@ -81,13 +79,12 @@ def hide_all(_: YamlValue) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value is set: a line of a file, or an environment variable, which has no line.
-
-    ``source`` is the text for messages, such as the name of the file.
-    """
+    """The place where a value is set: a line of a file, or an environment variable."""
 
     source: str
+    """The name of the file or of the environment variable, as text for messages."""
     line: int | None = None
+    """The line number in the file; None for an environment variable."""
 
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
@@ -125,9 +122,9 @@ class Origin:
 
 
 class Problems:
-    """Collects errors. `check` raises all of them together.
+    """Collects errors; `check` raises all of them together.
 
-    When there are more than `MAX_PROBLEMS` errors, they are raised immediately.
+    If there are more than `MAX_PROBLEMS` errors, all of them are raised immediately.
     """
 
     def __init__(self) -> None:

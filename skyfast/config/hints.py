@@ -27,14 +27,14 @@ known variables that end with this part."""
 
 
 class KnownKeys:
-    """The tree of all keys and their sections, by path."""
+    """All keys of the configuration, and their sections."""
 
     def __init__(self, keys: Iterable[str], *, structured: Collection[str] = ()) -> None:
         """``structured`` are the keys whose values can be mappings."""
         self._keys = tuple(keys)
         self._structured = frozenset(structured)
         sections = {
-            path.rsplit(".", depth)[0]: None  # a dict, to keep the order
+            path.rsplit(".", depth)[0]: None  # a dict keeps the order, unlike a set
             for path in self._keys
             for depth in range(path.count("."), 0, -1)
         }
@@ -51,15 +51,15 @@ class KnownKeys:
         return self._children.get(section, [])
 
     def suggest(self, path: str, value: YamlValue, *, cutoff: float) -> tuple[str, ...]:
-        """Return the known paths that an unknown ``path`` with this value may mean.
+        """Return the known paths that the user may have meant by the unknown ``path``.
 
-        The result is the first of these that exists:
+        The function tries these rules in order, and returns the paths of the first that finds any:
 
-        1. a similar name in the same section, with a similarity of at least ``cutoff``; names of
-           keys that accept ``value`` are preferred
-        2. the same name at another level
-        3. if ``value`` is a mapping, the section that contains its keys
-        4. a similar name at another level
+        1. a key or section with a similar name in the section of ``path``; the similarity is at
+           least ``cutoff``, and names that accept ``value`` are preferred
+        2. keys and sections with the same name in other sections
+        3. if ``value`` is a mapping, the section that contains the keys of the mapping
+        4. keys and sections with a similar name in other sections
         """
         name = path.rpartition(".")[2]
         if near := self._siblings(path, cutoff=cutoff):
@@ -95,7 +95,8 @@ class KnownKeys:
     def section_of(self, value: YamlValue) -> str:
         """Return the section to which at least half of the keys of ``value`` belong, or "".
 
-        Keys that exist in several sections do not count. If ``value`` is not a mapping, return "".
+        Keys that exist in several sections belong to none of them. If ``value`` is not a mapping,
+        return "".
         """
         if not isinstance(value, dict) or not value:
             return ""
@@ -154,8 +155,9 @@ def similar_variables(
     ``SKYDIVE_PIPELINE_``. If ``name`` starts with one of ``sections``, only variables of this
     section are compared.
 
-    Otherwise, the user may have left out the section. For ``SKYDIVE_MAX_CONNECTIONS``, the result
-    has two variables: one limits the table, and one limits the HTTP server.
+    If ``name`` starts with none of ``sections``, the user may have left out the section. Example:
+    for ``SKYDIVE_MAX_CONNECTIONS``, the function returns both variables whose names end with
+    ``_MAX_CONNECTIONS``.
     """
     section = max((each for each in sections if name.startswith(each)), key=len, default="")
     suffix = name.removeprefix(prefix)

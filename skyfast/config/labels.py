@@ -89,8 +89,9 @@ _ONLY_HISTOGRAMS = "only a metric with type 'histogram' can have buckets"
 def expand_label(label: LabelSpec) -> tuple[LabelSpec, ...]:
     """Return the labels that an entry of the configuration adds: usually one.
 
-    An entry with ``k8s_label`` or ``names_key``, but without one of `PREFIXES`, adds two labels.
-    Example: ``team`` adds ``initiator_team`` and ``target_team``.
+    If an entry has ``k8s_label`` or ``names_key``, and its name does not start with one of
+    `PREFIXES`, the entry adds two labels. Example: ``team`` adds ``initiator_team`` and
+    ``target_team``.
     """
     if not label.has_key or label.name.startswith(PREFIXES):
         return (label,)
@@ -102,9 +103,11 @@ PREFIXES = tuple(f"{prefix}_" for prefix in ADDRESS_FIELDS)
 
 
 def to_metric(value: YamlValue) -> MetricSpec:
-    """Accept the name of a known metric, or ``{name: …, value: …, type: …, help: …}``.
+    """Accept a metric in one of three forms.
 
-    Also accept ``{name: …, type: histogram, buckets: […]}`` for a known histogram.
+    * the name of a known metric
+    * ``{name: …, value: …, type: …, help: …}`` for a new metric
+    * ``{name: …, type: histogram, buckets: […]}`` for a known histogram
     """
     if not isinstance(value, dict):
         return MetricSpec(name=_known_metric(parse_str(value)))
@@ -234,7 +237,7 @@ def _part_advice(prefix: str, rest: str) -> str:
 
 
 def _similar_part(text: str, parts: Collection[str]) -> str:
-    """Return the part that the user probably meant, such as ``pod`` for ``pod_name``, or ""."""
+    """Return the part that the user probably meant, or "". Example: ``pod`` for ``pod_name``."""
     short = text.lower().removesuffix("_name")
     return short if short in parts else nearest(text, parts, cutoff=_CUTOFF)
 
@@ -375,7 +378,7 @@ def _to_total(value: YamlValue) -> FieldPath:
     return path
 
 
-# With these limits, parsing takes a limited time. `skyfast.config.views` checks the exact limits of
+# These limits only bound the time for parsing. `skyfast.config.views` checks the exact limits of
 # each view.
 to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)

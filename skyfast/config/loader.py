@@ -1,14 +1,13 @@
 """Turns a configuration file and the environment into a frozen `Config`.
 
-Each key has one entry in `skyfast.config.schema`. Loading also opens the certificates, to check
-that they are readable.
-
-How a file becomes a `Config`:
+Steps from the file to a `Config`:
 
 1. `skyfast.config.yaml_nodes` parses the text to nodes. Scalars keep their text.
 2. `_collect` visits only the keys of `SCHEMA`, so a YAML alias is expanded at most once per key.
-3. Environment variables override the file. `Key.parse` checks the value of each key, and `_build`
-   combines values that depend on each other.
+3. Environment variables override the values in the file.
+4. `Key.parse` checks the value of each key. For certificates, `Key.parse` also opens the file, to
+   check that the file is readable.
+5. `_build` combines values that depend on each other.
 
 A `ConfigError` contains all errors, one per line, but never a password or a cookie.
 """
@@ -78,7 +77,7 @@ _DEFAULT_ANALYZER = Endpoint("127.0.0.1", ANALYZER_PORT)
 def load(path: str, environ: Mapping[str, str], *, replayed: str = "") -> Config:
     """Read the file at ``path``, or standard input if ``path`` is ``-``.
 
-    ``replayed`` describes the recordings that replace the analyzers, if any.
+    ``replayed`` is text that describes the recordings of a replay, or "" without a replay.
 
     Raises:
         ConfigError: The file cannot be read, or the file or the environment is invalid.
@@ -122,7 +121,7 @@ def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str =
 def dump(config: Config) -> str:
     """Return the effective configuration as YAML, in the structure of the file.
 
-    Loading the result gives the same configuration, except for secrets, which are hidden.
+    If this YAML is loaded, the configuration is the same, except for secrets, which are hidden.
     """
     tree: dict[str, Any] = {}
     for key in SCHEMA.values():
@@ -203,7 +202,7 @@ def _check_unknown(
 ) -> list[Note]:
     """Add errors about unknown keys in skyfast's sections; return notes about other unknown keys.
 
-    ``none_known`` means that the file has no known key. ``no_analyzers`` means that skyfast
+    ``none_known`` is true if the file has no known key. ``no_analyzers`` is true if skyfast
     subscribes to the default analyzer.
     """
     notes = []
@@ -241,8 +240,8 @@ def _check_unknown(
 def _probable_keys(path: str, node: YamlNode) -> list[tuple[str, int, str]]:
     """Return what the user probably meant by the unknown key ``path``.
 
-    Each suggestion has a path in the file, the line of this path, and the known key. If no known
-    key is similar to ``path``, the suggestions are for misplaced sections below ``path``.
+    Each suggestion is a tuple: a path in the file, the line of this path, and the known key. If no
+    known key is similar to ``path``, the suggestions are for misplaced sections below ``path``.
     """
     if near := KNOWN.suggest(path, node.value, cutoff=hints.CUTOFF):
         return [(path, node.line, " or ".join(near))]
@@ -332,7 +331,7 @@ def _resolve_endpoints(
             )
     endpoints: dict[object, Endpoint] = {}
     for url in urls:
-        # A host name and an address count as different: comparing them would need a DNS lookup.
+        # Do not compare host names with IP addresses, because this would need a DNS lookup.
         identity = (url.follows_dns, url.identity)
         if identity in endpoints:
             text = f"{url.name} is listed more than once; subscribing once"
@@ -347,7 +346,8 @@ def _urls(
     """Return a URL for each analyzer.
 
     If no analyzer has the host and port of ``url``, return only ``url``. If ``url`` is None, the
-    scheme is ``wss`` with a client certificate (``secure``), and ``ws`` without one, as in Skydive.
+    URLs have the scheme ``wss`` or ``ws``, depending on ``secure``. As in Skydive, ``secure`` is
+    true if there is a client certificate.
     """
     if url is None:
         url = replace(analyzers[0], scheme="wss" if secure else "ws", resource=SUBSCRIBER_PATH)
@@ -390,8 +390,9 @@ def _views(get: Settings) -> tuple[views.ViewEntry, ...]:
 def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
     """Return a ConfigError about the first of ``error.key_paths`` that the configuration sets.
 
-    If the configuration does not set the key (``labels``, ``metrics`` or ``views``), the
-    error is about a default value. In this case, return the error for ``error.other``, if any.
+    If the configuration does not set the key (``labels``, ``metrics`` or ``views``), the error is
+    about a default value. In this case, return a ConfigError about ``error.other``, unless
+    ``error.other`` is None.
     """
     candidates = [_key_and_path(key_path, error.view) for key_path in error.key_paths]
     key, key_path = next(
@@ -406,8 +407,10 @@ def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
 def _key_and_path(key_path: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
     """Return the configuration key that contains an entry of a view, and the path below this key.
 
-    Example: ``("labels", 0)`` in view 2 is ``(1, "labels", 0)`` below ``views``. In view 0 (the
-    connections), it is ``(0,)`` below ``labels``.
+    Examples for ``("labels", 0)``, the first label of a view:
+
+    * in view 0 (the connections): the key ``labels``, and the path ``(0,)``
+    * in view 2: the key ``views``, and the path ``(1, "labels", 0)``
     """
     if view:
         return schema.VIEWS, (view - 1, *key_path)

@@ -11,51 +11,43 @@ from skyfast.flows.selection import UNSHARDED, Bounds, ExportSelection, Filter, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """An empty ``username`` means no authentication."""
-
     username: str
+    """Empty if skyfast does not authenticate."""
     password: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLS:
-    """Paths of PEM files, or empty strings.
-
-    ``client_cert`` and ``client_key`` are both set or both empty.
-    """
+    """Paths of PEM files; empty strings if a file is not configured."""
 
     client_cert: str
     client_key: str
+    """The key of ``client_cert``: both paths are set, or both are empty."""
     ca_cert: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscriber:
-    """``endpoints`` has one URL for each analyzer, in the order of the configuration.
-
-    An empty ``capture_id`` means the flows of all captures.
-    """
+    """The settings of the subscriptions to analyzers."""
 
     endpoints: tuple[Endpoint, ...]
+    """The URL of each analyzer, in the order of the configuration; empty in a replay that has not
+    started."""
     capture_id: str
+    """The ID of the capture whose flows skyfast receives; empty for all captures."""
     max_message_bytes: int
     silence_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classify:
-    """The networks that count as inside the cluster."""
-
     cluster_net_masks: tuple[Network, ...]
+    """The networks whose addresses count as inside the cluster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableLimits:
-    """The table's limits and timeouts, which can change at run time.
-
-    ``view_timeouts_s`` are the timeouts of rows without reports, one for each view except the
-    first. ``bounds`` has ``min_bytes`` and ``min_packets`` of each view, including the first.
-    """
+    """The limits and timeouts of the table. A reload can change all of them."""
 
     max_connections: int
     max_flows: int
@@ -63,7 +55,9 @@ class TableLimits:
     connection_grace_s: float
     flow_memory_s: float
     view_timeouts_s: tuple[float, ...]
+    """For each view except the first, the time from a row's last report to the row's expiry."""
     bounds: tuple[Bounds, ...]
+    """``min_bytes`` and ``min_packets`` of each view, including the first."""
 
     @property
     def timeout_s(self) -> float:
@@ -73,26 +67,22 @@ class TableLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """What skyfast reads from the topology, in addition to names for labels.
-
-    ``interfaces_interval_s`` is the polling interval for interfaces; 0 disables it. If
-    ``interface_info`` is true, info series describe the capture points.
-    """
+    """Settings of the data that skyfast reads from the topology in addition to names for labels."""
 
     interfaces_interval_s: float
+    """The interval at which skyfast polls interfaces; 0 if skyfast does not poll them."""
     interface_info: bool
+    """Whether info series describe the capture points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Web:
-    """The settings of the HTTP server.
-
-    An empty ``listen_address`` means all IPv4 and IPv6 addresses. ``port`` 0 means any free port.
-    ``start_timestamps`` adds start times to pages in OpenMetrics 1.0.
-    """
+    """The settings of the HTTP server."""
 
     listen_address: str
+    """Empty for all IPv4 and IPv6 addresses."""
     port: int
+    """0 for any free port."""
     max_connections: int
     max_scrapes: int
     max_scrapes_per_address: int
@@ -101,14 +91,14 @@ class Web:
     health_without_auth: bool
     openmetrics: bool
     start_timestamps: bool
+    """Whether pages in OpenMetrics 1.0 contain start times."""
     gzip: Literal["direct", "isal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logging:
-    """``level`` is the name of a level in the standard library's `logging`."""
-
     level: str
+    """The name of a level in the standard library's `logging`."""
     format: Literal["text", "json"]
 
 
@@ -117,27 +107,21 @@ class Note:
     """A message about the configuration, logged once."""
 
     level: int
+    """A level of the standard library's `logging`."""
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The effective configuration.
-
-    ``source`` is the path of the file, or ``-``. ``analyzers`` are the configured analyzers as
-    ``host:port``; there are none if only URLs are set. skyfast subscribes to
-    ``subscriber.endpoints``. Forecasts propose a ``min_bytes`` with which the page has at most
-    ``max_series`` series; if ``max_series`` is 0, they propose none. ``export`` already contains
-    the values of ``preset``. ``shard`` comes from the command line. ``given`` are the paths of the
-    keys that the file or an environment variable sets.
-
-    ``replayed`` describes the recordings that replace the analyzers. In a replay, ``analyzers`` is
-    empty, and ``subscriber.endpoints`` is empty until the replay starts.
-    """
+    """The effective configuration."""
 
     source: str
+    """The path of the configuration file; ``-`` for standard input."""
     host_id: str
     analyzers: tuple[str, ...]
+    """The values of the key ``analyzers`` as ``host:port``; empty in a replay.
+
+    skyfast subscribes to ``subscriber.endpoints``, not to these values."""
     credentials: Credentials
     tls: TLS
     cookies: Mapping[str, str] = field(repr=False)
@@ -146,13 +130,20 @@ class Config:
     filter: Filter
     preset: str
     export: ExportSelection
+    """The exported labels, metrics and views, including those that ``preset`` selects."""
     limits: TableLimits
     max_series: int
+    """The desired maximum number of series of the page; 0 if no maximum is set.
+
+    Forecasts propose a ``min_bytes`` with which the page has at most ``max_series`` series."""
     topology: Topology
     names: NameSources
     web: Web
     logging: Logging
     notes: tuple[Note, ...]
     shard: Shard = UNSHARDED
+    """The shard that the command line selects."""
     given: frozenset[str] = field(default=frozenset(), compare=False)
+    """The paths of the keys that the file or an environment variable sets."""
     replayed: str = ""
+    """Text that describes the recordings of a replay; empty if skyfast subscribes to analyzers."""

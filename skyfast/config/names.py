@@ -43,14 +43,13 @@ _NAME: Final = "name"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameSources:
-    """Where own names come from.
-
-    ``entries`` maps an address or network, as written in the configuration, to its parsed form and
-    its names. ``file`` is the path of a CSV file, or empty.
-    """
+    """The configured sources of own names."""
 
     entries: Mapping[str, tuple[Prefix, OwnNameEntry]]
+    """Maps each address or network, as written in the configuration, to its parsed form and its
+    names."""
     file: str
+    """The path of a CSV file; empty if no file is configured."""
 
     @property
     def are_set(self) -> bool:
@@ -59,17 +58,16 @@ class NameSources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedNames:
-    """Own names, and their source.
-
-    ``keys`` are the keys that at least one entry has. ``state`` is the state of the file before it
-    was read, or None if there is no file.
-    """
+    """Own names, and the sources from which they were loaded."""
 
     own: OwnNames
     sources: NameSources
     keys: tuple[str, ...]
+    """The keys that at least one entry has, in alphabetical order."""
     state: FileState | None
+    """The state of the file before skyfast read the file; None if no file is configured."""
     timestamp_s: float = field(default_factory=time.time, compare=False)
+    """The Unix time at which the names were loaded."""
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
@@ -85,7 +83,8 @@ class LoadedNames:
 def to_names(value: YamlValue) -> Mapping[str, tuple[Prefix, OwnNameEntry]]:
     """Accept a mapping of addresses and networks to names or to nested mappings.
 
-    A nested mapping has the key ``name``, and keys that labels select by ``names_key``.
+    Example of a nested mapping: ``{name: db-1, team: storage}``. Labels with ``names_key: team``
+    show the value of ``team``.
     """
     if not isinstance(value, dict):
         raise InvalidValue("is not a mapping of addresses and networks to names", value)
@@ -183,9 +182,9 @@ def _read_file(path: str) -> dict[Prefix, OwnNameEntry]:
 
 
 def labels_without_names(sources: NameSources, export: ExportSelection) -> str:
-    """Return, as text, the names of labels that are empty because there are no own names.
+    """Return a list, as text, of the labels that are empty because there are no own names.
 
-    These are the labels that show own names, but no names from the topology.
+    Labels that can also show names from the topology are left out.
     """
     labels = dict.fromkeys(
         label.name for view in export.views for label in view.labels if shows_only_own(label)

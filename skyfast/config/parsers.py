@@ -78,9 +78,10 @@ def nearest(text: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
 
 
 def suggestion(text: str, known: Collection[str], *, otherwise: str = "") -> str:
-    """Return a hint for ``text``, which is not in ``known``: the most similar known name.
+    """Return a hint for ``text``, which is not in ``known``.
 
-    If no name is similar, the hint is ``otherwise``, or a list of all known names.
+    The hint contains the known name that is most similar to ``text``. If no name is similar, the
+    hint is ``otherwise``. If ``otherwise`` is empty, the hint lists all known names.
     """
     if near := nearest(text, known):
         return f"did you mean {near}?"
@@ -98,7 +99,7 @@ def parse_str(value: YamlValue) -> str:
 
 
 def to_number(value: YamlValue) -> float:
-    """Return ``value`` as a number, or NaN if it is not a number. NaN is outside every range."""
+    """Return ``value`` as a number, or NaN, which is outside every range, if it is not a number."""
     if not isinstance(value, str) or not value.isascii():
         return math.nan
     try:
@@ -166,7 +167,7 @@ def show_seconds(number: float) -> float:
 
 
 def must_equal(name: str) -> Callable[[YamlValue], str]:
-    """Return a parser that accepts only ``name``: each pipeline phase of skyfast has one type."""
+    """Return a parser that accepts only ``name``, the one type that a pipeline phase can have."""
 
     def parse(value: YamlValue) -> str:
         if isinstance(value, bool) or parse_str(value) != name:
@@ -199,7 +200,7 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
 
 
 def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
-    if isinstance(value, bool):  # `parse_str` would suggest quotes, which would not help
+    if isinstance(value, bool):  # `parse_str` would suggest quotes, but no choice is a boolean
         raise InvalidValue(f"is not one of {', '.join(choices)}", value)
     return parse_str(value)
 
@@ -229,8 +230,8 @@ def list_of(item: Callable[[YamlValue], T]) -> Callable[[YamlValue], tuple[T, ..
         try:
             return tuple(item(text) for text in re.split(r"[\s,]+", value) if text)
         except InvalidValue as error:
-            # The entry may be part of a URL whose password contains a comma. Show the whole string
-            # instead: messages leave out the credentials of a whole URL.
+            # A comma in the password of a URL splits the URL into two entries. Show the whole
+            # string instead of an entry: messages leave out the credentials of a whole URL.
             error.value = value if "@" in value else error.value
             raise
 
@@ -259,9 +260,9 @@ def unique_list_of(
 
 
 def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
-    """Return an error about entry ``i`` of ``value``, which is a list or a string.
+    """Return an error about entry ``i`` of ``value``, a list or a string that `list_of` splits.
 
-    If ``value`` is a string, which `list_of` splits into entries, the error shows the whole string.
+    If ``value`` is a string, the error shows the whole string.
     """
     if not isinstance(value, list):
         return InvalidValue(problem, value)
@@ -298,8 +299,8 @@ def mapping_of(
 ) -> dict[str, YamlNode]:
     """Accept a mapping with keys in ``known``; return its nodes, with the keys in lower case.
 
-    Keys with a null value are left out. ``unknown`` returns the error for an unknown key, or an
-    empty string for the default error.
+    Keys with a null value are left out. ``unknown`` returns the error text for an unknown key; if
+    this text is empty, the default text is used.
     """
     if not isinstance(value, dict):
         raise InvalidValue(f"is not {what}", value)
@@ -312,8 +313,8 @@ def mapping_of(
                 raise InvalidValue(problem, name=name, line=node.line, shown=False)
         if node.value is not None:
             nodes[name.lower()] = node
-    # If one key is unknown and another key is missing, the unknown key is probably misspelled. So
-    # report unknown keys first.
+    # If one key is unknown and another key is missing, the user probably misspelled the missing
+    # key. Therefore report unknown keys first.
     problems.check()
     if missing := [name for name in required if name not in nodes]:
         raise InvalidValue(f"missing {' and '.join(missing)}; expected {what}", value, shown=False)
@@ -334,14 +335,14 @@ def entry_of(
 
 
 class Entries:
-    """The entries of a mapping; `check` raises the errors of all of them together."""
+    """The entries of a mapping; `check` raises the errors of all entries together."""
 
     def __init__(self, nodes: Mapping[str, YamlNode]) -> None:
         self._nodes = nodes
         self._problems = Problems()
 
     def of(self, name: str, parse: Callable[[YamlValue], T], default: T | None = None) -> T:
-        """Parse an entry as `entry_of` does. For an invalid entry, return None: see `check`."""
+        """Parse an entry as `entry_of` does. If the entry is invalid, return None: see `check`."""
         with self._problems:
             return entry_of(self._nodes, name, parse, default)
         return cast(T, None)

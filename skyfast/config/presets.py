@@ -12,14 +12,12 @@ from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """The defaults of four keys. A value in the configuration replaces the preset's value.
-
-    ``views`` are all views except the first, whose rows are the connections.
-    """
+    """The defaults of four keys. A value in the configuration replaces the preset's value."""
 
     labels: tuple[LabelSpec, ...]
     metrics: tuple[MetricSpec, ...]
     views: tuple[ViewEntry, ...]
+    """All views except the first, whose rows are the connections."""
     deduplicate: Literal["none", "first"]
 
 
@@ -64,8 +62,8 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             ),
             deduplicate="first",
         ),
-        # Without deduplication, traffic would be counted several times, because no label identifies
-        # the capture point.
+        # No label of this preset identifies the capture point. Therefore, without deduplication,
+        # traffic seen at several capture points would be counted several times.
         "hosts": Preset(
             labels=_labels("initiator_host", "target_host", "protocol", DIRECTION),
             metrics=_metrics("bytes", "packets"),

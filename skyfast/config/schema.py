@@ -50,22 +50,23 @@ MAX_SOCKETS = 65_536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key(Generic[T]):
-    """A key of the configuration file.
-
-    ``default`` is the value if the key is missing, null or empty. If ``can_be_empty`` is true, an
-    empty list overrides the default. ``show`` returns the value that `dump` writes, with secrets
-    hidden; ``show`` is None if `dump` writes the value under another key. If ``secret`` is true, no
-    message contains the value. ``env`` is the environment variable that overrides the key; it is
-    empty for keys with structured values.
-    """
+    """A key of the configuration file."""
 
     path: str
+    """The path of the key in the file, such as ``logging.level``."""
     parse: Callable[[YamlValue], T]
     default: T
+    """The value that skyfast uses if the key is missing, null or empty."""
     show: Callable[[Config], object] | None
+    """Returns the value that `dump` writes for this key, with secrets hidden.
+
+    None if `dump` does not write this key, because it writes the value under another key."""
     secret: bool
+    """Whether messages hide the value of the key."""
     can_be_empty: bool
+    """Whether an empty list in the configuration overrides ``default``."""
     env: str
+    """The environment variable that overrides the key; empty for keys with structured values."""
 
 
 ENV_PREFIX: Final = "SKYDIVE_"
@@ -279,7 +280,7 @@ NAMES: Key[Mapping[str, tuple[Prefix, OwnNameEntry]]] = _key(
     lambda c: names.show_names(c.names.entries),
     structured=True,
 )
-# The parser does not open this file, because the file can be long: `names.load` opens it.
+# The parser does not open this file, because the file can be long. `names.load` opens it later.
 NAMES_FILE = _key("pipeline.store.prom_sky_con.names_file", parse_str, "", lambda c: c.names.file)
 DIRECTIONS: Key[Literal["split", "sum"]] = _key(
     "pipeline.store.prom_sky_con.direction",

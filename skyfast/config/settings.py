@@ -56,7 +56,7 @@ class SortedProblems:
 
 
 class Settings:
-    """The values of the keys. Each value is checked alone, not against other values."""
+    """The values of all keys. Each value is checked by itself, not against other values."""
 
     def __init__(self, values: Mapping[str, SetValue], problems: SortedProblems) -> None:
         """Add errors to ``problems``; invalid keys get their default values."""
@@ -87,8 +87,8 @@ class Settings:
     def error(self, key: Key[Any], problem: str, *subpath: str | int) -> ConfigError:
         """Return an error about a value that conflicts with another value.
 
-        ``subpath`` is the path below the key: list positions and mapping keys. If the file contains
-        only the first part of this path, the error names this part.
+        ``subpath`` is the path below the key, as list indexes and mapping keys. If only the
+        beginning of this path exists in the configuration, the error names only this beginning.
         """
         value = self._set_values[key.path]
         nodes = _nodes_along(value.value, subpath)

@@ -75,6 +75,6 @@ def _overlaps(config: Config) -> Iterator[str]:
 
 
 def _is_disjoint(view: ViewSpec, config: Config) -> bool:
-    """Return whether each row of the view has the conversations of only one shard."""
+    """Return whether each row of the view exists in only one shard."""
     paths = {shown_field(label) for label in view.labels if label.name not in config.export.rewrite}
     return paths >= {*ENDPOINTS, PROTOCOL}

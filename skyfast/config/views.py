@@ -55,14 +55,14 @@ to_min_packets = integer(0, MAX_BOUND)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewEntry:
-    """A view of a configuration, its bounds, and the timeout of rows without reports.
-
-    ``timeout_s`` is 0 if the configuration sets no timeout. The first view, whose rows are the
-    connections, cannot have a timeout: connections expire with their flows.
-    """
+    """A view of a configuration."""
 
     spec: ViewSpec
     timeout_s: float = 0.0
+    """The time from a row's last report to the row's expiry; 0 if no timeout is configured.
+
+    The first view, whose rows are the connections, cannot have a timeout: connections expire with
+    their flows."""
     bounds: Bounds = NO_BOUNDS
 
 
@@ -130,11 +130,7 @@ def show_views(
 
 
 class ViewError(Exception):
-    """An entry of view number ``view`` conflicts with another entry or with a limit.
-
-    The message names the first of ``key_paths`` that the configuration sets. If two entries
-    conflict, ``other`` is the same error for the second entry.
-    """
+    """An entry of a view conflicts with another entry or with a limit."""
 
     def __init__(
         self, problem: str, view: int, *key_paths: KeyPath, other: "ViewError | None" = None
@@ -142,8 +138,12 @@ class ViewError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.view = view
+        """The index of the view in the list of all views; 0 for the connections."""
         self.key_paths = key_paths
+        """Paths below the view. Messages name the first of these paths that the configuration
+        sets."""
         self.other = other
+        """If two entries conflict, the same error about the second entry; otherwise None."""
 
 
 def resolve_views(
@@ -155,8 +155,8 @@ def resolve_views(
 ) -> tuple[ViewEntry, ...]:
     """Return the entries in the order of ``views``, with defaults filled in.
 
-    ``least_timeout_s`` is the minimum timeout of a view. ``others`` are the families of the
-    page that do not belong to a view.
+    ``least_timeout_s`` is the shortest timeout that a view can have. ``others`` are the metric
+    families of the page that do not belong to a view.
 
     Raises:
         ViewError: The views conflict with each other, or exceed a limit.
@@ -310,8 +310,8 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
                 problem += f", including the fields by which names{source} are looked up ({fields})"
             raise ViewError(problem, number, ("labels",))
         values |= own_values
-        # Fields that only histograms need also count towards `MAX_VALUES`: the table reads them,
-        # although it does not store them.
+        # Fields that only histograms need also count towards `MAX_VALUES`: the table reads these
+        # fields, although the table does not store them.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

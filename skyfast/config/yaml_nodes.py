@@ -30,27 +30,25 @@ MAX_PROBLEMS = 20
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used.
-
-    ``problems`` are the errors, one line each: at most `MAX_PROBLEMS`, and a last line if there are
-    further errors. ``str()`` joins the errors in one line. ``warnings`` are the warnings about the
-    same configuration, one line each.
-    """
+    """The configuration cannot be used. ``str()`` joins all errors in one line."""
 
     def __init__(self, *problems: str) -> None:
         if len(problems) > MAX_PROBLEMS:
             problems = (*problems[:MAX_PROBLEMS], "further errors are not shown")
         super().__init__("; ".join(problems))
         self.problems = problems
+        """The first `MAX_PROBLEMS` errors, one line each. A last line says if there are more."""
         self.warnings: tuple[str, ...] = ()
+        """Warnings about the same configuration, one line each."""
 
 
 @dataclass(frozen=True, slots=True)
 class YamlNode:
-    """A YAML value and its line, counted from 1. A value in a mapping has the line of its key."""
+    """A YAML value and its line."""
 
     value: "YamlValue"
     line: int
+    """Line number, counted from 1. For a value in a mapping: the line number of the key."""
 
 
 YamlValue: TypeAlias = str | bool | list[YamlNode] | dict[str, YamlNode] | None
@@ -120,7 +118,7 @@ def compose(text: str, *, file: str) -> dict[str, YamlNode]:
 class _Composer:
     """Builds nodes from the events of one document.
 
-    An alias is the same object as its anchor's node. An alias can only refer to a complete node, so
+    An alias is the same object as its anchor's node. Aliases can refer only to complete nodes, so
     nodes do not form cycles.
     """
 

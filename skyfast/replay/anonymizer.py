@@ -1,27 +1,26 @@
 """Replaces addresses and names with pseudonyms, using a key that is never stored.
 
 Only fields that skyfast reads (`skyfast.flows.fields.FIELDS`) are kept. DNS, DHCP and VRRP data,
-raw packets and unknown fields are removed, so that no address remains in an unexpected place. The
-kept fields:
+raw packets and unknown fields are removed, because they could contain addresses. The kept fields:
 
 * IP and MAC addresses get pseudonyms. The type of an address (loopback, private, link-local,
-  multicast) and the prefix lengths of networks stay visible. Within a type, two pseudonyms of IP
-  addresses have as many leading bits in common as the two addresses. The algorithm is Crypto-PAn
-  (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002) with BLAKE2 as the hash
-  function. If an address has no special type, but its pseudonym would have one, the pseudonym is
-  scrambled again.
+  multicast) and the prefix lengths of networks stay visible. If two IP addresses of the same type
+  share exactly the first 20 bits, their pseudonyms also share exactly the first 20 bits. The
+  algorithm is Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002)
+  with BLAKE2 as the hash function. If an address has no special type, but its pseudonym would have
+  one, skyfast computes a pseudonym of this pseudonym. A short common prefix can then be lost.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
-  services, clusters, virtual machines and label values get pseudonyms, too. In names, each word
-  gets a pseudonym, and ASCII punctuation such as ``-``, ``.`` and ``_`` stays. Example: the
-  pseudonym of a replica set begins with the pseudonym of its deployment. Words that have a meaning
-  for skyfast (``k8s``, ``POD``) and names that most hosts have (``eth0``) are unchanged.
+  services, clusters, virtual machines and label values get pseudonyms. In names, each word gets a
+  pseudonym, and ASCII punctuation such as ``-``, ``.`` and ``_`` stays. Example: the pseudonym of a
+  replica set begins with the pseudonym of its deployment. Words that have a meaning for skyfast
+  (``k8s``, ``POD``) and names that most hosts have (``eth0``) are unchanged.
 * Numbers, times, ports, VLANs, protocols, and the names of layers and applications are unchanged.
-  So are the keys of labels, the types and states of nodes, and the kinds of Kubernetes' own
-  workloads.
+  The keys of labels, the types and states of nodes, and the kinds of Kubernetes' own workloads are
+  also unchanged.
 
-Equal values get equal pseudonyms, and different values get different pseudonyms. So an anonymized
-recording has as many connections as the original, with the same counters.
+Equal values get equal pseudonyms, and different values get different pseudonyms. Therefore an
+anonymized recording has as many connections as the original, with the same counters.
 """
 
 import ipaddress
@@ -158,7 +157,7 @@ class Anonymizer:
         self._parts: dict[str, dict[str, Pseudonym | None]] = {}
         for path, kind in FIELDS.items():
             fields = self._scalars if len(path) == 1 else self._parts.setdefault(path[0], {})
-            # A string field that is missing from `texts` raises KeyError, so that no value leaks.
+            # If a string field is missing from `texts`, raise KeyError, so that no value leaks.
             fields[path[-1]] = texts[path] if kind is str else None
 
         self._node = rewriter(NODE, self._rewrite_of)
@@ -269,7 +268,7 @@ class Anonymizer:
         return blake2b(value, digest_size=size, key=self._key, person=kind).digest()
 
     def _text(self, text: str) -> str:
-        """Return a pseudonym that is at least as long as ``text``; "" if ``text`` is empty."""
+        """Return a pseudonym that is at least as long as ``text``, or "" if ``text`` is empty."""
         data = text.encode(errors="surrogatepass")
         return f"x{self._digest(b'text', data, 12).hex()}".ljust(len(data), "x") if data else ""
 
@@ -327,16 +326,16 @@ class Anonymizer:
             address = ipaddress.ip_address(text)
         except ValueError:
             return self._text(text)
-        # Two notations of an address are two label values, so they need different pseudonyms.
-        # Therefore an address with a zone or in an unusual notation is handled like any other text.
+        # Two notations of an address are two label values, so the notations need different
+        # pseudonyms. Therefore handle unusual notations, and addresses with a zone, like any text.
         if str(address) != text or "%" in text:
             return self._text(text)
         kept_bits = _kept_bits(address)
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # An address outside all ranges of _KINDS needs a pseudonym outside them. A pseudonym
-            # inside a range could equal the pseudonym of another address.
+            # If an address is outside all ranges in `_KINDS`, its pseudonym must be, too. Inside a
+            # range, the pseudonym could equal the pseudonym of an address in this range.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 
@@ -347,7 +346,7 @@ class Anonymizer:
             return text
         octets = bytes.fromhex(text.replace(":", ""))
         while True:
-            # The last two bits of the first octet stay: the group bit and the local bit.
+            # Keep the last two bits of the first octet: the group bit and the local bit.
             first, others = _reverse_bits(octets[0]), octets[1:]
             scrambled = self._scramble(b"mac", bytes((first,)) + others, 2)
             octets = bytes((_reverse_bits(scrambled[0]),)) + scrambled[1:]
@@ -355,15 +354,15 @@ class Anonymizer:
                 return octets.hex(":")
 
     def _scramble(self, kind: bytes, octets: bytes, kept_bits: int) -> bytes:
-        """Keep the first ``kept_bits`` bits, and flip some of the other bits.
+        """Return the octets with some bits flipped, but not the first ``kept_bits`` bits.
 
         The key and all preceding bits decide whether a bit is flipped. Therefore different inputs
-        have different results, and common prefixes stay common.
+        give different outputs, and inputs with a common prefix give outputs with a common prefix.
         """
         result = bytearray()
         for i, octet in enumerate(octets):
-            # Bit number `node` of the digest tells whether to flip the current bit. In binary,
-            # `node` is a 1 followed by the preceding bits of this octet.
+            # If bit number `node` of the digest is 1, flip the current bit. In binary, `node` is
+            # a 1 followed by the preceding bits of this octet.
             flips = int.from_bytes(self._digest(kind, octets[:i], 32))
             node, scrambled = 1, 0
             for bit in range(8):

@@ -1,6 +1,6 @@
 """Replays recordings through servers that behave like analyzers.
 
-The replayed analyzers serve the flow subscription and the topology API.
+The servers provide flow subscriptions and the topology API.
 """
 
 import asyncio
@@ -47,13 +47,13 @@ class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
     The replay starts when all analyzers have a subscriber, or `START_WAIT_S` after the first
-    subscription. As with real analyzers, a message is lost if nobody is subscribed when it is sent.
+    subscription. As with real analyzers, messages that are sent without a subscriber are lost.
     """
 
     def __init__(
         self, playback: Playback, *, observe: Callable[[Update], object] | None = None
     ) -> None:
-        """``observe`` is called with each update of the topology, when the update takes effect."""
+        """When an update of the topology takes effect, ``observe`` is called with the update."""
         self._playback = playback
         self._observe = observe
         self._topology = ReplayedTopology()
@@ -69,7 +69,8 @@ class ReplayServer:
     async def start(self) -> tuple[Endpoint, ...]:
         """Listen, and return the endpoint of each analyzer.
 
-        The alias of an endpoint is the analyzer's recorded name, or else the file name.
+        The alias of an endpoint is the analyzer's recorded name. If no name was recorded, the alias
+        is the file name.
 
         Raises:
             OSError: None of `LOOPBACKS` is available.
@@ -117,7 +118,7 @@ class ReplayServer:
                     if scheduled.message.kind != "topology":
                         await self._send(scheduled)
                         sent += 1
-                    elif sent:  # `start` has applied the updates that precede the first message
+                    elif sent:  # `start` has already applied updates before the first message
                         self._apply(scheduled.message.update())
             except ConfigError as error:  # pragma: no cover - the file changed during playback
                 log.error("a recording changed during the replay: %s", printable(error))
@@ -129,7 +130,7 @@ class ReplayServer:
                 messages = counted(sent, "message")
                 log.info("replay finished: %s in %.0f s", messages, now() - began_s)
                 return
-            # Skip the loops that were missed while the process was paused.
+            # If the process was paused, skip the loops that would have ended during the pause.
             loop = max(loop + 1, int((now() - began_s) / self._playback.loop_s))
             self._topology.rewind()
 
@@ -165,7 +166,7 @@ class ReplayServer:
             for name in ("CreatedAt", "UpdatedAt"):
                 recorded_ms = element.get(name)
                 if isinstance(recorded_ms, int) and recorded_ms:
-                    # All times are mapped in the same way, so their order does not change.
+                    # Map all times with one formula, so that their order does not change.
                     present_ms = began_ms + int((recorded_ms - first_ms) // speed)
                     element[name] = max(present_ms, 1)
             if is_loop:
@@ -175,7 +176,8 @@ class ReplayServer:
                         # A changed counter needs a new `UpdatedAt`.
                         element["UpdatedAt"] = now_ms
 
-        # For a large topology, `selected` takes a fraction of a second, so it runs in a thread.
+        # For a large topology, `selected` takes a fraction of a second. Run it in a thread, so that
+        # the event loop is not blocked.
         elements = self._topology.elements(query)
         return await asyncio.to_thread(selected, elements, query, present)
 

@@ -53,7 +53,10 @@ _Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
 
 
 class Recorder:
-    """Call the methods on the event loop. The last call, `stop`, can come from another thread."""
+    """Writes a recording.
+
+    Only the event loop may call the methods. Exception: any thread may make the last call, `stop`.
+    """
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Recorder:
         message_filter: MessageFilter | None = None,
         topology_filter: TopologyFilter | None = None,
     ) -> None:
-        """Create the file, readable only by its owner; a name that ends with ``.gz`` means gzip.
+        """Create the file, readable only by its owner. The suffix ``.gz`` selects compression.
 
         Raises:
             ConfigError: The file already exists or cannot be created.
@@ -100,7 +103,7 @@ class Recorder:
             self._queue.put((bytes(data), _unix_ms(), analyzer))
 
     def observe(self, query: Query) -> ObservedResponse:
-        """Return an observer that records what a response to ``query`` changes in the topology."""
+        """Return an observer that records the topology changes in a response to ``query``."""
         return ObservedResponse(query, self._store_response)
 
     def update(self, update: Update) -> None:

@@ -1,20 +1,19 @@
 """The format of recordings: one JSON message per line, optionally compressed.
 
 Messages are read and written one at a time, so a recording can have any size.
-:mod:`skyfast.replay.recorder` records, and :mod:`skyfast.replay.player` replays.
 
-Any file with one message or one flow per line can be replayed. When skyfast records a message, it
-adds a key at the start::
+Any file with one message or one flow per line can be replayed. When skyfast records a message,
+skyfast adds a key at the start::
 
     {"Recorded":{"At":1795352101512,"Analyzer":"analyzer-1:8082"},"Namespace":"flow",…}
 
 ``At`` is the time of receipt in Unix milliseconds. After the key ``Recorded``, the message follows
 byte for byte, without surrounding white space. If the message is not UTF-8, not a JSON object, or
-not on one line, the line has only the key ``Recorded``. Its key ``Base64`` contains the message in
-base64.
+not on one line, the line has only the key ``Recorded``. Then the object in ``Recorded`` has the key
+``Base64`` with the message in base64.
 
-Changes of the topology have lines of their own, without an analyzer, because every analyzer knows
-the whole topology (:mod:`skyfast.replay.topology`)::
+Changes of the topology have lines of their own. These lines name no analyzer, because every
+analyzer knows the whole topology (:mod:`skyfast.replay.topology`)::
 
     {"Recorded":{"At":1795352101498},"Topology":{"Nodes":[…],"Edges":[…],"Removed":["ID",…]}}
 """
@@ -62,7 +61,7 @@ _OF_FLOW: Final = frozenset(
 """A line with a key of `_OF_MESSAGE` is a message. Any other line with a key of `_OF_FLOW` is a
 flow."""
 
-_UUID_STEP: Final = 0x9E3779B97F4A7C15  # an odd number, so that no two of 2^64 loops share a mask
+_UUID_STEP: Final = 0x9E3779B97F4A7C15  # odd, so that each of 2^64 loops has a different mask
 
 _GZIP: Final = b"\x1f\x8b"
 
@@ -73,8 +72,8 @@ _HEAD: Final = re.compile(
 
 _TOPOLOGY_HEAD: Final = re.compile(rb'\{"Recorded":\{"At":(\d{1,15})\},"Topology":')
 
-# Unix milliseconds have 13 digits from 2001 to 2286. Quotes inside strings are escaped, so these
-# patterns match only keys.
+# From 2001 to 2286, times in Unix milliseconds have 13 digits. These patterns match only keys,
+# because quotes inside strings are escaped.
 _LAST: Final = re.compile(rb'"Last"\s*:\s*([1-9]\d{12})(?!\d)')
 _TIME: Final = re.compile(
     rb'("(?:Start|Last|(?:AB|BA)(?:Syn|Fin|Rst)Start)"\s*:\s*)([1-9]\d{12})(?!\d)'
@@ -91,18 +90,16 @@ _text: Final = msgspec.json.Decoder(str)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A recorded message, or an update of the topology.
-
-    ``at_ms`` is the time of receipt in Unix milliseconds, or None if no time was recorded.
-    ``analyzer`` is empty in updates, and in messages without a recorded time. The ``kind`` "other"
-    means that no analyzer sends such a line. If the line is a flow, ``data`` is a message with only
-    this flow.
-    """
+    """A recorded message, or an update of the topology."""
 
     data: bytes
+    """The bytes of the message or update. If the line is a flow: a message with only this flow."""
     at_ms: int | None
+    """The time of receipt in Unix milliseconds, or None if no time was recorded."""
     analyzer: str
+    """The name of the analyzer; empty in updates, and in messages without a recorded time."""
     kind: Literal["message", "flow", "other", "topology"] = "message"
+    """What the line contains; "other" if no analyzer sends such a line."""
 
     def update(self) -> Update:
         """Decode the update of the topology; ``kind`` must be "topology"."""
@@ -110,7 +107,7 @@ class Message:
 
 
 def message_line(data: bytes, *, at_ms: int, analyzer: str) -> bytes:
-    """Return the line of a message, without the newline."""
+    """Return the line to record for a message, without the newline."""
     head = b'{"Recorded":{"At":%d,"Analyzer":%b' % (at_ms, msgspec.json.encode(analyzer))
     data = data.strip()
     if not _is_plain(data):
@@ -201,23 +198,25 @@ def _kind(keys: Set[str]) -> Literal["message", "flow", "other"]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """A validated recording.
-
-    ``messages`` counts all messages, including ``flows`` (lines with a single flow) and ``others``
-    (lines that no analyzer sends). Topology ``updates`` do not count as messages. ``first_ms`` and
-    ``last_ms`` are the times of the first and last message, in Unix milliseconds. If ``truncated``,
-    the last line is incomplete and is ignored.
-    """
+    """A validated recording."""
 
     path: str
     analyzers: tuple[str, ...]
+    """The names of the analyzers, in the order of their first messages."""
     messages: int
+    """Number of lines that are not updates of the topology, including ``flows`` and ``others``."""
     flows: int
+    """Number of lines that contain a single flow instead of a message."""
     others: int
+    """Number of lines that no analyzer sends."""
     first_ms: int
+    """The time of the first message in Unix milliseconds."""
     last_ms: int
+    """The time of the last message in Unix milliseconds."""
     updates: int
+    """Number of updates of the topology."""
     truncated: bool
+    """Whether the last line is incomplete. An incomplete line is ignored."""
 
     @classmethod
     def load(cls, path: str) -> "Recording":
@@ -272,7 +271,7 @@ class Recording:
         """Read the file again, and yield the time and the message of each line.
 
         The times are Unix milliseconds, and never decrease. Updates of the topology that precede
-        the first message have the time of this message.
+        the first message get the time of the first message.
         """
         times = _Times(self.first_ms)
         for message in _Lines(self.path):
@@ -280,7 +279,7 @@ class Recording:
 
 
 class _Times:
-    """Determines the time of each message of a recording: from the line, or from the flows."""
+    """Determines the time of each message: the recorded time, or else the time of its flows."""
 
     def __init__(self, first_ms: int) -> None:
         self.latest_ms = first_ms
@@ -293,12 +292,12 @@ class _Times:
         elif not self._has_begun:
             return self.latest_ms
         if message.at_ms is None:
-            # The analyzer sent this message after all flow times in the message, and after the
-            # previous message.
+            # The analyzer sent this message later than the newest flow time in the message, and
+            # later than the previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms
-            # If the clock was set back during the recording, shift the following times.
+            # If the clock was set back during the recording, add the difference to all later times.
             self._set_back_ms += max(self.latest_ms - at_ms, 0)
             self.latest_ms = max(self.latest_ms, at_ms)
         return self.latest_ms
@@ -309,18 +308,19 @@ def _newest_ms(data: bytes) -> int:
     times = sorted(map(int, _LAST.findall(data)))
     if not times:
         return 0
-    # A wrong time in the future would delay all following messages. The lower median is correct
-    # even if half of the times are in the future.
+    # A wrong time in the future would delay all following messages. Therefore leave out times that
+    # are far above the lower median, which is correct even if half of the times are wrong.
     latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= latest_ms)
 
 
 class _Lines:
-    """The messages of a file; ``truncated`` is set if the last line is incomplete."""
+    """Reads the messages of a file."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.truncated = False
+        """After an iteration: whether the last line was incomplete."""
 
     def __iter__(self) -> Iterator[Message]:
         number = 0
@@ -364,15 +364,15 @@ def _opened(path: str) -> gzip.GzipFile | io.BufferedReader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Playback:
-    """``speed`` is the number of recorded seconds replayed per second.
-
-    ``loop_s`` is the time between the starts of two loops in seconds; 0 means a single replay.
-    """
+    """Recordings to replay together, once or in a loop."""
 
     recordings: tuple[Recording, ...]
     speed: float = 1
+    """Number of recorded seconds that are replayed per second."""
     loop_s: float = 0
+    """Time from the start of one loop to the start of the next, in seconds; 0 for one replay."""
     is_demo: bool = False
+    """Whether this is the playback of `demo`."""
 
     @property
     def first_ms(self) -> int:
@@ -382,7 +382,7 @@ class Playback:
     def schedule(self, loop: int = 0) -> Iterator["ScheduledMessage"]:
         """Yield the messages and updates of a loop in the order in which they are sent.
 
-        Messages of different recordings that were recorded at the same time are sent together.
+        Messages of several recordings are merged in the order of their recorded times.
         """
         origin_ms = latest_ms = self.first_ms
         streams = [
@@ -403,7 +403,7 @@ class Playback:
             )
 
     def first_topology(self) -> list[Update]:
-        """Return the updates of the topology before the first message. This blocks."""
+        """Return the updates of the topology before the first message. Blocks while it reads."""
         first = takewhile(lambda scheduled: scheduled.message.kind == "topology", self.schedule())
         return [scheduled.message.update() for scheduled in first]
 
@@ -420,9 +420,9 @@ def demo() -> Playback:
     """Return the playback of the packaged recording.
 
     The recording shows containers and pods for 80 s. Every connection is reported at least once in
-    each loop of `DEMO_LOOP_S` seconds. A loop is shorter than the default ``connection_timeout``,
-    so connections never expire. It is also short enough for a ``rate()`` over one minute at a
-    scrape interval of 15 s.
+    each loop of `DEMO_LOOP_S` seconds. This time is shorter than the default
+    ``connection_timeout``, so connections never expire. At a scrape interval of 15 s, this time is
+    also short enough for a ``rate()`` over one minute.
     """
     return Playback(
         recordings=(Recording.load(str(_DATA / "recording.jsonl.gz")),),
@@ -434,21 +434,21 @@ def demo() -> Playback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduledMessage:
-    """A message to send ``due_s`` seconds after the start of the replay.
-
-    ``recording`` is the index of the recording that contains the message. Recorded times are mapped
-    to the present. The recorded time ``origin_ms`` becomes the start of the loop, which is
-    ``begins_ms`` after the start of the replay. The UUIDs of flows and messages are XORed with
-    ``mask``.
-    """
+    """A message, or an update of the topology, and when to send it."""
 
     recording: int
+    """The index of the recording in `Playback.recordings`."""
     message: Message
     due_s: float
+    """Seconds from the start of the replay to the time at which the message is sent."""
     origin_ms: int
+    """The recorded time that is shifted to the start of the loop, in Unix milliseconds."""
     begins_ms: int
+    """Milliseconds from the start of the replay to the start of the loop."""
     speed: float
+    """Number of recorded seconds that are replayed per second."""
     mask: int
+    """The number that is XORed with the UUIDs of flows and messages; 0 in the first loop."""
 
     def data(self, started_ms: int) -> bytes:
         """Return the bytes to send if the replay started at ``started_ms`` (Unix milliseconds).
@@ -479,10 +479,10 @@ def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> 
 
 
 def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
-    """Yield a message once for each of a subscriber's ``namespaces`` that contain the message.
+    """Yield a message once for each of a subscriber's ``namespaces`` to which the message belongs.
 
     The namespace ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown
-    namespaces are sent to all subscribers.
+    namespaces are yielded once for every subscriber.
     """
     try:
         namespace = _envelope.decode(data).Namespace
@@ -504,7 +504,7 @@ def _of_capture(data: bytes, capture_id: str) -> Iterator[bytes]:
     try:
         message = msgspec.json.decode(data)
     except UNDECODABLE:
-        yield data  # the capture is unknown
+        yield data  # the message cannot be decoded, so its captures are unknown
         return
     flows = message.get("Obj")
     flows = flows if isinstance(flows, list) else []

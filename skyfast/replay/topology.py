@@ -1,8 +1,8 @@
 """The topology in recordings: its fields, its changes, and the responses to queries.
 
 Nodes and edges are recorded with the fields that skyfast reads, and recorded again only when one of
-these fields has changed. Applying the updates in order gives the topology at any time of the
-recording.
+these fields has changed. To get the topology at a time of the recording, apply all updates before
+this time in order.
 """
 
 import types
@@ -114,8 +114,8 @@ def rewriter(
     """Return a function that copies the fields of ``shape`` from a decoded object.
 
     ``rewrite_field`` is called once for each field, and returns a function that rewrites the values
-    of this field. These values can have a wrong type. A value that should be an object, but is not,
-    becomes empty.
+    of this field, even if these values have a wrong type. If a value should be an object, but has
+    another type, the copy contains an empty value of that type.
     """
     fields: dict[str, Rewrite] = {}
     for key, kind in shape.items():
@@ -161,14 +161,14 @@ _reduce_edge: Final = rewriter(EDGE, _unchanged)
 
 
 class Update(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """New and changed nodes and edges, and the IDs of removed nodes and edges.
-
-    Nodes and edges are JSON objects. In an update from a file, they can be any JSON value.
-    """
+    """A change of the topology. In an update from a file, elements can be any JSON value."""
 
     nodes: list[msgspec.Raw] = msgspec.field(default_factory=list)
+    """New and changed nodes."""
     edges: list[msgspec.Raw] = msgspec.field(default_factory=list)
+    """New and changed edges."""
     removed: list[str] = msgspec.field(default_factory=list)
+    """The IDs of removed nodes and edges."""
 
 
 decode_update: Final = msgspec.json.Decoder(Update).decode
@@ -177,8 +177,8 @@ decode_update: Final = msgspec.json.Decoder(Update).decode
 class ObservedResponse:
     """The elements of a response, reduced to the fields that skyfast reads.
 
-    A `TopologyClient` calls `add` and `end`. ``len()`` returns the size of the kept elements in
-    bytes.
+    A `TopologyClient` calls `add` for each element, and then `end`. ``len()`` returns the number of
+    bytes of the elements.
     """
 
     def __init__(self, query: Query, done: Callable[["ObservedResponse"], object]) -> None:
@@ -218,7 +218,7 @@ class ObservedResponse:
 
 
 def decode_element(element: bytes) -> object:
-    """Decode a node or edge; return None for invalid JSON. Invalid strings are replaced."""
+    """Decode a node or edge, with invalid strings replaced; return None for invalid JSON."""
     try:
         return msgspec.json.decode(element)
     except UNDECODABLE:
@@ -229,7 +229,7 @@ def decode_element(element: bytes) -> object:
 
 
 class ResponseChanges:
-    """Yields what each response changes in the topology. Not thread-safe."""
+    """Yields the changes of the topology in each response. Not thread-safe."""
 
     def __init__(self) -> None:
         self.left_out = 0
@@ -271,7 +271,7 @@ class ResponseChanges:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add the ID to the known IDs of each query in `_COMPLETE` that matches the element."""
+        """Add the ID to the IDs of each query in `_COMPLETE` that matches the element."""
         element = msgspec.json.decode(text)
         for complete, ids in self._ids_by_query.items():
             if complete.edges == query.edges and complete.matches(element):
@@ -289,7 +289,7 @@ def _update(query: Query, changed: list[msgspec.Raw], removed: list[str]) -> Upd
 class ReplayedTopology:
     """The nodes and edges at one time of a recording.
 
-    Interface counters continue to grow: from the second loop on, the growth of all previous loops
+    Interface counters grow in every loop: from the second loop on, the growth in all previous loops
     is added to the recorded values.
     """
 
@@ -304,12 +304,12 @@ class ReplayedTopology:
         self._offsets: dict[str, dict[str, int]] = {}
 
     def rewind(self) -> None:
-        """Start a further loop. The elements stay until updates replace or remove them."""
+        """Prepare for the next loop. Keep all elements until updates replace or remove them."""
         self._previous |= self._seen
         self._seen = {}
 
     def offsets(self) -> dict[str, dict[str, int]]:
-        """Return how much to add to each recorded counter, by node ID."""
+        """Return, by node ID, the numbers to add to the recorded counters of the node."""
         return self._offsets.copy()
 
     def apply(self, update: Update) -> None:
@@ -318,7 +318,7 @@ class ReplayedTopology:
             self._edges.pop(removed, None)
         for elements, added in ((self._nodes, update.nodes), (self._edges, update.edges)):
             for raw in added:
-                text = bytes(raw)  # a copy, because `raw` keeps the whole update in memory
+                text = bytes(raw)  # a copy, because `raw` would keep the whole update in memory
                 match decode_element(text):
                     case {"ID": str(element_id)} as node:
                         elements[element_id] = text
@@ -327,7 +327,7 @@ class ReplayedTopology:
                             self._seen[element_id] = text
 
     def _continue_counters(self, node_id: str, node: object) -> None:
-        """Make the counters of a node continue from the counters of the previous loop."""
+        """Set offsets that make the node's counters continue from their values in earlier loops."""
         previous = self._previous.pop(node_id, None)
         if previous is None:
             return
@@ -349,7 +349,7 @@ class ReplayedTopology:
 
 
 def _counters(node: object) -> dict[str, int]:
-    """Return the counters of a node, by name; counters that are zero can be missing."""
+    """Return the counters of a node, by name. Counters that are 0 can be missing."""
     match node:
         case {"Metadata": {"Metric": dict() as metric}}:
             return {name: metric[name] for name in COUNTERS if isinstance(metric.get(name), int)}
@@ -374,7 +374,8 @@ def selected(
 ) -> bytes:
     """Return the response to ``query``: a JSON list of the matching ``elements``.
 
-    Before ``query`` is matched, ``present`` changes the times and counters of an element in place.
+    Before an element is compared with ``query``, ``present`` changes the times and counters of the
+    element in place.
     """
     chosen = []
     for text in elements:

@@ -1,7 +1,7 @@
 """The version of skyfast, and the commit and time of its build if they are known.
 
-``setup.py`` writes `FILE` during a build. An editable installation (``pip install --editable``) has
-no such file.
+``setup.py`` writes `FILE` during a build. In an editable installation (``pip install --editable``),
+`FILE` does not exist.
 """
 
 import json
@@ -19,15 +19,13 @@ SHORT = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildInfo:
-    """A build of skyfast; unknown values are empty.
-
-    ``commit`` is a Git commit hash, followed by ``-dirty`` if files were changed. ``built`` is the
-    time of the build in UTC, in the format of RFC 3339.
-    """
+    """A build of skyfast; unknown values are empty."""
 
     version: str
     commit: str
+    """The Git commit hash, followed by ``-dirty`` if the working tree had uncommitted changes."""
     built: str
+    """The time of the build in UTC, in the format of RFC 3339."""
 
     def to_text(self) -> str:
         commit, dash, state = self.commit.partition("-")

@@ -1,4 +1,4 @@
-"""The table's clock, which stands still while the process or the expiry is paused."""
+"""The table's clock, which stops while the process is paused and while expiry is on hold."""
 
 import math
 import time
@@ -11,9 +11,10 @@ PAUSE_S = 5.0
 class Clock:
     """Monotonic seconds since an arbitrary point in time, excluding pauses and holds.
 
-    A pause is a gap of more than `PAUSE_S` between two readings: the machine was asleep, or the
-    process was stopped (SIGSTOP). Pauses are excluded, because reports wait unread in the sockets
-    during a pause. Normally, the expiry task reads the clock twice a second.
+    A pause is a period in which the process does not run, because the machine sleeps or because
+    the process is stopped (SIGSTOP). The clock excludes pauses, because reports wait unread in the
+    sockets during a pause. The clock detects a pause by a gap of more than `PAUSE_S` between two
+    readings: without a pause, the expiry task reads the clock twice a second.
 
     A hold is a period in which `hold` keeps the clock stopped: see `skyfast.skydive.reporting_gap`.
     """
@@ -36,7 +37,7 @@ class Clock:
         return self._latest
 
     def running(self) -> float:
-        """Return the time in seconds, excluding pauses, but including holds."""
+        """Return the time in seconds. Unlike `now`, this time includes holds."""
         source_s = self._source()
         gap_s = source_s - self._last
         self._last = source_s
@@ -58,7 +59,7 @@ class Clock:
 
     @property
     def held_s(self) -> float:
-        """The total time of all holds, without pauses."""
+        """The total time of all holds in seconds, excluding pauses."""
         if self._held_at is not None:
             return self.running() - self._held_at
         return self._held_s

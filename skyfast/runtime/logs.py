@@ -110,7 +110,7 @@ def _formatter(form: Literal["text", "json"]) -> logging.Formatter:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """The handler that `set_up` installs, and whose formatter `configure` sets."""
+    """The handler that `set_up` installs. `configure` sets the formatter of this handler."""
 
 
 class WarningCounter(logging.Handler):
@@ -125,8 +125,9 @@ class WarningCounter(logging.Handler):
 def is_journal() -> bool:
     """Return whether standard error is connected to the systemd journal.
 
-    JOURNAL_STREAM contains the device and the inode of the journal's socket (systemd.exec(5)). The
-    variable alone proves nothing: a parent process may pass it on, but redirect standard error.
+    JOURNAL_STREAM contains the device and the inode of the journal's socket (systemd.exec(5)).
+    Compare both with standard error: a parent process may have passed on the variable, but
+    redirected standard error.
     """
     try:
         status = os.fstat(2)
@@ -138,7 +139,8 @@ def is_journal() -> bool:
 def prefix(level: int) -> str:
     """Return the prefix for a line on standard error that is not a log record.
 
-    For the journal, the prefix is the priority of ``level``. Otherwise, it is "".
+    If standard error is connected to the journal, the prefix is the priority of ``level``.
+    Otherwise, the prefix is "".
     """
     return _priority(level) if is_journal() else ""
 
@@ -232,8 +234,8 @@ def printable(text: object) -> str:
 class LogLimit:
     """Logs at most one line per cause and interval, with the number of suppressed lines.
 
-    The ``cause`` of a line is any hashable value. An argument of the ``%`` format can be a
-    function, which is called only if the line is logged.
+    The ``cause`` of a line is any hashable value. If an argument of the ``%`` format is a function,
+    the function is called only if the line is logged.
     """
 
     def __init__(self, interval_s: float = LOG_INTERVAL_S) -> None:
@@ -252,7 +254,7 @@ class LogLimit:
         *args: object,
         exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
     ) -> None:
-        """``exc_info`` is called only if the line is logged, and returns an exception to log."""
+        """``exc_info`` returns an exception to log. It is called only if the line is logged."""
         suppressed = self._next(cause)
         if suppressed is None:
             return
@@ -262,13 +264,13 @@ class LogLimit:
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow the next line of every cause. The numbers of suppressed lines are kept."""
+        """Allow one line of every cause at once. The numbers of suppressed lines are kept."""
         self._causes = {
             cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }
 
     def _next(self, cause: object) -> int | None:
-        """Return how many lines of ``cause`` were suppressed; None to suppress this line, too."""
+        """Return the number of suppressed lines of ``cause``; None to suppress another line."""
         now_s = time.monotonic()
         next_s, suppressed = self._causes.get(cause, (-math.inf, 0))
         if now_s < next_s:

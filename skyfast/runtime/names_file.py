@@ -62,7 +62,8 @@ class NamesFile:
     async def refresh(self, loaded: LoadedNames, export: ExportSelection) -> LoadedNames | None:
         """Load the names if the file has changed since the last attempt.
 
-        Returns None if the file is unchanged or invalid. Errors are logged once per change.
+        Returns None if the file is unchanged or invalid. If the file is invalid, the error is
+        logged once per change.
         """
         sources = loaded.sources
         if not sources.file:

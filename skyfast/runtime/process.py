@@ -40,7 +40,7 @@ def memory_bytes() -> tuple[int, int]:
 
 def _start_time_s() -> float:
     # Field 22 of `stat` is the start time in clock ticks since boot. Field 2, the command in
-    # parentheses, may contain spaces, so only the text after this field can be split at spaces.
+    # parentheses, may contain spaces. Therefore split only the text after field 2 at spaces.
     after_command = (PROC / "self/stat").read_text(errors="replace").rpartition(")")[2]
     ticks = int(after_command.split()[22 - 3])
     boot_line = next(

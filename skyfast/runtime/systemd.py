@@ -1,7 +1,7 @@
 """Notifies systemd of the state of the process, as sd_notify(3) does.
 
 The environment variable NOTIFY_SOCKET requests notifications, and WATCHDOG_USEC and WATCHDOG_PID
-request keep-alive notifications. Other service managers use NOTIFY_SOCKET, too.
+request keep-alive notifications. Other service managers also set NOTIFY_SOCKET.
 """
 
 import asyncio
@@ -35,12 +35,12 @@ class Notifier:
         self._send("READY=1", _status_line(status))
 
     def reloading(self) -> None:
-        # Before `ready`, send nothing: READY=1 at the end of the reload would be too early.
+        # Before `ready`, send nothing: READY=1 at the end of this reload would be too early.
         if self._status:
             self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self, problem: str | None) -> None:
-        """Notify that the reload has finished; ``problem`` is the error if it failed."""
+        """Notify that the reload has finished. If the reload failed, ``problem`` is the error."""
         if self._status:
             problem = f"; not reloaded: {problem}" if problem else ""
             self._send("READY=1", _status_line(self._status + problem))
