@@ -1,7 +1,7 @@
 """An analyzer that uses raw sockets and prepared frames, so that it needs almost no CPU time.
 
-A *connector* subscribes to the analyzer: skyfast, or an exporter that is compared with skyfast.
-Requests other than subscriptions get an empty response.
+The subscriber is a *connector*: skyfast, or an exporter that is compared with skyfast. Requests
+other than subscriptions get an empty response.
 """
 
 import base64

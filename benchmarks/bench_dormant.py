@@ -58,7 +58,7 @@ class ExpiringTable(Parts):
 
 
 class Crowd(Parts):
-    """A table in which all flows become dormant together, return together, or are forgotten."""
+    """A table in which all flows become dormant, return and are forgotten at the same times."""
 
     def __init__(self, count: int) -> None:
         super().__init__(memory_s=MEMORY_S)

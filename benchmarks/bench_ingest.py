@@ -49,7 +49,7 @@ def run(report: Report) -> None:
             rounds = range(FIRST_ROUND + 1, FIRST_ROUND + 1 + ROUNDS)
             shard_known = [program.round(round_)[0] / SCALE * 1e9 for round_ in rounds]
 
-    # Each round is compared with the mean of the decoder's runs before and after it.
+    # Compare each round with the mean of the decoder's runs before and after the round.
     around = [[statistics.mean(pair) for pair in itertools.pairwise(ns)] for ns in decode]
     report.add("decoding with msgspec", [ns for alone in decode for ns in alone], "ns per flow")
     report.add("skyfast, receiving only", received, "ns per flow")

@@ -46,7 +46,7 @@ def run(report: Report) -> None:
         program.round(FIRST_ROUND)
         assert program.metric("skyfast_connections") == LARGE
         _idle(report, program)
-        # Measure the snapshot first, because it could reuse memory freed by other scans.
+        # Measure the snapshot first: a later snapshot could reuse memory that other scans freed.
         _rates(report, program)
         for what, path, limit_ms in (
             ("/api/top, 50 by bytes", "/api/top?by=bytes&n=50", 100),

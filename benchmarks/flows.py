@@ -93,14 +93,14 @@ class Flows:
         ]
 
     def templates(self, numbers: Sequence[int]) -> Iterator[bytes]:
-        """Yield templates of messages that report the flows ``numbers``."""
+        """Yield templates of messages that report the flows with these numbers."""
         size = self._flows_per_message
         for start in range(0, len(numbers), size):
             flows = map(self._flow, numbers[start : start + size])
             yield _HEAD % start + b",".join(flows) + b"]}"
 
     def messages(self, numbers: Sequence[int], round_: int) -> Iterator[bytes]:
-        """Yield the messages of a round that report the flows ``numbers``."""
+        """Yield the messages of a round that report the flows with these numbers."""
         return of_round(self.templates(numbers), round_)
 
     def sample(self, count: int, among: int) -> list[int]:

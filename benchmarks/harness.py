@@ -74,7 +74,7 @@ def header() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A limit that a figure, or the ratio of a figure, should not exceed or fall below."""
+    """A limit for a figure, or for the ratio of a figure."""
 
     limit: float
     of_ratio: bool = False
@@ -258,7 +258,7 @@ class Remote(Generic[T_co]):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Callable[[], R]:
-        """Call a method without waiting. Return a function that waits for the result."""
+        """Call a method without waiting. Return a function that waits for the returned value."""
         self._pipe.send((method.__name__, args, kwargs))
         return self._result
 

@@ -72,7 +72,7 @@ def waits_ms(delays_s: list[float]) -> list[float]:
     """Return the waiting times, in ms, of events that arrive every `INTERVAL_S`.
 
     During a stall, the heartbeat records only one delay, but the stall delays all events that
-    arrive in this time. Example: 5 ms of stall delay five events, by 5, 4, 3, 2 and 1 ms.
+    arrive during the stall. Example: a stall of 5 ms delays events by 5, 4, 3, 2 and 1 ms.
     """
     waits = []
     for delay_s in delays_s:

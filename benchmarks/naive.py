@@ -2,9 +2,9 @@
 
     python -m benchmarks.naive ANALYZER_PORT PORT
 
-The connector uses websockets, json, a dict, and gauges of prometheus_client. It has the functions
-and metrics of the Go connector, with one difference: if several flows have the same label values,
-only one of these flows is exported.
+The connector uses websockets, json, a dict, and gauges of prometheus_client. The functions and
+metrics are those of the Go connector, with one difference: if several flows have the same label
+values, only one of these flows is exported.
 """
 
 import asyncio

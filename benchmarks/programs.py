@@ -53,7 +53,7 @@ scrape_configs:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A page, and how long it took to receive it."""
+    """A received page."""
 
     first_s: float
     """Seconds from the request to the first byte of the response."""

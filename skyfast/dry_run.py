@@ -1,7 +1,7 @@
 """Replays recordings without sockets and without waiting, for ``skyfast --check --replay``.
 
 Messages, expiry and names from the topology have the same effect as in a replay. Time is simulated:
-the clock jumps from one recorded message to the next.
+between two recorded messages, the clock advances without waiting.
 """
 
 from collections.abc import Set

@@ -100,8 +100,8 @@ def _handle_signal(
 ) -> None:
     """Call ``handler`` in the event loop at each signal, until ``stack`` is closed.
 
-    Afterwards, the signal is ignored. `loop.add_signal_handler` would restore the default action
-    when the loop closes, and a second signal would then kill the process.
+    Afterwards, the signal is ignored. With `loop.add_signal_handler`, the default action would be
+    restored when the loop closes. A second signal would then kill the process.
     """
     loop = asyncio.get_running_loop()
     signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler))

@@ -1,8 +1,8 @@
 """Fixtures of the microbenchmarks.
 
 A round is one message of 100 flows. The arguments of a round are prepared just before the
-measurement, so they are in the CPU cache, as in skyfast. Times are CPU times of the thread per
-flow.
+measurement, so they are in the CPU cache, as in skyfast. Each time is the CPU time of the thread
+per flow.
 """
 
 from collections.abc import Callable, Iterator

@@ -296,7 +296,7 @@ def _row(view: ViewSpec) -> str:
 
 
 def _counts_traffic(view: ViewSpec) -> bool:
-    """Return whether the view counts bytes or packets, in both directions."""
+    """Return whether the view counts the bytes of both directions, or the packets of both."""
     return len(hidden_amounts(view, Bounds(min_bytes=1, min_packets=1))) < len(AMOUNTS)
 
 

@@ -91,7 +91,7 @@ class Endpoint:
 
     @property
     def identity(self) -> tuple[str, int]:
-        """A value to compare endpoints by. All names of the local host have the same value."""
+        """A key to compare endpoints by. The key is the same for all names of the local host."""
         return ("localhost" if self.host in _LOCAL_HOSTS else self.host, self.port)
 
     @property
@@ -100,7 +100,7 @@ class Endpoint:
 
     @property
     def follows_dns(self) -> bool:
-        """Whether the endpoint stands for all addresses of the host."""
+        """Whether skyfast looks up the host in DNS, and subscribes to each of its addresses."""
         return self.scheme.startswith(FOLLOW_DNS)
 
     @property

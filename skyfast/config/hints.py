@@ -53,7 +53,7 @@ class KnownKeys:
     def suggest(self, path: str, value: YamlValue, *, cutoff: float) -> tuple[str, ...]:
         """Return the known paths that the user may have meant by the unknown ``path``.
 
-        The function tries these rules in order, and returns the paths of the first that finds any:
+        The function tries these rules in order, and returns what the first matching rule finds:
 
         1. a key or section with a similar name in the section of ``path``; the similarity is at
            least ``cutoff``, and names that accept ``value`` are preferred
@@ -151,9 +151,9 @@ def similar_variables(
 ) -> list[str]:
     """Return the known variables that the user may have meant by ``name``.
 
-    All variables start with ``prefix``. ``sections`` has the longer prefix of each section, such as
-    ``SKYDIVE_PIPELINE_``. If ``name`` starts with one of ``sections``, only variables of this
-    section are compared.
+    All variables start with ``prefix``. ``sections`` has a longer prefix for the variables of each
+    section, such as ``SKYDIVE_PIPELINE_``. If ``name`` starts with one of ``sections``, only
+    variables of this section are compared.
 
     If ``name`` starts with none of ``sections``, the user may have left out the section. Example:
     for ``SKYDIVE_MAX_CONNECTIONS``, the function returns both variables whose names end with

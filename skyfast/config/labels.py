@@ -378,8 +378,8 @@ def _to_total(value: YamlValue) -> FieldPath:
     return path
 
 
-# These limits only bound the time for parsing. `skyfast.config.views` checks the exact limits of
-# each view.
+# The purpose of these limits is to bound the time for parsing. `skyfast.config.views` checks the
+# exact limits of each view.
 to_labels = unique_list_of(to_label, "label", most=MAX_VIEW_COLUMNS + 1)
 to_metrics = unique_list_of(to_metric, "metric", most=MAX_VIEW_VALUES)
 

@@ -121,7 +121,7 @@ def parse(text: str, environ: Mapping[str, str], *, source: str, replayed: str =
 def dump(config: Config) -> str:
     """Return the effective configuration as YAML, in the structure of the file.
 
-    If this YAML is loaded, the configuration is the same, except for secrets, which are hidden.
+    Loading this YAML gives the same configuration, but without the secrets, which are hidden.
     """
     tree: dict[str, Any] = {}
     for key in SCHEMA.values():

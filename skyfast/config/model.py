@@ -18,7 +18,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLS:
-    """Paths of PEM files; empty strings if a file is not configured."""
+    """Paths of PEM files. If a file is not configured, the path is empty."""
 
     client_cert: str
     client_key: str

@@ -131,7 +131,7 @@ def _show_entry(entry: OwnNameEntry) -> object:
 def load(
     sources: NameSources, export: ExportSelection, *, known: LoadedNames | None = None
 ) -> LoadedNames:
-    """Read the own names that the labels of ``export`` show. Blocks while it reads the file.
+    """Read the own names that the labels of ``export`` show. Blocks while the file is read.
 
     If the sources, the keys and the file have not changed since ``known`` was loaded, return
     ``known``. Reading 100,000 entries takes about 0.5 s; meanwhile, other threads can run.

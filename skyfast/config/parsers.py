@@ -99,7 +99,7 @@ def parse_str(value: YamlValue) -> str:
 
 
 def to_number(value: YamlValue) -> float:
-    """Return ``value`` as a number, or NaN, which is outside every range, if it is not a number."""
+    """Return ``value`` as a number. For other values, return NaN, which is outside every range."""
     if not isinstance(value, str) or not value.isascii():
         return math.nan
     try:
@@ -167,7 +167,7 @@ def show_seconds(number: float) -> float:
 
 
 def must_equal(name: str) -> Callable[[YamlValue], str]:
-    """Return a parser that accepts only ``name``, the one type that a pipeline phase can have."""
+    """Return a parser that accepts only ``name``, for keys that have only one valid value."""
 
     def parse(value: YamlValue) -> str:
         if isinstance(value, bool) or parse_str(value) != name:
@@ -200,7 +200,7 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
 
 
 def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
-    if isinstance(value, bool):  # `parse_str` would suggest quotes, but no choice is a boolean
+    if isinstance(value, bool):  # `parse_str` would suggest quotes, but they would not help
         raise InvalidValue(f"is not one of {', '.join(choices)}", value)
     return parse_str(value)
 

@@ -59,7 +59,7 @@ class Settings:
     """The values of all keys. Each value is checked by itself, not against other values."""
 
     def __init__(self, values: Mapping[str, SetValue], problems: SortedProblems) -> None:
-        """Add errors to ``problems``; invalid keys get their default values."""
+        """Add errors about invalid values to ``problems``, and use defaults for these values."""
         self._set_values = {
             path: value for path, value in values.items() if _is_set(SCHEMA[path], value.value)
         }

@@ -334,8 +334,8 @@ class Anonymizer:
         while True:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
-            # If an address is outside all ranges in `_KINDS`, its pseudonym must be, too. Inside a
-            # range, the pseudonym could equal the pseudonym of an address in this range.
+            # If an address is outside all ranges in `_KINDS`, its pseudonym must also be outside.
+            # Inside a range, the pseudonym could equal the pseudonym of an address in this range.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 

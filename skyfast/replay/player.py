@@ -118,7 +118,8 @@ class ReplayServer:
                     if scheduled.message.kind != "topology":
                         await self._send(scheduled)
                         sent += 1
-                    elif sent:  # `start` has already applied updates before the first message
+                    elif sent:
+                        # `start` has already applied the updates that precede the first message.
                         self._apply(scheduled.message.update())
             except ConfigError as error:  # pragma: no cover - the file changed during playback
                 log.error("a recording changed during the replay: %s", printable(error))
@@ -281,7 +282,7 @@ def _pace(playback: Playback) -> str:
 def _loopback() -> str:
     """Return the first loopback address that accepts connections.
 
-    Listening is not a sufficient test: it works even if the loopback interface is down.
+    The function connects, because listening works even if the loopback interface is down.
     """
     problems = []
     for host in LOOPBACKS:

@@ -9,8 +9,8 @@ skyfast adds a key at the start::
 
 ``At`` is the time of receipt in Unix milliseconds. After the key ``Recorded``, the message follows
 byte for byte, without surrounding white space. If the message is not UTF-8, not a JSON object, or
-not on one line, the line has only the key ``Recorded``. Then the object in ``Recorded`` has the key
-``Base64`` with the message in base64.
+not on one line, the line has only the key ``Recorded``. In this case, the object in ``Recorded``
+also has the key ``Base64``, which contains the message in base64.
 
 Changes of the topology have lines of their own. These lines name no analyzer, because every
 analyzer knows the whole topology (:mod:`skyfast.replay.topology`)::
@@ -279,7 +279,7 @@ class Recording:
 
 
 class _Times:
-    """Determines the time of each message: the recorded time, or else the time of its flows."""
+    """Determines the time of each message, from the recorded time or from the flow times."""
 
     def __init__(self, first_ms: int) -> None:
         self.latest_ms = first_ms
@@ -309,7 +309,8 @@ def _newest_ms(data: bytes) -> int:
     if not times:
         return 0
     # A wrong time in the future would delay all following messages. Therefore leave out times that
-    # are far above the lower median, which is correct even if half of the times are wrong.
+    # are far above the lower median. The lower median is correct even if half of the times are
+    # wrong.
     latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= latest_ms)
 
@@ -454,7 +455,7 @@ class ScheduledMessage:
         """Return the bytes to send if the replay started at ``started_ms`` (Unix milliseconds).
 
         The times of flows are shifted to the present. From the second loop on, flows and messages
-        have new UUIDs, so each loop has new flows with the same labels. Everything else is sent as
+        have new UUIDs, so each loop has new flows with the same labels. All other data is sent as
         recorded.
         """
         base_ms = started_ms + self.begins_ms

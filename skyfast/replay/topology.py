@@ -98,7 +98,7 @@ EDGE: Final[Shape] = {
 
 
 def empty_like(value: object) -> object:
-    """Return an empty value of the type of ``value``, so that an invalid type stays invalid."""
+    """Return an empty value of the same type, so that a value of an invalid type stays invalid."""
     match value:
         case None | bool():
             return value
@@ -161,7 +161,7 @@ _reduce_edge: Final = rewriter(EDGE, _unchanged)
 
 
 class Update(msgspec.Struct, frozen=True, rename="pascal", omit_defaults=True):
-    """A change of the topology. In an update from a file, elements can be any JSON value."""
+    """A change of the topology. In a file, nodes and edges can be JSON values of any type."""
 
     nodes: list[msgspec.Raw] = msgspec.field(default_factory=list)
     """New and changed nodes."""
@@ -309,7 +309,7 @@ class ReplayedTopology:
         self._seen = {}
 
     def offsets(self) -> dict[str, dict[str, int]]:
-        """Return, by node ID, the numbers to add to the recorded counters of the node."""
+        """Return the numbers to add to the recorded counters of each node, by node ID."""
         return self._offsets.copy()
 
     def apply(self, update: Update) -> None:

@@ -19,7 +19,7 @@ SHORT = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildInfo:
-    """A build of skyfast; unknown values are empty."""
+    """A build of skyfast. Values that are not known are empty."""
 
     version: str
     commit: str

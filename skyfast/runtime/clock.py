@@ -46,7 +46,7 @@ class Clock:
         return source_s - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """Stop the clock, or let it continue from its current value."""
+        """Stop the clock if ``held`` is true. If not, continue from the clock's current value."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:

@@ -254,7 +254,7 @@ class LogLimit:
         *args: object,
         exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
     ) -> None:
-        """``exc_info`` returns an exception to log. It is called only if the line is logged."""
+        """If the line is logged, ``exc_info`` is called, and returns an exception to log."""
         suppressed = self._next(cause)
         if suppressed is None:
             return
@@ -264,13 +264,13 @@ class LogLimit:
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow one line of every cause at once. The numbers of suppressed lines are kept."""
+        """Allow the next line of every cause now. The numbers of suppressed lines are kept."""
         self._causes = {
             cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }
 
     def _next(self, cause: object) -> int | None:
-        """Return the number of suppressed lines of ``cause``; None to suppress another line."""
+        """Return the number of suppressed lines of ``cause``, or None to suppress this line."""
         now_s = time.monotonic()
         next_s, suppressed = self._causes.get(cause, (-math.inf, 0))
         if now_s < next_s:
