@@ -45,7 +45,7 @@ BUCKET_BYTES: Final = 8
 """Bytes per row for each bucket of a histogram, and for the sum of the histogram."""
 
 OBSERVED_BYTES: Final = 4
-"""If there are histograms: bytes per flow for the flags of values that have been observed."""
+"""If there are histograms: bytes per flow for the flags that show which values were observed."""
 
 CELL_BYTES: Final = 4
 """Bytes per row for each label value, and bytes per flow for each lookup key."""

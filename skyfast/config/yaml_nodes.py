@@ -37,7 +37,7 @@ class ConfigError(Exception):
             problems = (*problems[:MAX_PROBLEMS], "further errors are not shown")
         super().__init__("; ".join(problems))
         self.problems = problems
-        """The first `MAX_PROBLEMS` errors, one line each. A last line says if there are more."""
+        """The first `MAX_PROBLEMS` errors, one line each. A further line says if there are more."""
         self.warnings: tuple[str, ...] = ()
         """Warnings about the same configuration, one line each."""
 

@@ -187,7 +187,7 @@ class ObservedResponse:
         """For each element: the ID, the JSON text without ``UpdatedAt``, and the value of
         ``UpdatedAt``."""
         self.left_out = 0
-        """Number of elements without an ID, and of elements beyond `MAX_ELEMENTS`."""
+        """Number of elements that are invalid, have no ID, or are beyond `MAX_ELEMENTS`."""
         self._done = done
         self._reduce = _reduce_edge if query.edges else _reduce_node
         self._bytes = 0
@@ -233,7 +233,7 @@ class ResponseChanges:
 
     def __init__(self) -> None:
         self.left_out = 0
-        """Number of elements without an ID, and of elements beyond `MAX_ELEMENTS`."""
+        """Number of elements that are invalid, have no ID, or are beyond `MAX_ELEMENTS`."""
         self._known: dict[str, int] = {}
         self._ids_by_query: dict[Query, set[str]] = {query: set() for query in _COMPLETE}
 
