@@ -56,9 +56,9 @@ EXPIRY_ROWS = 256
 """Maximum number of rows that one call of `Table.expire` visits; a call takes about 0.1 ms."""
 
 STATUS_PAGE_WAIT_S = 3.0
-"""Maximum time for which the log message with the URL of the status page waits for subscriptions.
+"""Maximum time to wait for subscriptions before the URL of the status page is logged.
 
-The message should be the last one at startup, because people read the last line first."""
+This log message should be the last one at startup, because people read the last line first."""
 
 RELABEL_FLOWS = 1_000
 """Number of flows to relabel in one slice, which takes a few milliseconds."""
@@ -332,7 +332,7 @@ class App:
             self._polling.cancel()
 
     def _rename(self, names: Names, keys: Set[str]) -> None:
-        """Schedule the relabeling of flows: the names of ``keys`` have changed.
+        """Schedule the relabeling of flows, because the names of ``keys`` have changed.
 
         The ``keys`` are addresses or capture points (``NodeTID``). ``names`` maps each key to its
         new names.

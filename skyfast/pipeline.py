@@ -44,27 +44,24 @@ NAMES_WAIT_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """State of the process that survives every reload.
-
-    ``relabel`` is called when names from the topology have changed. ``observe_topology`` is called
-    with each topology query, and returns an observer that gets a copy of the response.
-    ``wall_clock`` returns Unix seconds.
-    """
+    """State of the process that survives every reload."""
 
     stats: Stats
     clock: Clock
     activity: Activity
     relabel: Callable[[Names, Set[str]], None]
+    """Called when names from the topology have changed."""
     observe_topology: Callable[[Query], Observer] | None = None
+    """Called with each topology query. Returns an observer that gets a copy of the response."""
     wall_clock: Callable[[], float] = time.time
+    """Returns Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The objects that one configuration needs.
 
-    A reload creates new `Parts`, but reuses some of the objects. ``filtered`` maps each filter rule
-    to the number of flows that the rule has dropped.
+    A reload creates new `Parts`, which reuse some of the old objects.
     """
 
     config: Config
@@ -74,6 +71,7 @@ class Parts:
     types: FlowTypes
     table: Table
     filtered: dict[str, int]
+    """Number of dropped flows by filter rule."""
     captures: Captures
     capture_points: CapturePoints
     interfaces: Interfaces
@@ -85,7 +83,8 @@ class Parts:
     status_source: StatusSource
 
     def take_over(self, old: "Parts", shared: Shared) -> None:
-        """Replace ``old``: configure the parts that are reused, and carry over all counts."""
+        """Configure the objects that are reused from ``old``, and carry over the counts of ``old``.
+        """
         stats, config = shared.stats, self.config
         self.table.set_flow_types(self.types)
         self.table.set_limits(**_table_limits(config.limits))
@@ -120,8 +119,8 @@ class Parts:
     async def wait_for_names(self) -> None:
         """If names are needed, wait up to `NAMES_WAIT_S` for the first topology response.
 
-        Without the wait, the first flows would get series without names, and soon after series with
-        names.
+        Without the wait, the first flows would at first get series without names, and soon
+        afterwards other series with names.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
@@ -132,7 +131,7 @@ class Parts:
 class _CaptureReports:
     """Forwards the agents' capture statistics to `Activity`, and to `Captures` if it is given.
 
-    Only the first shard has `Captures`, so that each capture is exported once.
+    Only the first shard passes `Captures`, so that each capture is exported once.
     """
 
     def __init__(self, *, activity: Activity, captures: Captures | None, clock: Clock) -> None:
@@ -297,11 +296,12 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the name index of ``old`` has all names that the labels of ``new`` need.
 
-    If the export selection is the same, the result is always True. Info series of ``new`` may then
-    lack names until the next topology responses.
+    If the export selection is the same, the table looks up names in the old index, so the return
+    value is True. In this case, info series of ``new`` may lack names until the next topology
+    responses arrive.
     """
     if old.export == new.export:
-        return True  # the table looks up names in the old index
+        return True
     polled, wanted = name_poller.needed(old), name_poller.needed(new)
     return (
         bool(wanted)

@@ -45,7 +45,8 @@ CAPTURE_SKIPS = ("invalid", "no_id", "text_too_long", "out_of_range", "too_many"
 """Reasons for skipping a report of a capture's statistics."""
 
 MISDATED_REASONS = ("ahead", "behind")
-"""A flow's times are ahead of or behind the local clock: see `skyfast.skydive.clock_skew`."""
+"""Whether a flow's times are ahead of or behind the local clock: see `skyfast.skydive.clock_skew`.
+"""
 
 GAP_REASONS = ("lost", "ours")
 """Reasons for a missing report.
@@ -183,25 +184,26 @@ def _zeros(names: Sequence[str]) -> Callable[[], dict[str, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failure: the reason, as counted by metrics, and the text of the log message."""
+    """A failure that has been counted and logged."""
 
     reason: str
+    """The reason under which metrics count the failure."""
     text: str
+    """The text of the log message."""
     timestamp_s: float = field(default_factory=time.time)
+    """The Unix time of the failure."""
 
 
 class HistogramStats:
-    """Counts observed values, in seconds, by bucket.
-
-    ``bounds`` are the inclusive upper bounds of the buckets, in increasing order. ``counts`` has
-    one more entry, for values above all bounds.
-    """
+    """Counts observed values, in seconds, by bucket."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
+        """The inclusive upper bounds of the buckets, in increasing order."""
         self.counts = [0] * (len(bounds) + 1)
+        """Number of values in each bucket. The last bucket has the values above all bounds."""
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
@@ -211,15 +213,14 @@ class HistogramStats:
 
 @dataclass(slots=True, eq=False)
 class AnalyzerStats:
-    """The counters of one analyzer's subscription. ``name`` is the analyzer's host and port.
-
-    ``since_timestamp_s`` is the Unix time of the latest change of ``up``.
-    ``packet_age`` and ``delivery`` count ages of reports: see `skyfast.skydive.data_age`.
-    """
+    """The counters of one analyzer's subscription."""
 
     name: str
+    """The analyzer's alias, or its host and port."""
     up: int = 0
+    """1 while the subscription is up, otherwise 0."""
     since_timestamp_s: float = field(default_factory=time.time)
+    """The Unix time of the latest change of ``up``."""
     last_failure: Failure | None = None
     flows: int = 0
     received_bytes: int = 0
@@ -233,7 +234,9 @@ class AnalyzerStats:
     reports_checked: int = 0
     report_gaps: dict[str, int] = field(default_factory=_zeros(GAP_REASONS))
     packet_age: HistogramStats = field(default_factory=lambda: HistogramStats(AGE_BOUNDS_S))
+    """Time from the latest packet of a flow to the arrival of the flow's report."""
     delivery: HistogramStats = field(default_factory=lambda: HistogramStats(AGE_BOUNDS_S))
+    """Time from the agent's update of a flow to the arrival of the flow's report."""
 
     def set_up(self, up: int) -> None:
         if up != self.up:
@@ -243,96 +246,101 @@ class AnalyzerStats:
 
 @dataclass(slots=True, eq=False)
 class ScrapeStats:
-    """The counters of the HTTP server.
-
-    ``scrapes``, ``durations`` and ``last_…`` cover completely served pages with flows
-    (``/metrics``, ``/metrics/flows``). ``last_bytes`` is the size before compression. ``rejected``
-    and ``failures`` cover all metrics pages except ``/metrics/self``. ``connections_rejected``
-    counts TCP connections that were closed because ``web.max_connections`` were already open.
-    """
+    """The counters of the HTTP server."""
 
     scrapes: int = 0
+    """Number of completely served pages with flows (``/metrics`` and ``/metrics/flows``)."""
     durations: HistogramStats = field(default_factory=lambda: HistogramStats(SCRAPE_BOUNDS_S))
+    """Durations of the scrapes that ``scrapes`` counts."""
     last_duration_s: float = 0.0
+    """Duration of the latest scrape that ``scrapes`` counts."""
     last_bytes: int = 0
+    """Size, before compression, of the latest page that ``scrapes`` counts."""
     rejected: int = 0
+    """Number of rejected requests for metrics pages, except ``/metrics/self``."""
     failures: dict[str, int] = field(default_factory=_zeros(SCRAPE_FAILURES))
+    """Number of incompletely served metrics pages by reason, except ``/metrics/self``."""
     connections_rejected: int = 0
+    """Number of TCP connections that were closed because ``web.max_connections`` were already
+    open."""
     handshakes_failed: dict[str, int] = field(default_factory=_zeros(HANDSHAKE_FAILURES))
+    """Number of failed TLS handshakes by reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmptyLabels:
-    """Labels, and the share of the bytes (0 to 1) for which all of these labels are empty."""
+    """Labels that are empty for a part of the traffic."""
 
     labels: tuple[str, ...]
     bytes_share: float
+    """The share of the bytes (0 to 1) for which all ``labels`` are empty."""
 
 
 @dataclass(slots=True, eq=False)
 class NameStats:
-    """Counts of names from the topology, and of the queries and lookups of these names.
-
-    ``addresses`` and ``nodes`` are the numbers of addresses and capture points with names.
-    ``ambiguous`` is the number of addresses whose names depend on the flow, excluding loopback and
-    link-local addresses. ``unknown`` is the number of nameless addresses in recent flows.
-    ``skipped`` describes the current topology, so it is a gauge. ``labels_without_pods`` is a text
-    that lists the labels that are empty because the topology has no pods. ``missing_pod_labels``
-    are keys of pod labels that no pod has. ``is_read`` means that the whole topology has been read.
-    ``empty_labels`` has the labels that `skyfast.web.empty_labels` warns about.
-    ``query_duration_s`` is the duration of the latest query, by kind.
-    """
+    """Counts of names from the topology, and of the queries and lookups of these names."""
 
     addresses: int = 0
+    """Number of addresses with names."""
     nodes: int = 0
+    """Number of capture points with names."""
     ambiguous: int = 0
+    """Number of addresses whose names depend on the flow, excluding loopback and link-local
+    addresses."""
     unknown: int = 0
+    """Number of addresses without names in recent flows."""
     elements: int = 0
     resolutions: int = 0
     resolution_duration_s: float = 0.0
     last_reading_timestamp_s: float = 0.0
     skipped: dict[str, int] = field(default_factory=_zeros(NAME_SKIPS))
+    """A gauge: number of unused nodes, edges and values of the current topology by reason."""
     dropped: dict[str, int] = field(default_factory=_zeros(LOOKUP_DROPS))
+    """Number of dropped lookups by kind."""
     labels_without_pods: str = ""
+    """Text that lists the labels that are empty because the topology has no pods."""
     missing_pod_labels: tuple[str, ...] = ()
+    """Keys of exported pod labels that no pod has."""
     is_read: bool = False
+    """Whether the whole topology has been read."""
     empty_labels: tuple[EmptyLabels, ...] = ()
+    """The labels that `skyfast.web.empty_labels` warns about."""
     query_duration_s: dict[str, float] = field(default_factory=dict)
+    """Duration of the latest query of each kind."""
 
 
 @dataclass(slots=True, eq=False)
 class TopologyStats:
-    """``interfaces`` and ``skipped`` describe the latest response, so they are gauges.
-
-    ``names`` is None unless labels or info series need names.
-    """
+    """Counts of topology queries, and of the interfaces and names in their responses."""
 
     answers: int = 0
     last_answer_timestamp_s: float = 0.0
     interfaces: int = 0
+    """A gauge: number of exported interfaces in the latest response."""
     skipped: dict[str, int] = field(default_factory=_zeros(INTERFACE_SKIPS))
+    """A gauge: number of interfaces and values in the latest response that are not exported, by
+    reason."""
     errors: dict[str, int] = field(default_factory=_zeros(TOPOLOGY_ERRORS))
     last_failure: Failure | None = None
     names: NameStats | None = None
+    """None if neither labels nor info series need names."""
 
 
 @dataclass(slots=True, eq=False)
 class OwnNameStats:
-    """Counts of own names (names given by users), and the result of reading ``names_file``.
-
-    ``keys`` are the keys that at least one entry has. ``labels_without_names`` has, as text, the
-    labels that are empty because there are no own names. ``missing_keys`` are keys that labels need
-    but no entry has.
-    """
+    """Counts of own names (names given by users), and the outcome of reading ``names_file``."""
 
     entries: int = 0
     keys: tuple[str, ...] = ()
+    """The keys that at least one entry has."""
     file: str = ""
     last_load_successful: int = 1
     last_load_success_timestamp_s: float = 0.0
     last_failure: Failure | None = None
     labels_without_names: str = ""
+    """Text that lists the labels that are empty because there are no own names."""
     missing_keys: tuple[str, ...] = ()
+    """The keys that labels need but no entry has."""
 
 
 @dataclass(slots=True, eq=False)
@@ -343,12 +351,10 @@ class CaptureStats:
 
 @dataclass(slots=True, eq=False)
 class ConfigStats:
-    """The result of the latest reload, or of the start if there was no reload yet.
-
-    ``reloads`` counts successful reloads, excluding the start.
-    """
+    """The outcome of the latest reload, or of the start if there was no reload yet."""
 
     reloads: int = 0
+    """Number of successful reloads, excluding the start."""
     last_reload_successful: int = 1
     last_reload_success_timestamp_s: float = field(default_factory=time.time)
     last_reload_changed: tuple[str, ...] = ()
@@ -358,28 +364,28 @@ class ConfigStats:
 
 @dataclass(slots=True, eq=False)
 class Stats:
-    """All counters of the process except the table's counters.
-
-    ``flows_filtered`` counts dropped flows by filter rule. ``values_skipped`` counts skipped values
-    by field, such as ``Metric.RTT``, in tables that a reload has replaced: the current table has
-    its own counters. ``own_names`` is None unless there are own names or labels that show own
-    names. ``clock_held`` is 1 while expiry is paused, and ``clock_held_s`` is the total time of
-    these pauses.
-    """
+    """All counters of the process except the table's counters."""
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
     flows_skipped: dict[str, int] = field(default_factory=_zeros(SKIP_REASONS))
+    """Number of skipped flows by reason, without those that the current table has skipped."""
     flows_filtered: dict[str, int] = field(default_factory=dict)
+    """Number of dropped flows by filter rule."""
     values_skipped: dict[str, int] = field(default_factory=dict)
+    """Number of skipped values by field, such as ``Metric.RTT``, in tables that a reload has
+    replaced. The current table has its own counters."""
     max_connections: int = 0
     max_flows: int = 0
     flow_memory_s: float = 0.0
     clock_held: int = 0
+    """1 while expiry is paused, otherwise 0."""
     clock_held_s: float = 0.0
+    """Total time for which expiry has been paused."""
     observed_flow_update_s: float | None = None
     scrape: ScrapeStats = field(default_factory=ScrapeStats)
     topology: TopologyStats = field(default_factory=TopologyStats)
     own_names: OwnNameStats | None = None
+    """None if there are neither own names nor labels that show own names."""
     captures: CaptureStats = field(default_factory=CaptureStats)
     config: ConfigStats = field(default_factory=ConfigStats)
 

@@ -36,7 +36,7 @@ def read(text: str) -> bytes | None:
 
 
 def write(address: bytes) -> str:
-    """Format an address as RFC 5952 recommends. IPv6 addresses never have dots."""
+    """Format an address as RFC 5952 recommends; an IPv6 address never contains dots."""
     if len(address) == _IPV4_BYTES:
         return inet_ntop(AF_INET, address)
     if address.startswith(_ZEROES):  # inet_ntop would write the last 4 bytes with dots
@@ -45,7 +45,7 @@ def write(address: bytes) -> str:
 
 
 def masked(address: bytes, bits: int) -> bytes:
-    """Set all bits of an address to 0, except the first ``bits``."""
+    """Return the address with all bits after the first ``bits`` set to 0."""
     length = len(address)
     behind = 8 * length - bits
     return (int.from_bytes(address) >> behind << behind).to_bytes(length)

@@ -34,30 +34,33 @@ FIXED_PREFIXES: Final = (
 """The prefixes of families that are not computed from flows."""
 
 Cardinality = Literal["low", "medium", "unbounded"]
-"""The number of values of a label: a few (low), limited by the network's size (medium), or
-unlimited."""
+"""How many values a label can have: a few (low), a number limited by the size of the network
+(medium), or an unlimited number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelDef:
-    """A label that can be selected by name.
-
-    ``path`` is the label's field, or empty if the label does not come from a single field.
-    ``lookup`` is "classification" for the label `TAG`, and empty for labels that show a field.
-
-    For labels that show a name, ``lookup`` is "address" or "node": the names come from ``combined``
-    or ``nodes`` of a `skyfast.flows.planner.NameSource`. The label's value is element
-    ``index`` of the tuple of names. If ``is_own`` is true, the label shows an own name (given by
-    users), and ``index`` counts from the first own name.
-    """
+    """A label that can be selected by name."""
 
     name: str
     path: FieldPath
+    """The field that the label shows or looks up. Empty for `DIRECTION` and `TAG`, which do not
+    come from a single field."""
     cardinality: Cardinality
     help: str
     lookup: Literal["", "classification", "address", "node"] = ""
+    """How the label's value is found.
+
+    * "": The label shows the field at ``path``, or is `DIRECTION`.
+    * "classification": The label is `TAG`.
+    * "address": ``combined`` of `skyfast.flows.planner.NameSource` maps the address to names.
+    * "node": ``nodes`` of the same class maps the capture point to names.
+    """
     index: int = 0
+    """The index of the label's name in the tuple of names. The index of an own name is counted from
+    the first own name."""
     is_own: bool = False
+    """Whether the label shows an own name (a name given by users)."""
 
 
 INITIATOR_IP: Final = ("Network", "A")
@@ -70,40 +73,46 @@ NODE_TID: Final = ("NodeTID",)
 ADDRESS_NAMES: Final = (
     *("name", "host", "namespace", "pod", "workload", "workload_kind", "container", "service"),
 )
-"""The names of an address from the topology, in the order of the tuples of `NameSource.combined`.
-"""
+"""The kinds of names that the topology has for an address.
+
+Each tuple of `NameSource.combined` begins with these names, in this order."""
 
 NETWORK: Final = "network"
-"""The last word of the labels ``initiator_network`` and ``target_network``."""
+"""The last word in the names of the labels ``initiator_network`` and ``target_network``."""
 
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
 )
-"""The names of a capture point, in the order of the tuples of `NameSource.nodes`."""
+"""The kinds of names of a capture point, in the order of the tuples of `NameSource.nodes`."""
 
 INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
-"""The labels that need only the interfaces of the topology."""
+"""The labels whose values come only from the topology's interfaces."""
 
 LOCAL_LABELS: Final = frozenset({"node_netns", "node_container"})
-"""The labels that need network namespaces and containers, but no objects of Kubernetes."""
+"""The labels that need the topology's network namespaces and containers, but not its Kubernetes
+objects."""
 
 CONTAINER_POD_LABELS: Final = frozenset(
     f"{prefix}_{name}"
     for prefix in ("initiator", "target", "node")
     for name in ("namespace", "pod")
 )
-"""Without Kubernetes pods in the topology, the values of these labels come from the labels that a
-container runtime gives to containers."""
+"""The labels that show the namespace or name of a pod.
+
+If the topology has no Kubernetes pods, the values come from the labels that the container runtime
+gives to each container."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),
     *("target_workload", "target_workload_kind", "target_service"),
     "node_workload",
 }
-"""Without Kubernetes pods, these labels are empty, except those in `CONTAINER_POD_LABELS`."""
+"""The labels that need the topology's Kubernetes pods.
+
+If the topology has no pods, all of these labels except `CONTAINER_POD_LABELS` are empty."""
 
 ADDRESS_FIELDS: Final = {"initiator": INITIATOR_IP, "target": TARGET_IP}
-"""The address fields, by prefix of label names."""
+"""Maps the first word of a label's name to the address field that the label needs."""
 
 _Name = tuple[Cardinality, str]
 
@@ -314,7 +323,7 @@ UNBOUNDED_FIELDS: Final = {
     ("Start",): "a new value for each flow",
     ("ICMP", "ID"): "a new value for each ping",
 }
-"""Maps each field with an unbounded number of values to the reason, as text."""
+"""Maps each field with an unlimited number of values to a text that explains why."""
 
 DEFAULT_LABELS: Final = tuple(label.name for label in LABELS[:7])
 """The labels of the Go connector ``prom_sky_con``, in its order."""
@@ -324,26 +333,27 @@ ENDPOINTS: Final = frozenset({INITIATOR_IP, TARGET_IP, INITIATOR_PORT, TARGET_PO
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricDef:
-    """A metric that can be selected by name.
-
-    ``paths`` has a field for each direction, or one field if the metric has no direction. If
-    skyfast itself counts the value, ``paths`` is empty. ``compatible`` is the family's name in the
-    first view (the connections) with ``naming: compatible``. In all other cases, the name is a
-    prefix followed by ``standard``. ``unit`` is the unit of the standard family. Pages show values
-    divided by 10 to the power of ``compatible_decimals`` or ``standard_decimals``. See `Gauge` for
-    ``keep``.
-    """
+    """A metric that can be selected by name."""
 
     name: str
     paths: tuple[FieldPath, ...]
+    """A field for each direction, or one field if the metric has no direction. Empty if skyfast
+    itself counts the value."""
     type: MetricType
     compatible: str
+    """The name of the family in the first view (the connections) with ``naming: compatible``."""
     standard: str
+    """The name of the family in all other cases, without the prefix: the prefix of the view, or
+    `STANDARD_PREFIX` in the first view."""
     unit: str
+    """The unit of the values that pages show under the name ``standard``."""
     help: str
     keep: Literal["latest", "least", "most"] = "latest"
+    """See `skyfast.flows.plan.Gauge`."""
     compatible_decimals: int = 0
+    """Under the name ``compatible``, pages show values divided by ``10 ** compatible_decimals``."""
     standard_decimals: int = 0
+    """Under the name ``standard``, pages show values divided by ``10 ** standard_decimals``."""
 
 
 def _both(part: str, name: str) -> tuple[FieldPath, FieldPath]:
@@ -559,7 +569,7 @@ RUNNING_TOTALS: Final = frozenset(
     | {path for name in ("SawStart", "SawEnd") for path in _both("TCPMetric", name)}
     | {("RawPacketsCaptured",)}
 )
-"""The fields that never decrease during the lifetime of a flow, so they can be counters."""
+"""The fields that can be counters, because they never decrease during the lifetime of a flow."""
 
 LABEL_FIELDS: Final = frozenset(
     path
@@ -567,4 +577,4 @@ LABEL_FIELDS: Final = frozenset(
     if path[0] not in {"Metric", "LastUpdateMetric", "TCPMetric", "IPMetric"}
     and path not in {("Last",), ("RawPacketsCaptured",), ("FinishType",)}
 )
-"""The fields that do not change during the lifetime of a flow, so they can be labels."""
+"""The fields that can be labels, because they do not change during the lifetime of a flow."""

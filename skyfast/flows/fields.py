@@ -1,8 +1,8 @@
 """The messages of analyzers, as msgspec structs.
 
-Each plan has its own structs for flows, with only the fields that the plan uses: the decoder skips
-all other fields. The names and types of fields are those of Skydive's protobuf messages. Empty
-fields may be missing, because Go omits them.
+Each plan has its own structs for flows. They contain only the fields that the plan uses, and the
+decoder skips all other fields. The names and types of fields are those of Skydive's protobuf
+messages. Empty fields may be missing, because Go omits them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,15 +65,16 @@ _POSITIONS: Final[Mapping[FieldPath, int]] = {
 its first field."""
 
 PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS}
-"""The fields of `FIELDS` by their names in the configuration, such as ``Link.ID``."""
+"""Maps the name of a field in the configuration, such as ``Link.ID``, to the field's path."""
 
 CLOSING: Final = 1
 """The value of ``FinishType`` in the last report of a flow."""
 
 _ALWAYS_READ: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# In the first report of a flow, both ``Start`` fields are equal. If a closing report repeats the
-# previous report, its ``LastUpdateMetric.Last`` differs from ``Last``.
+# The fields that show what kind of report it is. In the first report of a flow, both ``Start``
+# fields are equal. If a closing report repeats the previous report, its ``LastUpdateMetric.Last``
+# differs from ``Last``.
 _REPORT_KIND_FIELDS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),
@@ -82,37 +83,40 @@ _REPORT_KIND_FIELDS: tuple[FieldPath, ...] = (
 
 
 class Envelope(msgspec.Struct, gc=False):
-    """A message with undecoded content. ``Obj`` is raw JSON, or empty if missing."""
+    """A message whose content is not decoded."""
 
     Namespace: str = ""
     Type: str = ""
     Obj: msgspec.Raw = msgspec.Raw()
+    """The content as raw JSON; empty if the message has no content."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlowTypes:
     """The types that decode flow reports for one plan. The plan's table accepts all four types.
 
-    Each type has the fields of the previous type and further fields:
-
-    * ``KnownReport`` has the fields that are needed to count a flow that is already in the table.
-    * ``Update`` adds the fields of labels.
-    * ``FirstReport`` adds the fields that identify a first report, to count a new flow.
-    * ``FullReport`` adds ``LastUpdateMetric``, to count a flow whose first report was missed.
-
-    With shards, ``KnownReport`` is the same type as ``Update``. The fields of ``Update`` show to
-    which shard a flow belongs, and most messages contain flows of other shards.
-
-    ``omissible`` are the fields and parts of ``FullReport`` that are not necessary to count a flow:
-    gauges, optional counters, fields of histograms, and the fields that identify a first report or
-    a last report.
+    Each type has all fields of the type before it, and further fields.
     """
 
     KnownReport: type[msgspec.Struct]
+    """Has the fields that are needed to count a flow that is already in the table.
+
+    With shards, this is the same type as ``Update``: most messages contain flows of other shards,
+    and the fields of ``Update`` show to which shard a flow belongs."""
     Update: type[msgspec.Struct]
+    """Adds the fields of labels."""
     FirstReport: type[msgspec.Struct]
+    """Adds the fields that identify the first report of a flow, to count new flows."""
     FullReport: type[msgspec.Struct]
+    """Adds fields of ``LastUpdateMetric``, to count flows whose first report was missed."""
     omissible: frozenset[FieldPath]
+    """The fields and parts of ``FullReport`` that are not necessary to count a flow:
+
+    * the fields of gauges and histograms
+    * the fields of optional counters
+    * the increases of counters in ``LastUpdateMetric``
+    * the fields that identify the first and the last report of a flow
+    """
 
 
 def flow_types(plan: Plan, *, also: Iterable[FieldPath] = ()) -> FlowTypes:
@@ -163,9 +167,10 @@ def _omissible(
 
 
 def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
-    """Return a struct with ``paths``. Each path is a field in `FIELDS` or a part of a flow.
+    """Return a struct type. Each of ``paths`` leads to a field in `FIELDS` or to a part of a flow.
 
-    A part without requested fields is decoded as an empty struct, which shows that the part exists.
+    If ``paths`` contains a part but no field of this part, the part is decoded as an empty struct,
+    which shows that the part exists.
     """
     # The decoder is fastest if the fields are in the same order as in messages.
     parts: dict[str, list[FieldPath]] = {}

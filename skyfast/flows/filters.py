@@ -1,9 +1,9 @@
 """Decides which flows reach the table: classification by networks, and filter rules.
 
-Rules are compiled to one function, because closures would take twice as long. The source of this
-function contains only names of fields from `skyfast.flows.fields.FIELDS` and names of constants.
-The values from the configuration are in these constants, so no text from the configuration is
-executed.
+All rules are compiled to one function, because a closure for each rule would take twice as long.
+The source of this function contains only names of fields from `skyfast.flows.fields.FIELDS` and
+names of constants. The values from the configuration are in these constants, so no text from the
+configuration is executed.
 """
 
 from bisect import bisect
@@ -24,8 +24,8 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# ``_TAGS[i][j]`` is the tag of a flow. i is the location of the initiator's address, and j is the
-# location of the target's address.
+# ``_TAGS[i][j]`` is the tag of a flow whose initiator's address has location i (one of the three
+# constants above) and whose target's address has location j.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -34,7 +34,9 @@ _TAGS = (
 
 
 class Classifier:
-    """Classifies whole flows by the cluster's networks: a `skyfast.flows.plan.LabelMapper`.
+    """A `skyfast.flows.plan.LabelMapper` that maps a flow to its tag.
+
+    The tag depends on the cluster's networks:
 
     * ``internal``: both addresses are in the networks
     * ``egress``: only the initiator's address is in the networks
@@ -116,12 +118,12 @@ def make_flow_filter(
 
     A dropped flow is counted once, under the first reason that applies:
 
-    * its tag is excluded: `EXCLUDED` in ``skipped``
-    * a drop rule matches: the first such rule in ``filtered``
-    * there are keep rules, but none matches: `KEEP` in ``filtered``
+    * Its tag is excluded: counted as `EXCLUDED` in ``skipped``.
+    * A drop rule matches: counted under the name of the first matching rule in ``filtered``.
+    * There are keep rules, but none matches: counted as `KEEP` in ``filtered``.
 
-    If a flow lacks the part that contains the field of a condition, such as ``Transport``, the
-    condition does not match; a negated condition matches.
+    If a condition's field belongs to a part that the flow lacks, such as ``Transport``, the
+    condition does not match. If the condition is negated, it matches.
 
     Flows that have no UUID or fail one of ``requirements`` always pass this filter. The table skips
     these flows and counts them under other reasons. So a rule counts only flows that would be
@@ -172,8 +174,8 @@ class _FunctionSource:
     ) -> Callable[[list[Flow], list[int]], list[Flow]]:
         """Compile a function that returns the flows that no condition drops.
 
-        Each dropped flow is counted in ``dropped``, at the position of its first matching
-        condition.
+        The function counts each dropped flow in its argument ``dropped``, at the index of the first
+        condition that drops the flow.
         """
         # The expressions in `complete` are all true for a flow that the table accepts. To save
         # time, the function evaluates them only for flows that match a condition.
@@ -240,7 +242,8 @@ class _FunctionSource:
         if len(intervals) == 1:
             low, high = map(self.constant, intervals[0])
             return f"({low} <= {value} <= {high})"
-        # A value is in one of the intervals if it equals or exceeds an odd number of bounds.
+        # The bounds are the first number of each interval and the first number after it. For a
+        # value in an interval, an odd number of bounds are less than or equal to the value.
         bounds = [bound for low, high in intervals for bound in (low, high + 1)]
         return f"(bisect({self.constant(bounds)}, {value}) & 1)"
 

@@ -24,18 +24,21 @@ MAX_PROBLEMS: Final = 20
 """Number of invalid lines after which skyfast stops reading a file."""
 
 Prefix: TypeAlias = int
-"""An address or a network, as an integer.
+"""An address or a network, as an integer:
 
-The low 8 bits are the length of the prefix. The bits above are the first address. For IPv6, the bit
-above the address is also set. Sorted integers are in the order of the first addresses, and a
-network comes before the networks that it contains."""
+* The low 8 bits are the length of the prefix.
+* The next 32 bits (IPv4) or 128 bits (IPv6) are the first address.
+* For IPv6, the bit above the first address is also set.
+
+Sorted prefixes are in the order of their first addresses, and a network comes before the networks
+that it contains."""
 
 OwnNameTuple: TypeAlias = tuple[str, ...]
 """The own names of an address. Names and values that do not exist are empty strings.
 
-* the name in the entry of exactly this address
+* the name that is given to exactly this address
 * the name of the smallest network that contains the address and has a name
-* for each selected key, the value of the longest prefix that contains the address and has this key
+* for each selected key, the value of the longest prefix that contains the address and has the key
 """
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -54,7 +57,9 @@ _IPV6: Final = 1 << _IPV6_BITS + _LENGTH_BITS
 
 _LENGTHS: Final = {str(bits): bits for bits in range(_IPV6_BITS + 1)}
 _INDEXED_BITS: Final = 16
-"""Number of low bits that the index of IPv4 ranges ignores: it has one entry per /16 network."""
+"""Number of low address bits that the index of IPv4 ranges ignores.
+
+The index has one entry per /16 network."""
 
 _SORTED_AT_ONCE: Final = 100_000
 """Number of prefixes that are sorted in one call, which takes about 20 ms."""
@@ -71,21 +76,21 @@ class InvalidEntryError(ValueError):
 
 
 class InvalidLinesError(ValueError):
-    """Lines of a file are invalid; ``problems`` has the line number and message of each error."""
+    """Lines of a file are invalid."""
 
     def __init__(self, problems: Sequence[tuple[int, str]]) -> None:
         super().__init__(problems)
         self.problems = problems
+        """The line number and message of each error."""
 
 
 class OwnNameEntry(msgspec.Struct, frozen=True, gc=False):
-    """The name and the values of an address or network; values are (key, value) pairs.
-
-    The name can be empty if there are values.
-    """
+    """What users give to an address or network: a name, values of keys, or both."""
 
     name: str
+    """Empty if users give only values."""
     values: tuple[tuple[str, str], ...] = ()
+    """Pairs of a key and its value."""
 
 
 def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> OwnNameEntry:
@@ -172,7 +177,7 @@ def read_csv(text: str) -> dict[Prefix, OwnNameEntry]:
     """Parse lines of the form ``prefix,name[,key=value…]``.
 
     Empty lines and lines that start with ``#`` are ignored. Fields can be quoted as in RFC 4180,
-    but cannot contain line breaks. Equal strings in the result are the same object.
+    but cannot contain line breaks. Equal strings in the returned entries are the same object.
 
     Raises:
         InvalidLinesError: Lines are invalid or repeat a prefix.
@@ -205,7 +210,7 @@ def read_csv(text: str) -> dict[Prefix, OwnNameEntry]:
 
 
 class _Names(dict[str, str]):
-    """Maps the second field of a line to a name."""
+    """A cache that maps the second field of a line to the checked name."""
 
     __slots__ = ()
 
@@ -218,7 +223,7 @@ class _Names(dict[str, str]):
 
 
 class _Values(dict[str, tuple[str, str]]):
-    """Maps any later field of a line to a key and a value."""
+    """A cache that maps any later field of a line to a pair of the checked key and value."""
 
     __slots__ = ("_keys",)
 
@@ -290,7 +295,7 @@ def _in_order(prefixes: Iterable[Prefix]) -> list[Prefix]:
 
 
 def _index(starts: "array[int]") -> "array[int]":
-    """Return the number of IPv4 ranges that begin before each /16 network.
+    """Return, for each /16 network, the number of IPv4 ranges that begin before it.
 
     The last element is the number of all IPv4 ranges.
     """
@@ -307,17 +312,19 @@ def _ranges(
     keys: Sequence[str],
     numbers: dict[OwnNameTuple, int],
 ) -> tuple[list[int], "array[int]"]:
-    """Return two lists with an element per range: the first address, and the index of the names.
+    """Divide the addresses of one IP version into ranges with equal names.
 
-    ``ordered`` are the prefixes of one IP version, whose addresses have ``most`` bits. The first
-    range starts at 0. ``numbers`` maps each distinct tuple of names to its index; this function
-    adds new tuples.
+    ``ordered`` are the sorted prefixes of this IP version, whose addresses have ``most`` bits.
+    ``numbers`` maps each distinct tuple of names to its number; this function adds new tuples.
+
+    Returns two lists with an element for each range: the first address of the range, and the number
+    of its tuple of names. The first range begins at address 0.
     """
     starts, names_of = [0], array("I", [0])
     mask = (1 << most) - 1
     positions = {key: number for number, key in enumerate(keys, 2)}
     # A stack of the networks that contain the current address, largest first. Each element has the
-    # first address after the network, the index of the network's names, and the names.
+    # first address after the network, the number of its tuple of names, and this tuple.
     empty = next(iter(numbers))
     outer: list[tuple[int, int, OwnNameTuple]] = [(1 << most, 0, empty)]
 
@@ -366,11 +373,11 @@ class OwnNames:
     """
 
     def __init__(self, entries: Mapping[Prefix, OwnNameEntry], keys: Sequence[str] = ()) -> None:
-        """``keys`` select the values in `OwnNameTuple`."""
+        """``keys`` are the selected keys, whose values each `OwnNameTuple` contains."""
         self.keys = tuple(keys)
         self.count = len(entries)
         self.empty: OwnNameTuple = ("",) * (2 + len(keys))
-        """The result of a lookup that finds nothing."""
+        """The tuple for an address without names and values."""
         ordered = _in_order(entries)
         ipv6 = bisect_left(ordered, _IPV6)
         numbers: dict[OwnNameTuple, int] = {self.empty: 0}
@@ -393,7 +400,7 @@ class OwnNames:
         return self.empty if packed is None else self.find(packed)
 
     def find(self, packed: bytes) -> OwnNameTuple:
-        """``packed`` is the address as 4 or 16 bytes."""
+        """Return the names of an address that is given as 4 or 16 bytes."""
         number = int.from_bytes(packed)
         if len(packed) == _IPV4_BYTES:
             half = number >> _INDEXED_BITS

@@ -49,12 +49,7 @@ class Names(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lookup:
-    """Looks up the field ``key`` in ``names``. Labels of the same field share one lookup.
-
-    If the flow lacks the field, the table looks up an empty string. If the result is None, the
-    field's value is ambiguous. In this case, the table calls ``names.resolve`` with this value and
-    the two fields in ``context``: the other address and the capture point. If ``context`` is empty,
-    results are never None.
+    """Looks up a field of a flow in ``names``. Labels of the same field share one lookup.
 
     For `Table.relabel`, the table stores the fields ``key`` and ``context`` of each flow that has
     not expired. Each of these fields counts once towards the maximum number of columns.
@@ -62,27 +57,37 @@ class Lookup:
 
     names: Names
     key: FieldPath
+    """The field to look up. If a flow lacks this field, the table looks up an empty string."""
     context: tuple[()] | tuple[FieldPath, FieldPath] = ()
+    """The fields with the flow's other address and its capture point.
+
+    If ``names`` maps a value of ``key`` to None, the value is ambiguous. The table then calls
+    ``names.resolve`` with this value and the values of the two fields. If ``context`` is empty, no
+    value is ambiguous."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Column:
     """A label. Columns are compared by identity: views with the same label share a column.
 
-    If ``lookup`` is set, the label's value is element ``index`` of the tuple that the lookup
-    returns. In this case, ``path`` is ``lookup.key``, and there is no ``rewrite``.
+    The label's value is found in one of three ways:
 
-    Otherwise, the label's value is the value at ``path``, or empty if the flow lacks it. If there
-    is a ``rewrite``, it maps this value to the label's value. If ``rewrite`` maps a part of the
-    flow or the whole flow, ``reads`` are the fields that ``rewrite`` needs.
+    * With a ``lookup``, it is element ``index`` of the tuple that the lookup returns.
+    * With a ``rewrite``, the mapper maps the value at ``path`` to the label's value. If the flow
+      lacks the value, an empty string is mapped.
+    * Otherwise, it is the value at ``path``, or an empty string if the flow lacks the value.
     """
 
     name: str
     path: FieldPath
+    """The field of the label, or the part of the flow that ``rewrite`` maps. With a lookup, the
+    same as ``lookup.key``."""
     rewrite: LabelMapper | None = None
     reads: tuple[FieldPath, ...] = ()
+    """If ``rewrite`` maps the whole flow or a part of it: the fields that ``rewrite`` needs."""
     lookup: Lookup | None = None
     index: int = 0
+    """The index of the label's value in the tuple that ``lookup`` returns."""
 
     @property
     def fields(self) -> tuple[FieldPath, ...]:
@@ -98,78 +103,77 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Direction:
-    """The label that distinguishes the two series of a connection in one family.
-
-    ``position`` is the index at which the label is inserted among the columns of the view.
-    """
+    """The label that distinguishes the two series of a connection in one family."""
 
     name: str = "direction"
     position: int
+    """The index of this label among all labels of the view."""
     values: tuple[str, str] = (INITIATOR_TO_TARGET, TARGET_TO_INITIATOR)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counter:
-    """A running total of a flow. A row adds up the increases of its flows.
-
-    ``paths`` has the field with the total since the flow started, or several fields to add up. For
-    each total, ``last_update`` has a field with the increase in the latest update. If Skydive sends
-    no such fields, ``last_update`` is empty, and an increase of 0 is assumed. If ``optional`` is
-    true, flows can lack the counter. If all flows of a row lack the counter, the row has no series
-    for it.
-    """
+    """A running total of a flow. A row adds up the increases of its flows."""
 
     paths: tuple[FieldPath, ...]
+    """The field with the total since the flow started, or several such fields to add up."""
     last_update: tuple[FieldPath, ...] = ()
+    """For each field in ``paths``, the field with the increase in the latest update. Empty if
+    Skydive sends no such fields: the table then assumes an increase of 0."""
     optional: bool = False
+    """Whether a flow can lack the counter. If all flows of a row lack it, the row has no series for
+    the counter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gauge:
     """A value of a flow. A row keeps the value of one of its flows.
 
-    ``keep`` selects the value of the latest report, the minimum or the maximum. If the values of
-    all flows are 0, the row has no value.
+    If the values of all flows are 0, the row has no value.
     """
 
     path: FieldPath
     keep: Literal["latest", "least", "most"] = "latest"
+    """Which value the row keeps: that of the latest report, the minimum or the maximum."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlowCount:
-    """The number of flows that a row has now."""
+    """The current number of flows of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewFlows:
     """A counter of the new flows of a row.
 
-    A flow counts as new if the table gets the first report of the flow, or if the flow was
-    certainly never counted before (see `Table.horizon_s`). Other flows do not count, even if they
-    create a row and add their total.
+    A flow is new in two cases:
+
+    * The table gets the first report of the flow.
+    * The flow began so late that it was certainly never counted before: see `Table.horizon_s`.
+
+    No other flow is counted as new, even if it creates a row and adds its total.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """The distribution of a value over the flows of a row. Each flow is observed at most once.
-
-    ``observes`` selects the value and the report:
-
-    * "first": the first value above 0. ``paths`` contains one field.
-    * "total": the sum of the fields ``paths`` in the closing report.
-    * "age": the time from the field in ``paths`` to ``Last``, both in the closing report. ``paths``
-      contains one field.
-
-    ``bounds`` are the upper bounds of all buckets except the last bucket, which has no bound. The
-    bounds are finite, above 0 and in increasing order. Bounds are in the unit of the page, and
-    values are in the unit of the flow: see `Family.decimals`.
-    """
+    """The distribution of a value over the flows of a row. Each flow is observed at most once."""
 
     observes: Literal["first", "total", "age"]
+    """Which value of a flow is observed:
+
+    * "first": the first value above 0 of the field in ``paths``
+    * "total": the sum of the fields in ``paths``, in the closing report
+    * "age": the time from the field in ``paths`` to ``Last``, both in the closing report
+    """
     paths: tuple[FieldPath, ...]
+    """A single field, except for "total", which can add up several fields."""
     bounds: tuple[float, ...]
+    """The upper bounds of all buckets except the last bucket, which has no bound. All bounds are
+    finite, above 0 and in increasing order.
+
+    Bounds are in the unit of the page. Observed values are in the unit of the flow: see
+    `Family.decimals`."""
 
     @property
     def gauges(self) -> tuple[Gauge, ...]:
@@ -190,19 +194,17 @@ Value = Counter | Gauge | FlowCount | NewFlows | Histogram
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family(MetricFamily):
-    """A metric family that is computed from flows.
-
-    If the metric and the view have two directions, ``values`` has two elements: initiator to
-    target, then target to initiator. In all other cases, there is one element. Pages show the
-    numbers divided by ``10 ** decimals``, without rounding.
-    """
+    """A metric family that is computed from flows."""
 
     values: tuple[Value, ...]
+    """If both the metric and the view have two directions, two elements: initiator to target, then
+    target to initiator. Otherwise, one element."""
     decimals: int = 0
+    """Pages show the values of flows divided by ``10 ** decimals``, without rounding."""
 
     @property
     def series(self) -> int:
-        """The maximum number of series of a row."""
+        """The maximum number of series that one row has in this family."""
         return sum(
             len(value.bounds) + 3 if isinstance(value, Histogram) else 1 for value in self.values
         )
@@ -210,37 +212,36 @@ class Family(MetricFamily):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A set of series with the same label names: one row for each tuple of label values.
-
-    ``direction`` is None if both directions are added up. ``bytes`` and ``packets`` have a counter
-    for each direction, or one counter for the sum. They are empty if no family and no bound needs
-    them.
-
-    ``identifies_connection`` means that every flow has ports, and that the labels include both
-    addresses and both ports. In such a view, flows of different connections rarely share a row.
-    An exception is a TCP and a UDP flow with the same addresses and ports. So if a flow creates a
-    row, its total can be counted, even if its first report was missed.
-    """
+    """A set of series with the same label names: one row for each tuple of label values."""
 
     columns: tuple[Column, ...]
     direction: Direction | None
+    """The label of the direction; None if both directions are added up."""
     families: tuple[Family, ...]
     identifies_connection: bool = False
+    """Whether every flow has ports, and the labels include both addresses and both ports.
+
+    In such a view, flows of different connections share a row only in rare cases, such as a TCP and
+    a UDP flow with the same addresses and ports. Therefore, if a flow creates a row, the flow's
+    total can be counted, even if its first report was missed."""
     bytes: tuple[Counter, ...] = ()
+    """The counter of bytes for each direction, or one counter for the sum. Empty if no family and
+    no bound needs them."""
     packets: tuple[Counter, ...] = ()
+    """The counter of packets for each direction, or one counter for the sum. Empty if no family and
+    no bound needs them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirement:
-    """A flow must have at least one of the parts ``paths``; otherwise, the table skips the flow.
-
-    ``reason`` is the reason under which the table counts skipped flows. If ``unless_missing`` is
-    set, the requirement does not apply to flows without this part.
-    """
+    """A requirement for flows: the table skips flows that do not meet it."""
 
     paths: tuple[FieldPath, ...]
+    """The flow must have at least one of these parts."""
     reason: str
+    """The reason under which the table counts the skipped flows."""
     unless_missing: FieldPath = ()
+    """If set, the requirement does not apply to flows without this part."""
 
     @property
     def reads(self) -> tuple[FieldPath, ...]:
@@ -252,13 +253,13 @@ class Conversation:
     """The fields that identify a conversation, and the field that identifies the capture point.
 
     A conversation is one connection in the network, which several capture points can report.
-    ``ends`` has the address field and the port field of each end; the order of the two ends is
-    irrelevant.
     """
 
     protocol: FieldPath
     ends: tuple[tuple[FieldPath, FieldPath], tuple[FieldPath, FieldPath]]
+    """The address field and the port field of each end. The order of the two ends is irrelevant."""
     point: FieldPath
+    """The field that identifies the capture point."""
 
     @property
     def paths(self) -> tuple[FieldPath, ...]:
@@ -280,23 +281,20 @@ class ShardSelector:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The fields of a flow that the table stores, and the families of the table's page.
-
-    A row of the first view (a connection) expires with its last flow. Rows of other views expire
-    after a timeout.
-
-    * If ``conversation`` is set, each conversation is counted at the first capture point that
-      reports it, until this point stops reporting it.
-    * If ``overflow`` is set, flows that do not fit into the table are added up in one connection.
-      The string in ``overflow`` is the value of all labels of this connection.
-    * If ``shard`` is set, flows of other shards are skipped.
-    """
+    """The fields of a flow that the table stores, and the families of the table's page."""
 
     views: tuple[View, ...]
+    """The views; the rows of the first view are the connections. A connection expires with its last
+    flow. Rows of other views expire after a timeout."""
     requirements: tuple[Requirement, ...]
     conversation: Conversation | None = None
+    """If set, each conversation is counted at the first capture point that reports it, until this
+    capture point stops reporting it."""
     overflow: str | None = None
+    """If set, flows that do not fit into the table are added up in one connection. The value of all
+    its labels is this string."""
     shard: ShardSelector | None = None
+    """If set, flows of other shards are skipped."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -320,7 +318,7 @@ class Plan:
 
     @property
     def closing_gauges(self) -> tuple[Gauge, ...]:
-        """The values that histograms need only from closing reports, without duplicates."""
+        """The gauges that histograms need only from closing reports, without duplicates."""
         gauges = [
             gauge
             for value in self.histograms

@@ -57,25 +57,24 @@ from skyfast.wording import noun
 
 
 class NameSource(Protocol):
-    """Names from the topology, and own names (given by users). Unknown names are empty.
-
-    ``combined`` maps an address to a tuple:
-
-    * the names in `ADDRESS_NAMES`
-    * the values of `ExportSelection.k8s_labels`
-    * the name of the address's network
-    * the values of `ExportSelection.names_keys`
-
-    If no label shows own names, the tuple may end before the name of the network. The names of an
-    ambiguous address depend on the flow's other address and capture point.
-
-    ``nodes`` maps a ``NodeTID`` to the names in `NODE_NAMES`.
-    """
+    """Names from the topology, and own names (given by users). Unknown names are empty."""
 
     @property
-    def combined(self) -> Names: ...
+    def combined(self) -> Names:
+        """Maps an address to a tuple that contains, in this order:
+
+        * the names in `ADDRESS_NAMES`
+        * the values of the pod labels in `ExportSelection.k8s_labels`
+        * the name of the address's network
+        * the values of the keys in `ExportSelection.names_keys`
+
+        If no label shows own names, the tuple may end before the name of the network. The names of
+        an ambiguous address depend on the flow's other address and capture point.
+        """
+
     @property
-    def nodes(self) -> Names: ...
+    def nodes(self) -> Names:
+        """Maps the ``NodeTID`` of a capture point to the names in `NODE_NAMES`."""
 
 
 def make_plan(export: ExportSelection, *, names: NameSource, shard: Shard = UNSHARDED) -> Plan:
@@ -118,7 +117,7 @@ _CONVERSATION: Final = Conversation(
 
 
 def shown_field(label: LabelSpec) -> FieldPath:
-    """Return the field that a label shows (ignoring rewrites), or an empty path."""
+    """Return the field that a label shows, ignoring rewrites, or an empty path if there is none."""
     if label.path is not None:
         return label.path
     known = LABELS_BY_NAME[label.name] if label.is_known else None
@@ -136,7 +135,7 @@ A ``NodeTID`` is never ambiguous, so it has no such fields."""
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:
-    """Return the fields that are needed to look up a label's value, or ()."""
+    """Return the fields that are needed to look up a label's value; () if it is not looked up."""
     key = _looked_up_field(label)
     return (key, *_CONTEXTS[key]) if key else ()
 
@@ -235,7 +234,7 @@ def _view(view: ViewSpec, columns: _Columns, export: ExportSelection) -> View:
 
 
 def families(view: ViewSpec, *, naming: str) -> tuple[Family, ...]:
-    """``naming`` only affects the first view (the connections)."""
+    """Return the families of a view. ``naming`` only affects the first view (the connections)."""
     return tuple(_family(view, metric, naming=naming) for metric in view.metrics)
 
 
@@ -256,8 +255,8 @@ def amount_counters(name: Amount, direction: str) -> tuple[Counter, ...]:
 def hidden_amounts(view: ViewSpec, bounds: Bounds) -> tuple[Amount, ...]:
     """Return the amounts that bounds need but no metric of the view shows.
 
-    Even ``min_packets`` needs bytes, because ``skyfast_hidden_bytes`` exports the bytes of hidden
-    connections.
+    Bytes are needed even for ``min_packets`` alone, because ``skyfast_hidden_bytes`` exports the
+    bytes of hidden connections.
     """
     shown = {value for family in families(view, naming="standard") for value in family.values}
     needed: list[Amount] = ["bytes"] if bounds.are_set else []

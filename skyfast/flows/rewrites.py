@@ -60,7 +60,8 @@ def mask(config: Mask) -> BoundedCache[str, str]:
 
 
 class _GroupedPorts(dict[int | str, int | str]):
-    """Maps each kept port to itself; the results for other ports are computed, not stored."""
+    """Stores an entry for each port in ``keep``. All other ports are mapped without being stored.
+    """
 
     __slots__ = ("_above",)
 
@@ -85,8 +86,8 @@ def group_ports(config: PortGrouping) -> dict[int | str, int | str]:
 class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    If a flow has neither ``Transport`` nor ``ICMP``, the result is an empty string. If ``other`` is
-    true, the result for such a flow is its last layer, such as ``GRE`` or ``Fragment``.
+    A flow with neither ``Transport`` nor ``ICMP`` is mapped to an empty string or, if ``other`` is
+    true, to its last layer, such as ``GRE`` or ``Fragment``.
     """
 
     def __init__(self, *, other: bool = False) -> None:

@@ -26,18 +26,17 @@ TAGS = ("internal", "ingress", "egress", "other")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSpec:
-    """A label: a known label, a field, a pod label, or a value that users give to addresses.
-
-    ``path`` is the field, ``k8s_label`` is the key of the pod label, and ``names_key`` is the key
-    of the value in ``names`` or ``names_file``. With ``k8s_label`` or ``names_key``, the prefix
-    ``initiator_`` or ``target_`` of ``name`` selects the address. If ``name`` has no such prefix,
-    the entry stands for two labels, one for each address.
-    """
+    """A label: a known label, a field, a pod label, or a value that users give to addresses."""
 
     name: str
+    """If ``k8s_label`` or ``names_key`` is set, the prefix ``initiator_`` or ``target_`` selects
+    the address. A name without such a prefix stands for two labels, one for each address."""
     path: FieldPath | None = None
+    """The field that the label shows; None for all other labels."""
     k8s_label: str = ""
+    """The key of the pod label; empty for all other labels."""
     names_key: str = ""
+    """The key of the value in ``names`` or ``names_file``; empty for all other labels."""
 
     @property
     def is_known(self) -> bool:
@@ -51,18 +50,17 @@ class LabelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
-    """A metric: one or two fields of a flow, or a known metric.
-
-    ``paths`` are the fields; the field of the initiator's direction is first. A known metric has no
-    ``paths``. For a known histogram, ``type`` is "histogram", and ``buckets`` are the upper bounds
-    of its buckets, without +Inf. For all other known metrics, ``type`` and ``help`` are ignored.
-    """
+    """A metric: one or two fields of a flow, or a known metric."""
 
     name: str
     paths: tuple[FieldPath, ...] = ()
+    """The fields; the field of the initiator's direction is first. Empty for a known metric."""
     type: MetricType = "counter"
+    """For a known histogram, "histogram". Ignored for all other known metrics."""
     help: str = ""
+    """Ignored for known metrics."""
     buckets: tuple[float, ...] = ()
+    """For a known histogram, the upper bounds of its buckets, without +Inf."""
 
     @property
     def is_histogram(self) -> bool:
@@ -91,37 +89,37 @@ Amount: TypeAlias = Literal["bytes", "packets"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewSpec:
-    """A view. The first view, whose rows are the connections, has an empty ``prefix``.
-
-    ``labels`` contains ``direction`` if and only if the directions are split. ``amounts`` has
-    "bytes" or "packets" if bounds need this amount, but no metric of the view shows it.
-    """
+    """A selected view."""
 
     prefix: str
+    """Empty for the first view, whose rows are the connections."""
     labels: tuple[LabelSpec, ...]
+    """The labels, with ``direction`` if and only if the directions are split."""
     metrics: tuple[MetricSpec, ...]
     direction: Literal["split", "sum"]
     amounts: tuple[Amount, ...] = ()
+    """The amounts that bounds need but no metric of the view shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mask:
-    """Replaces addresses with networks of these prefix lengths; None keeps the address."""
+    """Replaces addresses with their networks."""
 
     ipv4: int | None
+    """The prefix length of the networks of IPv4 addresses; None keeps the addresses."""
     ipv6: int | None
+    """The prefix length of the networks of IPv6 addresses; None keeps the addresses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortGrouping:
-    """Replaces ports above ``above`` with ``other``, except the ports in ``keep``.
-
-    If ``above`` is None, all ports except those in ``keep`` are replaced. For ``keep``, None means
-    an empty set.
-    """
+    """Replaces ports with ``other``."""
 
     above: int | None
+    """Ports above this number are replaced, except the ports in ``keep``. If None, all ports are
+    replaced, except the ports in ``keep``."""
     keep: frozenset[int] | None
+    """Ports that are never replaced; None stands for an empty set."""
 
 
 RewriteSpec: TypeAlias = Mask | PortGrouping
@@ -129,14 +127,10 @@ RewriteSpec: TypeAlias = Mask | PortGrouping
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSelection:
-    """What is exported: labels, metrics and views. A change requires a new table.
-
-    The rows of ``first_view`` are the connections, and ``naming`` applies to its families.
-    ``cluster_net_masks`` are the networks for the label ``tag``; if no view has this label, the
-    tuple is empty.
-    """
+    """What is exported: labels, metrics and views. A change requires a new table."""
 
     first_view: ViewSpec
+    """The view whose rows are the connections."""
     further_views: tuple[ViewSpec, ...]
     include_icmp: bool
     include_other: bool
@@ -144,7 +138,10 @@ class ExportSelection:
     overflow: Literal["drop", "other"]
     deduplicate: Literal["none", "first"]
     naming: Literal["compatible", "standard"]
+    """The naming of the families of connections, interfaces and captures. Families of further views
+    always have standard names."""
     cluster_net_masks: tuple[Network, ...]
+    """The networks for the label ``tag``; empty if no view has this label."""
 
     @property
     def views(self) -> tuple[ViewSpec, ...]:
@@ -164,7 +161,7 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the configuration keys of fields that differ, including fields of ``first_view``."""
+    """Return the configuration keys that differ, including the keys of ``first_view``."""
     of_first_view = _changed(old.first_view, new.first_view, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "first_view"]
     return [*of_first_view, *_changed(old, new, rest)]
@@ -181,10 +178,12 @@ _KEYS: Final = {"amounts": "min_bytes or min_packets", "further_views": "views"}
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Shard number ``index``, counted from 0, of ``count``."""
+    """One of several shards."""
 
     index: int
+    """The number of this shard, counted from 0."""
     count: int
+    """The number of all shards."""
 
 
 UNSHARDED: Final = Shard(0, 1)
@@ -193,39 +192,40 @@ UNSHARDED: Final = Shard(0, 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A condition on a field of a flow; ``path`` is None for the tag.
+    """A condition on a field of a flow, or on its tag.
 
-    The condition matches if any of ``values``, ``ranges``, ``networks`` or ``pattern`` matches. A
-    missing field matches none of the four. If ``negated`` is true, the condition matches if none of
-    the four matches. Ranges include their first and last value. The pattern can match anywhere in
-    the string. ``field`` is the name in the configuration.
+    The condition matches if any of ``values``, ``ranges``, ``networks`` or ``pattern`` matches the
+    field. None of the four matches a missing field.
     """
 
     field: str
+    """The name of the field in the configuration."""
     path: FieldPath | None
+    """The path of the field; None for the tag."""
     negated: bool = False
+    """If true, the condition matches if none of the four matches."""
     values: frozenset[str | int] = frozenset()
     ranges: tuple[tuple[int, int], ...] = ()
+    """The first and the last number of each range."""
     networks: tuple[Network, ...] = ()
     pattern: re.Pattern[str] | None = None
+    """Can match anywhere in the field's text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """Matches flows for which all ``conditions`` match.
-
-    ``name`` is a label value in ``skyfast_flows_filtered_total``.
-    """
+    """Matches flows for which all ``conditions`` match."""
 
     name: str
+    """The value of the label ``rule`` in ``skyfast_flows_filtered_total``."""
     conditions: tuple[Condition, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Drops a flow if one of these applies.
+    """Drops a flow in each of these cases:
 
-    * Its tag is in ``excluded_tags``.
+    * The flow's tag is in ``excluded_tags``.
     * A rule of ``drop`` matches.
     * ``keep`` is not empty, and no rule of ``keep`` matches.
     """

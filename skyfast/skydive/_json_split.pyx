@@ -32,9 +32,8 @@ cdef struct _State:
     int letters             # number of letters of "null" that have been read
 
 cdef struct _Found:
-    # Offsets in the piece. `begin` is 0 for an element that began in an earlier piece.
-    Py_ssize_t begin
-    Py_ssize_t end
+    Py_ssize_t begin    # offset of the element in the piece; 0 if it began in an earlier piece
+    Py_ssize_t end      # offset of the character after the element in the piece
 
 cdef const char *_NULL = "null"
 

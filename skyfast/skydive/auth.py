@@ -1,7 +1,7 @@
 """Logs in to analyzers, and creates the HTTP headers that authenticate requests.
 
-The module aiohttp is imported at the first login, because most installations need no login. Its
-import takes longer than all other imports together.
+The module aiohttp is imported only at the first login. Most installations need no login, and
+importing aiohttp takes longer than all other imports together.
 """
 
 import asyncio

@@ -17,8 +17,8 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points per capture. A further capture point replaces the one whose
-latest flow is oldest."""
+"""Maximum number of capture points per capture. If there are more, the capture point whose latest
+flow is oldest is forgotten."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
@@ -27,7 +27,7 @@ SILENCE_S: Final = 600.0
 """A capture point without flows is forgotten after this time."""
 
 FORGET_INTERVAL_S: Final = 60.0
-"""Minimum time between two calls of `CapturePoints._forget_silent`, which take up to 2 ms."""
+"""Minimum time between two calls of `CapturePoints._forget_silent`. Each call takes up to 2 ms."""
 
 
 class _Flow(msgspec.Struct, gc=False):
@@ -43,7 +43,7 @@ _decode = msgspec.json.Decoder(_Message).decode
 
 
 class CapturePoints:
-    """Not thread-safe."""
+    """The capture points of all captures. Not thread-safe."""
 
     def __init__(self) -> None:
         self._points: dict[str, dict[str, float]] = {}

@@ -57,7 +57,7 @@ MAX_VALUE: Final = 2**62
 """Largest accepted value; reports with larger values are counted as ``out_of_range``."""
 
 MAX_TOTAL: Final = 2**63 - 1
-"""Exported counters do not increase beyond this value."""
+"""Maximum value of an exported counter."""
 
 
 class _PointReport(msgspec.Struct, gc=False, rename="pascal"):
@@ -95,13 +95,13 @@ class _Capture:
         self.reports = 0
         self.flows_dropped = 0
         self.kernel_flows_dropped = 0
-        # The highest values by slot number. The dict is replaced, never modified, because another
-        # thread may read it.
+        # Maps the number of a slot to the highest values in this slot. The dict is replaced, never
+        # modified, because another thread may read it.
         self._slots: dict[int, _Figures] = {}
 
     @property
     def highest(self) -> _Figures:
-        """Requires at least one report."""
+        """The highest values in all slots. Requires at least one report."""
         return reduce(_highest, self._slots.values())
 
     def add(self, report: _PointReport, now: float, running: float) -> None:
@@ -172,7 +172,10 @@ class CaptureReport:
 
 
 class Captures:
-    """Only one thread may call `message` and `expire`; any thread may call the other methods."""
+    """The statistics of all captures.
+
+    Only one thread may call `message` and `expire`; any thread may call the other methods.
+    """
 
     def __init__(self, *, naming: Literal["compatible", "standard"], stats: CaptureStats) -> None:
         """With ``naming="standard"``, counter names end with ``_total``."""
@@ -187,8 +190,9 @@ class Captures:
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
         """Process a report, the ``Obj`` of a message.
 
-        Captures expire by ``now``, the table's clock, which stands still while reports may be
-        missing. Values of gauges expire by ``running``, a clock that never stands still.
+        ``now`` is the time of the table's clock, which stops while reports may be missing. This
+        clock decides when captures expire. ``running`` is the time of a clock that never stops,
+        which decides when values of gauges expire.
         """
         try:
             report = _decode(raw)
@@ -225,8 +229,8 @@ class Captures:
     def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
         """Return the metric families, or nothing if there are no captures.
 
-        In OpenMetrics 1.0, ``created`` gives each counter the start time 0, which stands for
-        "unknown".
+        If ``created`` is true, each counter has the start time 0 in OpenMetrics 1.0. This time
+        stands for "unknown".
         """
         rows = [
             (label_text({"capture_id": capture_id}), _values(capture))

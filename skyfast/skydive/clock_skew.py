@@ -20,10 +20,11 @@ MAX_AHEAD_S: Final = 60.0
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
-"""The maximum age of the latest packet is this time plus `MAX_UPDATES_BEHIND` reporting intervals.
+"""The latest packet of a flow may be as old as `MAX_UPDATES_BEHIND` reporting intervals
+(``flow.update``) plus this time.
 
-Agents report a packet within one interval (``flow.update``). Two intervals are allowed, because
-messages can be delayed, and because skyfast notices an increase of ``flow.update`` late."""
+Agents report a packet within one reporting interval. A second interval is allowed, because messages
+can be delayed, and because skyfast notices an increase of ``flow.update`` late."""
 
 MAX_CLOSING_BEHIND_S: Final = 3600.0
 """In a closing report, the latest packet may be this old.
@@ -68,8 +69,8 @@ class ClockSkewCheck:
     ) -> None:
         """Count flows with impossible times.
 
-        The latest update of the table applied ``flows``. ``data`` is their message, which arrived
-        at ``now_ms`` (Unix milliseconds).
+        ``flows`` are the flows that the latest update of the table applied. ``data`` is the message
+        that contains these flows. It arrived at ``now_ms`` (Unix milliseconds).
         """
         behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
@@ -97,9 +98,10 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # There are two cases. If only closing reports are older than ``earliest_ms``, the times
-            # are possible. If the table needs more fields of the flow with the impossible time, the
-            # caller decodes this flow again, and calls `check` after the next update.
+            # There are two cases:
+            # * Only closing reports are older than ``earliest_ms``. Their times are possible.
+            # * The table needs more fields of the flow with the impossible time. The caller decodes
+            #   this flow again, and calls `check` after the next update.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(

@@ -19,7 +19,10 @@ Flow = Any
 
 
 class DataAge:
-    """Ignores closing reports: agents send them 10 to 20 minutes after the latest packet."""
+    """Observes the ages of reports.
+
+    Closing reports are ignored, because agents send them 10 to 20 minutes after the latest packet.
+    """
 
     def __init__(self, *, chance: Callable[[], float] = random.random) -> None:
         self._chance = chance
@@ -27,8 +30,8 @@ class DataAge:
     def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats, now_ms: float) -> None:
         """Observe one of the ``flows`` of a message that arrived at ``now_ms`` (Unix milliseconds).
 
-        The histogram ``delivery`` counts the report only if ``LastUpdateMetric.Last``, the time of
-        the agent's update, was decoded.
+        The histogram ``delivery`` counts the report only if the time of the agent's update
+        (``LastUpdateMetric.Last``) was decoded.
         """
         if not flows:
             return

@@ -27,10 +27,11 @@ from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_PARTIAL_FLOWS = 1_000
-"""Maximum number of flows per message that are decoded field by field, which takes 10 µs per flow.
-Further flows with values of a wrong type are skipped.
+"""Maximum number of flows per message that are decoded field by field. Further flows with values of
+a wrong type are skipped.
 
-Analyzers put at most 100 flows into a message, so they never reach this limit."""
+Decoding a flow field by field takes 10 µs. Analyzers put at most 100 flows into a message, so they
+never reach this limit."""
 
 AVERAGED_MESSAGES = 32
 """The share of messages with unknown flows is a moving average: each message weighs 1 / 32.
@@ -181,7 +182,7 @@ class Ingest:
     ) -> None:
         """Decode all fields of the flows from ``position`` on, and apply these flows.
 
-        Does not count the flows again as received or filtered.
+        The flows are not counted again as received or filtered.
         """
         try:
             flows = self._decoders.full.decode(data).Obj[position:]
@@ -263,22 +264,22 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # msgspec's error for integers with more than a few thousand digits starts with this
-            # text.
+            # With this text, msgspec reports integers that have more than a few thousand digits.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows
 
 
 class _Decoders:
-    """``next`` is the decoder for the next message; ``full`` decodes all fields.
+    """The decoders of messages. ``full`` decodes all fields.
 
-    ``next`` decodes these fields:
+    ``next`` is the decoder for the next message. Which fields it decodes depends on the messages so
+    far:
 
     * If the latest message had unknown flows: the fields of labels, and the fields that identify
       first reports.
-    * If it had none, but the share of recent messages with unknown flows is above
-      `MAX_UNKNOWN_SHARE`: the fields of labels.
+    * If the latest message had no unknown flows, but the share of messages with unknown flows is
+      above `MAX_UNKNOWN_SHARE`: the fields of labels.
     * Otherwise: none of these fields. Decoding is then faster by a seventh, but a message with
       unknown flows must be decoded twice.
     """

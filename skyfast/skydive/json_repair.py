@@ -1,8 +1,8 @@
 """Repairs JSON text that the decoder rejects although its structure is valid.
 
 RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
-the decoder's limit. Only strings with lone surrogates, and parts that are nested too deeply, are
-lost.
+the decoder's limit. The repair removes only strings with lone surrogates, and parts that are nested
+too deeply.
 """
 
 import re

@@ -8,7 +8,9 @@ V = TypeVar("V")
 
 
 class MultiMap(Generic[K, V]):
-    """Values are distinct by identity, and keep the order in which they were added.
+    """Maps each key to its values, in the order in which the values were added.
+
+    Two equal values of a key are kept if they are different objects.
 
     A list for each of 100,000 keys would slow down the garbage collector, which visits all lists
     without releasing the GIL.

@@ -16,9 +16,10 @@ from skyfast.flows.plan import FieldPath
 
 
 class PartialDecoder:
-    """An undecodable number becomes None. An undecodable nested object gets None in all fields.
+    """Decodes flows, and replaces undecodable values with None.
 
-    The table counts None as an unusable field, and uses the rest of the flow.
+    If a nested object cannot be decoded, all of its fields are None. The table counts None as an
+    unusable field, and uses the rest of the flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:

@@ -2,9 +2,9 @@
 
 By default, agents send reports to analyzers in UDP datagrams, which can get lost. Reports also get
 lost when a subscriber disconnects, because the analyzer then stops sending for a while. The next
-report of a flow reveals the loss: the totals have increased by more than ``LastUpdateMetric``. Such
-a report has a *gap*. Gaps are counted so that operators notice lost reports. The counters of the
-table stay correct, because the table adds the whole increase.
+report of a flow reveals the loss: the totals have increased by more than the increases in
+``LastUpdateMetric``. Such a report has a *gap*. Gaps are counted so that operators notice lost
+reports. The counters of the table stay correct, because the table adds the whole increase.
 
 The sample also shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -75,9 +75,10 @@ class KnownFlows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """The counter ``plan.counters[index]``, whose latest increase is in ``LastUpdateMetric``."""
+    """A counter of the plan whose latest increase is in ``LastUpdateMetric``."""
 
     index: int
+    """The index of the counter in ``plan.counters``."""
     paths: tuple[FieldPath, ...]
     last_update: tuple[FieldPath, ...]
 
@@ -88,9 +89,11 @@ class _Gap:
 
     uuid: str
     last_ms: int
+    """``Last`` of the report with the gap."""
     analyzer: AnalyzerStats
     reason: Reason
     due_s: float
+    """The time at which the gap is counted, unless the missing report arrives earlier."""
 
 
 Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]

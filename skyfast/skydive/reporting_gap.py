@@ -29,14 +29,12 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """Limits how long the clock is held.
-
-    ``spent_s`` is how long the clock has been held. After a healthy interval, it is 0 again.
-    ``healthy_s`` is the length of the current healthy interval.
-    """
+    """Limits how long the clock is held."""
 
     spent_s: float = 0.0
+    """How long the clock has been held. Reset to 0 once ``healthy_s`` reaches one reporting interval."""
     healthy_s: float = 0.0
+    """Length of the current healthy interval."""
 
     def pass_time(
         self, seconds: float, *, holding: bool, healthy: bool, reset_after_s: float
@@ -101,9 +99,9 @@ class ReportingGap:
     ) -> bool:
         """Return whether to hold the clock from ``now_s`` until the next call.
 
-        ``now_s`` is the time of a clock that is never held. ``delivering`` and ``subscribed`` are
-        names of subscriptions; ``subscribed`` has all configured ones. Between two calls, all
-        subscriptions are assumed to keep their states.
+        ``now_s`` is the time of a clock that is never held. ``delivering`` has the names of the
+        subscriptions that deliver, and ``subscribed`` has the names of all configured
+        subscriptions. Between two calls, all subscriptions are assumed to keep their states.
         """
         update_s = min(flow_update_s, MAX_FLOW_UPDATE_S)
         self._pass_time(now_s - self._checked_s, update_s)

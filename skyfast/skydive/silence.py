@@ -75,7 +75,7 @@ READINGS: Final = (9, 10, 11)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SilenceTiming:
-    """Only tests change the defaults."""
+    """The times that decide when a subscription is silent. Only tests change the defaults."""
 
     statistics_s: float = 10.0
     """Interval between two ``stats`` of a capture point."""
@@ -185,7 +185,7 @@ class Reporting:
         return WINDOW_S * self.timing.statistics_s / SilenceTiming().statistics_s
 
     def add(self, statistics: int, now_s: float) -> None:
-        """``statistics`` is the number of ``stats`` that a subscription has just received."""
+        """Add the number of ``stats`` that a subscription has just received."""
         if now_s >= self._window_ends_s:
             self._counts.append(0)
             self._window_ends_s = now_s + self._window_s

@@ -80,7 +80,7 @@ enough, a socket never has this much unread data between two messages."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Only tests change the defaults."""
+    """The times and intervals of a subscription. Only tests change the defaults."""
 
     open_timeout_s: float = 10.0
     """Timeout from connecting to the end of the opening handshake."""
@@ -247,7 +247,7 @@ class _SilenceMonitor:
         ``on_change`` is called when the subscription starts or stops delivering.
         """
         self.received = False
-        """`Subscription` sets ``received`` to True for every message."""
+        """Whether a message has arrived since the last tick; `Subscription` sets it to True."""
         self.problem = ""
         """Why the subscription is silent, or an empty string."""
         self.backlog = _BacklogTimer(tick_s)
@@ -301,7 +301,7 @@ class _SilenceMonitor:
 
 
 class Subscription:
-    """``stats.up`` is 1 while the subscription is up."""
+    """A subscription to one analyzer. ``stats.up`` is 1 while the subscription is up."""
 
     def __init__(
         self,

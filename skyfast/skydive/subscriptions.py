@@ -36,11 +36,11 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class Subscriptions:
-    """A ``dns+`` endpoint has one subscription for each address of its name.
+    """All subscriptions. A ``dns+`` endpoint has one subscription for each address of its name.
 
     Each subscription and each ``dns+`` name has an entry in ``stats.analyzers``. The entry of a
-    name counts failed resolutions. Its ``up`` is 1 while at least one of the name's addresses is
-    subscribed.
+    ``dns+`` name counts failed resolutions. In this entry, ``up`` is 1 while at least one of the
+    name's addresses is subscribed.
 
     The *targets* are the subscriptions that should exist, according to the configuration and DNS.
     """
@@ -280,15 +280,14 @@ class Subscriptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """``ssl`` is None if no endpoint uses TLS.
-
-    ``digests`` are hashes of the certificate files, whose contents can change while their paths
-    stay the same.
-    """
+    """A validated configuration with its TLS settings."""
 
     config: Config
     ssl: ssl_module.SSLContext | None
+    """None if no endpoint uses TLS."""
     digests: tuple[bytes, ...]
+    """Hashes of the certificate files, because the files can change while their paths stay the
+    same."""
 
     def settings(self, endpoint: Endpoint) -> object:
         """Return the settings whose change restarts a subscription to ``endpoint``."""
@@ -303,13 +302,11 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Target:
-    """If a target changes, its subscription is restarted.
-
-    ``address`` is empty if the host of the endpoint is used.
-    """
+    """A subscription that should exist. If a target changes, its subscription is restarted."""
 
     endpoint: Endpoint
     address: str
+    """The address to connect to; empty if the host of the endpoint is used."""
     settings: object
     prepared: Prepared = field(compare=False)
 

@@ -10,11 +10,11 @@ NOT_A_PAIR = "are not a PEM certificate and its key"
 
 
 class EncryptedKeyError(ValueError):
-    """A private key is encrypted. The text of the error is a predicate about the key."""
+    """A private key is encrypted. The error's text follows the path of the key in a sentence."""
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:
-    """Blocks, because the files are read.
+    """Return the TLS settings as an SSL context. Blocks, because the files are read.
 
     If ``ca_cert`` is set, its authorities are trusted instead of the system's authorities.
 
@@ -56,7 +56,7 @@ def refuse_password() -> str:
 
 
 def failure(exc: Exception) -> str:
-    """Return the reason of a failure to load PEM files, in parentheses, or "" without a reason."""
+    """Return why PEM files could not be loaded, in parentheses; "" if the reason is unknown."""
     if isinstance(exc, ssl.SSLError):
         reason = exc.reason or ""  # str(exc) contains a line number of CPython's source
     else:

@@ -1,8 +1,8 @@
 """Receives WebSocket messages directly from the buffer of the socket.
 
 A message with 100 flows has about 80 KB. The websockets package would copy the message several
-times. These copies would take more CPU time than the table takes to apply the message. To avoid
-them, this module receives all bytes first. Nearly all messages are in a single frame: this module
+times. These copies would take more CPU time than the table takes to apply the message. To avoid the
+copies, this module receives all bytes first. Nearly all messages are in a single frame: this module
 passes them on as slices of the receive buffer. All other bytes go to websockets unchanged: the
 opening handshake, pings and pongs, fragments, close frames, and invalid frames. Only websockets
 sends responses, closes the connection and reports errors.
