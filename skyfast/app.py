@@ -289,7 +289,7 @@ class App:
             raise _WebConfigError(*error.problems) from None
         self._replace_poller(new.poller)
         await new.wait_for_names()
-        # From here on, nothing fails and no other task runs.
+        # The following statements cannot fail, and no other task runs between them.
         logs.configure(config.logging)
         logs.write_notes(config.notes)
         self._parts = new

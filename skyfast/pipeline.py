@@ -83,8 +83,7 @@ class Parts:
     status_source: StatusSource
 
     def take_over(self, old: "Parts", shared: Shared) -> None:
-        """Configure the objects that are reused from ``old``, and carry over the counts of ``old``.
-        """
+        """Configure the objects that are reused from ``old``, and carry over its counts."""
         stats, config = shared.stats, self.config
         self.table.set_flow_types(self.types)
         self.table.set_limits(**_table_limits(config.limits))

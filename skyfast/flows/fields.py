@@ -93,10 +93,7 @@ class Envelope(msgspec.Struct, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class FlowTypes:
-    """The types that decode flow reports for one plan. The plan's table accepts all four types.
-
-    Each type has all fields of the type before it, and further fields.
-    """
+    """The types that decode flow reports for one plan. The plan's table accepts all four types."""
 
     KnownReport: type[msgspec.Struct]
     """Has the fields that are needed to count a flow that is already in the table.
@@ -104,11 +101,13 @@ class FlowTypes:
     With shards, this is the same type as ``Update``: most messages contain flows of other shards,
     and the fields of ``Update`` show to which shard a flow belongs."""
     Update: type[msgspec.Struct]
-    """Adds the fields of labels."""
+    """Has the fields of ``KnownReport`` and the fields of labels."""
     FirstReport: type[msgspec.Struct]
-    """Adds the fields that identify the first report of a flow, to count new flows."""
+    """Has the fields of ``Update`` and the fields that identify the first report of a flow, which
+    are needed to count a new flow."""
     FullReport: type[msgspec.Struct]
-    """Adds fields of ``LastUpdateMetric``, to count flows whose first report was missed."""
+    """Has the fields of ``FirstReport`` and the increases in ``LastUpdateMetric``, which are needed
+    to count a flow whose first report was missed."""
     omissible: frozenset[FieldPath]
     """The fields and parts of ``FullReport`` that are not necessary to count a flow:
 
@@ -169,8 +168,8 @@ def _omissible(
 def _struct(name: str, paths: Iterable[FieldPath]) -> type[msgspec.Struct]:
     """Return a struct type. Each of ``paths`` leads to a field in `FIELDS` or to a part of a flow.
 
-    If ``paths`` contains a part but no field of this part, the part is decoded as an empty struct,
-    which shows that the part exists.
+    If ``paths`` contains a part but no field of this part, the part is decoded as an empty struct.
+    The empty struct shows that the part exists.
     """
     # The decoder is fastest if the fields are in the same order as in messages.
     parts: dict[str, list[FieldPath]] = {}

@@ -1,8 +1,8 @@
 """Decides which flows reach the table: classification by networks, and filter rules.
 
-All rules are compiled to one function, because a closure for each rule would take twice as long.
-The source of this function contains only names of fields from `skyfast.flows.fields.FIELDS` and
-names of constants. The values from the configuration are in these constants, so no text from the
+All rules are compiled to one function, because calling closures would take twice as long. The
+source of this function contains only names of fields from `skyfast.flows.fields.FIELDS` and names
+of constants. The values from the configuration are in these constants, so no text from the
 configuration is executed.
 """
 

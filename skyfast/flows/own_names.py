@@ -368,7 +368,7 @@ def _ranges(
 class OwnNames:
     """An immutable mapping of addresses to the names that users gave to them.
 
-    The networks are flattened into ranges that do not overlap, so a lookup is one binary search in
+    The networks are flattened into ranges that do not overlap, so a lookup is a binary search in
     compact arrays. For IPv4, the search covers only the ranges that begin in the same /16 network.
     """
 

@@ -61,7 +61,9 @@ class NameSource(Protocol):
 
     @property
     def combined(self) -> Names:
-        """Maps an address to a tuple that contains, in this order:
+        """Maps an address to a tuple of its names.
+
+        The tuple contains, in this order:
 
         * the names in `ADDRESS_NAMES`
         * the values of the pod labels in `ExportSelection.k8s_labels`

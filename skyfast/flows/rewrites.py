@@ -60,8 +60,7 @@ def mask(config: Mask) -> BoundedCache[str, str]:
 
 
 class _GroupedPorts(dict[int | str, int | str]):
-    """Stores an entry for each port in ``keep``. All other ports are mapped without being stored.
-    """
+    """Stores only the kept ports. The value for any other port is computed on each access."""
 
     __slots__ = ("_above",)
 

@@ -223,7 +223,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Drops a flow in each of these cases:
+    """Decides which flows are dropped.
+
+    A flow is dropped in each of these cases:
 
     * The flow's tag is in ``excluded_tags``.
     * A rule of ``drop`` matches.

@@ -2,7 +2,7 @@
 """Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
 A response of the topology API can be a hundred megabytes long. Decoding the whole response at once
-would need memory for the text and for all objects. It would also hold the GIL for a large part of a
+would need memory for the text and for all objects, and would hold the GIL for a large part of a
 second.
 
 To find the commas between the elements, the splitter counts brackets and skips strings, which takes
@@ -28,7 +28,7 @@ cdef struct _State:
     _Place place
     Py_ssize_t depth        # number of open brackets within the element
     bint in_string
-    bint escaped            # the previous character was a backslash in a string
+    bint escaped            # whether the previous character was a backslash in a string
     int letters             # number of letters of "null" that have been read
 
 cdef struct _Found:
@@ -120,7 +120,7 @@ cdef Py_ssize_t _scan(
 
 cdef class ArraySplitter:
     cdef _State _state
-    cdef bytearray _partial     # the start of an element that has not ended yet
+    cdef bytearray _partial     # the received part of the element that has not ended yet
     cdef Py_ssize_t _max_element_bytes
     cdef bint _skipping         # whether the element that has not ended yet is too long
     cdef Py_ssize_t _offset     # offset of the next piece in the text
@@ -161,7 +161,7 @@ cdef class ArraySplitter:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """Add the element that ends with the first ``size`` bytes of ``text``."""
+        """Complete the current element with the first ``size`` bytes of ``text``, and add it."""
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:

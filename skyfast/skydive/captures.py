@@ -20,7 +20,8 @@ recordings):
 A report does not name its capture point. Therefore skyfast cannot sum ``FlowCount``,
 ``PacketsReceived`` and ``PacketsDropped`` over the capture points of a capture. Instead, a gauge
 shows the highest value that any capture point has reported in the last 12 to 15 s. The number of
-reports is exported as a counter. Its ``rate``, multiplied by 10 s, is the number of capture points.
+reports is exported as a counter. The ``rate`` of this counter, multiplied by 10 s, is the number of
+capture points.
 """
 
 from dataclasses import dataclass, replace

@@ -22,7 +22,7 @@ contains 10,000 strings and brackets."""
 # Matches a string, complete or not, or a bracket. The possessive quantifier prevents backtracking.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
-# Matches an escape; the group matches a lone surrogate.
+# Matches an escape. The group matches only if the escape is a lone surrogate.
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",

@@ -2,8 +2,8 @@
 
 While a subscription does not deliver (see `Subscription.delivers`), reports of live flows do not
 arrive. Therefore no row expires until the subscription has delivered again for one reporting
-interval (``flow.update``). By then, every live flow has been reported again. The time for which the
-clock is held is limited, because ended connections do not expire in this time.
+interval (``flow.update``). By then, every live flow has been reported again. The clock is held only
+for a limited time, because ended connections do not expire in this time.
 """
 
 import math
@@ -32,7 +32,7 @@ class _Budget:
     """Limits how long the clock is held."""
 
     spent_s: float = 0.0
-    """How long the clock has been held. Reset to 0 once ``healthy_s`` reaches one reporting interval."""
+    """How long the clock has been held. Reset to 0 after a healthy reporting interval."""
     healthy_s: float = 0.0
     """Length of the current healthy interval."""
 

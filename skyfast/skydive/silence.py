@@ -98,8 +98,8 @@ class Activity:
 
     ``PacketsReceived`` is the sum of about ten readings of a capture point's packet counter. If the
     capture point is idle, all readings are equal: for 100 packets, the sum is 900, 1,000 or 1,100.
-    A sum that does not match any remembered sum of the capture shows that the capture receives
-    packets. Captures that do not count packets (eBPF, sFlow, NetFlow) always report 0.
+    If a sum matches none of the remembered sums of the capture, the capture receives packets.
+    Captures that do not count packets (eBPF, sFlow, NetFlow) always report 0.
     """
 
     def __init__(self) -> None:

@@ -166,8 +166,9 @@ def classify(exc: BaseException) -> str:
         case InvalidHandshake() | NamelessServerError() | ssl_module.SSLError():
             return "handshake"
         case ConnectionClosed():
+            # If the analyzer closed the connection, ``exc.sent`` is None or echoes its close frame.
             if exc.sent is None or exc.rcvd_then_sent:
-                return "closed"  # by the analyzer: ``exc.sent`` is None or an echo
+                return "closed"
             return _CLOSE_REASONS.get(exc.sent.code, "error")
         case socket.gaierror() | UnicodeError():  # UnicodeError: encoding of a host name
             return "unresolved"
@@ -265,8 +266,8 @@ class _SilenceMonitor:
     def stop(self) -> None:
         self._timer.cancel()
         if self.received and not self._detector.delivered:
-            # The first message arrived after the last tick. Report that the subscription delivers:
-            # only then does its end pause the expiry of rows (see `ReportingGap`).
+            # The first message arrived after the last tick. Report that the subscription delivers.
+            # Otherwise, its end would not pause the expiry of rows (see `ReportingGap`).
             self._detector.delivered = True
             self._on_change()
 

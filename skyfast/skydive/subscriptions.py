@@ -233,7 +233,8 @@ class Subscriptions:
 
     def _update_name_states(self) -> None:
         for endpoint, addresses in self._addresses.items():
-            if endpoint.name not in self._running:  # else a subscription sets ``up``
+            # If a subscription has the same name, the subscription sets ``up``.
+            if endpoint.name not in self._running:
                 names = {endpoint.at(address).name for address in addresses}
                 ups = (
                     running.subscription.stats.up

@@ -10,7 +10,10 @@ NOT_A_PAIR = "are not a PEM certificate and its key"
 
 
 class EncryptedKeyError(ValueError):
-    """A private key is encrypted. The error's text follows the path of the key in a sentence."""
+    """A private key is encrypted.
+
+    The text of the error continues a sentence that begins with the path of the key.
+    """
 
 
 def client_context(tls: TLS) -> ssl.SSLContext:
