@@ -99,8 +99,8 @@ CONTAINER_POD_LABELS: Final = frozenset(
 )
 """The labels that show the namespace or name of a pod.
 
-If the topology has no Kubernetes pods, the values come from the labels that the container runtime
-gives to each container."""
+If the topology has no Kubernetes pods, the values come from container labels, which the container
+runtime sets."""
 
 POD_LABELS: Final = CONTAINER_POD_LABELS | {
     *("initiator_workload", "initiator_workload_kind", "initiator_service"),

@@ -197,8 +197,8 @@ class Family(MetricFamily):
     """A metric family that is computed from flows."""
 
     values: tuple[Value, ...]
-    """If both the metric and the view have two directions, two elements: initiator to target, then
-    target to initiator. Otherwise, one element."""
+    """The values of a row: two (initiator to target, then target to initiator) if both the metric
+    and the view have two directions, otherwise one."""
     decimals: int = 0
     """Pages show the values of flows divided by ``10 ** decimals``, without rounding."""
 

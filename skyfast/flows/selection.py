@@ -161,7 +161,7 @@ class ExportSelection:
 
 
 def changed_fields(old: ExportSelection, new: ExportSelection) -> list[str]:
-    """Return the configuration keys that differ, including the keys of ``first_view``."""
+    """Return the configuration keys whose values differ, including keys of ``first_view``."""
     of_first_view = _changed(old.first_view, new.first_view, fields(ViewSpec))
     rest = [field for field in fields(ExportSelection) if field.name != "first_view"]
     return [*of_first_view, *_changed(old, new, rest)]

@@ -20,8 +20,8 @@ MAX_AHEAD_S: Final = 60.0
 
 MAX_UPDATES_BEHIND: Final = 2
 MAX_SKEW_BEHIND_S: Final = 60.0
-"""The latest packet of a flow may be as old as `MAX_UPDATES_BEHIND` reporting intervals
-(``flow.update``) plus this time.
+"""The latest packet of a flow may be as old as this time plus `MAX_UPDATES_BEHIND` reporting
+intervals (``flow.update``).
 
 Agents report a packet within one reporting interval. A second interval is allowed, because messages
 can be delayed, and because skyfast notices an increase of ``flow.update`` late."""

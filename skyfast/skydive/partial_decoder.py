@@ -16,10 +16,10 @@ from skyfast.flows.plan import FieldPath
 
 
 class PartialDecoder:
-    """Decodes flows, and replaces undecodable values with None.
+    """Decodes flows, and replaces undecodable optional values with None.
 
-    If a nested object cannot be decoded, all of its fields are None. The table counts None as an
-    unusable field, and uses the rest of the flow.
+    If an optional part of a flow is not a JSON object, all fields of this part are None. The table
+    counts None as an unusable field, and uses the rest of the flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:
