@@ -1,4 +1,4 @@
-"""Combines the names that addresses have in the topology with own names.
+"""Combines the names of addresses in the topology with own names.
 
 *Own names* are names that users gave to addresses and networks: see `skyfast.flows.own_names`.
 """
@@ -11,11 +11,13 @@ from skyfast.flows.own_names import NO_NAMES, OwnNames
 NameTuple = tuple[str, ...]
 
 _NAME: Final = 0
+"""Index of the own name of an address in a tuple of `OwnNames`."""
+
 _NETWORK: Final = 1
-"""Positions in a tuple of `OwnNames`: the name of the address, and the name of its network."""
+"""Index of the own name of the address's network in a tuple of `OwnNames`."""
 
 _UNKNOWN: Final[NameTuple] = ("unknown",)
-"""Stands for an address that the topology does not know."""
+"""The default of a lookup: shows that the address is not in the topology."""
 
 MAX_SHARED: Final = 10_000
 """Maximum number of cached name tuples of ambiguous addresses. A full cache is emptied."""
@@ -23,7 +25,7 @@ MAX_SHARED: Final = 10_000
 
 class TopologyNames(Protocol):
     empty: NameTuple
-    """The tuple for unknown addresses."""
+    """The names of an unknown address: a tuple of empty strings."""
 
     def __getitem__(self, key: str, /) -> NameTuple | None: ...
     def get(self, key: str, default: NameTuple, /) -> NameTuple | None: ...
@@ -31,19 +33,21 @@ class TopologyNames(Protocol):
 
 
 class CombinedNames(dict[str, NameTuple | None]):
-    """Maps addresses in Go's notation to their names; implements `skyfast.flows.plan.Names`.
+    """Maps addresses to their names; implements `skyfast.flows.plan.Names`.
 
-    Each tuple has these elements:
+    Each tuple of names has these parts:
 
     1. The own name of the address, or else its name in the topology, or else the own name of its
        network.
     2. The other names of the address in the topology.
     3. The own name of the network, and the values of the keys in ``names_keys``. If there are no
-       own names, tuples have these elements only if a label shows one of them.
+       own names, tuples have this part only if a label shows one of its elements.
 
-    The dict stores only addresses that the topology knows, after their first lookup. Unknown
-    addresses with equal names share one tuple, and so do ambiguous addresses: the table compares
-    tuples by identity.
+    The first lookup of an address adds the address to the dict, unless the address is not in the
+    topology.
+
+    The table compares tuples by identity. Therefore two unknown addresses with equal names get the
+    same tuple. Two ambiguous addresses with equal combined names also get the same tuple.
     """
 
     __slots__ = ("_combines", "_of_ambiguous", "_of_unknown", "_own", "_topology")
@@ -54,7 +58,7 @@ class CombinedNames(dict[str, NameTuple | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Combine the names with ``own`` from now on.
+        """Combine the topology's names with ``own`` from now on.
 
         ``extends`` is true if a label shows the name of a network, or a value of ``names_keys``.
         """
@@ -65,14 +69,14 @@ class CombinedNames(dict[str, NameTuple | None]):
         self.clear()
 
     def forget(self, keys: Set[str]) -> None:
-        """Forget the combined names of ``keys``, whose names in the topology have changed."""
+        """Forget the combined names of addresses whose names in the topology have changed."""
         for key in self.keys() & keys:
             del self[key]
 
     def name_of(self, key: str) -> str:
         """Return the name of an address; "" if the name is unknown or depends on the flow.
 
-        Any thread may call this. Unlike a lookup, this method does not note unknown addresses for a
+        Any thread may call this method. Unlike a lookup, it does not note unknown addresses for a
         later query.
         """
         topology = self._topology
@@ -87,7 +91,7 @@ class CombinedNames(dict[str, NameTuple | None]):
         topology = self._topology
         names = topology.get(key, _UNKNOWN)
         if names is _UNKNOWN:
-            names = topology[key]  # notes an unknown address for a later query
+            names = topology[key]  # also notes the address for a later query
             if self._combines and names is not None:
                 own = self._own[key]
                 names = self._of_unknown.get(own)

@@ -1,7 +1,7 @@
 """Finds nodes of the topology by type and by relation.
 
-Nodes and edges that contradict others are counted and ignored. Contradictions occur because the
-graph is assembled from responses of different times, and because analyzers can have bugs.
+Nodes and edges that contradict others are counted and ignored. Contradictions have two causes: the
+graph is assembled from responses of different times, and analyzers can have bugs.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ MAX_OWNERS: Final = 16
 """Maximum number of levels of owners above an interface. Usually, there are two: namespace and
 host."""
 
-# Reasons under which unusable items of the topology are counted.
+# Reasons why nodes, edges and values are unusable; keys of `Skipped`.
 NODE_LIMIT: Final = "node_limit"
 EDGE_LIMIT: Final = "edge_limit"
 DUPLICATE_ID: Final = "duplicate_id"
@@ -45,9 +45,10 @@ SEVERAL_OWNERS: Final = "several_owners"
 """Counts interfaces and containers with several owners: Skydive allows only one."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
-"""Counts interfaces and containers in a namespace whose chain of owners forks or is circular.
+"""Counts interfaces and containers whose network namespace has an unusable chain of owners.
 
-A chain with at least `MAX_OWNERS` levels above the namespace counts as circular."""
+The chain is unusable if a node in it has several owners, or if it is circular. A chain with at
+least `MAX_OWNERS` levels above the namespace counts as circular."""
 
 OWNERSHIP: Final = "ownership"
 CONTAINER: Final = "container"
@@ -61,14 +62,16 @@ CONTROLLERS: Final = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""Maps node types in Skydive to kinds in Kubernetes, for the workloads that create pods."""
+"""The workloads that create pods. Maps their node type in Skydive to their kind in Kubernetes."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
 """The values of ``RelationType`` for the edges that skyfast uses to resolve names."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type that this module uses for containers of the Kubernetes probe. Skydive gives them the
-type ``container``, like the containers of a container runtime."""
+"""The type that this module uses for containers of the Kubernetes probe.
+
+Skydive uses the type ``container`` both for these containers and for containers of a container
+runtime."""
 
 _KUBERNETES_TYPES: Final = frozenset(
     (
@@ -84,8 +87,8 @@ _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libv
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# Maps relations to the types of parent and child. Edges of ``ownership`` and ``layer2`` have
-# separate rules.
+# Maps each relation to the types of its parent and its child. For ``ownership`` and ``layer2``,
+# `_add_edges` has separate rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),
@@ -98,9 +101,9 @@ _encode = msgspec.json.encode
 
 
 class GraphIndex:
-    """The usable nodes of a graph.
+    """The usable nodes of a graph, by type and by relation.
 
-    Sources of the relations in Skydive: the linkers in ``topology/probes/k8s``, and
+    In Skydive's sources, the relations come from the linkers in ``topology/probes/k8s`` and from
     ``AddOwnershipLink`` in ``topology/topology.go``.
     """
 
@@ -160,14 +163,14 @@ class GraphIndex:
             self.skipped[reason] += count
 
     def release(self) -> None:
-        """Free the memory in parts; afterwards, the index cannot be used."""
+        """Free the memory in parts. Afterwards, the index must not be used."""
         while self._parents:
             self._parents.popitem()
         while parts := vars(self):
             parts.popitem()
 
     def of_type(self, node_type: str) -> list[Node]:
-        """Return the nodes of ``node_type``, which must not be a type of interfaces."""
+        """Return the nodes of ``node_type``, which must not be the type of an interface."""
         return self._types.get(node_type, [])
 
     def parents(self, relation: str, node: Node) -> Sequence[Node]:
@@ -179,7 +182,7 @@ class GraphIndex:
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container, or None if it is unknown.
 
-        The result has the type ``netns``, or ``host`` for the host's own namespace.
+        The type of the returned node is ``netns``, or ``host`` for the host's own namespace.
         """
         owners = self.parents(OWNERSHIP, node)
         if not owners:
@@ -215,10 +218,9 @@ class GraphIndex:
         return text
 
     def address(self, text: str | None) -> str:
-        """Return an address in the notation of flows, or "" if ``text`` is not an address.
+        """Return the address in ``text`` as it is written in flows, or "" if there is none.
 
-        ``text`` may have a prefix length and a zone (``%eth0``), which addresses in flows do not
-        have.
+        A prefix length and a zone are removed: ``FE80::1%eth0/64`` becomes ``fe80::1``.
         """
         if not text:
             return ""
@@ -236,11 +238,12 @@ class GraphIndex:
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
     """Return whether to count an edge as `EDGE_WITHOUT_NODE`.
 
-    ``parent`` or ``child`` is None, because the node is not in the graph.
+    At least one of ``parent`` and ``child`` is None: this node is not in the graph.
     """
     if relation == OWNERSHIP:
-        # A missing parent can be a Kubernetes namespace or cluster, which skyfast does not read. A
-        # missing child can have any type, and skyfast does not read nodes of all types.
+        # Skyfast may not have read the missing node. A missing child can have any type, including
+        # types that skyfast does not read. If the child is an object of Kubernetes, the missing
+        # parent can be a namespace or cluster of Kubernetes, which skyfast does not read either.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None

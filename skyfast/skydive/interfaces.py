@@ -21,11 +21,12 @@ MAX_LABEL_CHARS: Final = 1024
 MAX_LABELS_CHARS: Final = 8 * 1024 * 1024
 """Maximum total length of the labels of all interfaces; further nodes are counted as ``too_many``.
 
-Every family repeats the labels, so this limit bounds the page size if names are long."""
+Every metric family repeats the labels. Therefore this limit bounds the page size, even if names are
+long."""
 
 MAX_COUNTER: Final = 2**63 - 1
-"""The largest int64, the type of Skydive's counters. Samples below 0 or above this limit are left
-out and counted as ``out_of_range``."""
+"""The largest int64: Skydive's counters have this type. Samples below 0 or above this limit are
+left out and counted as ``out_of_range``."""
 
 
 MAX_BUSIEST: Final = 50
@@ -51,7 +52,7 @@ class InterfaceName(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family(MetricFamily):
     counter: str
-    """The field of `Counters`, or "" if Skydive has no such counter. All values are then 0."""
+    """The field of `Counters`. If Skydive has no such counter, it is "", and all values are 0."""
 
 
 _COUNTERS: Final = (
@@ -71,10 +72,13 @@ _COUNTERS: Final = (
     ("tx_missed_errors", "", "Always 0, because Skydive has no such counter."),
     ("collisions", "collisions", "Collisions while sending."),
 )
-"""Each entry has a part of the compatible name, a part of the standard name, and the help text.
+"""Each entry has three elements:
 
-The first part is also a field of `Counters`. If Skydive does not provide the counter, there is no
-standard name."""
+1. The end of the compatible metric name. It is also the field of `Counters`, if Skydive has such a
+   counter.
+2. A part of the standard metric name, or "" if Skydive has no such counter.
+3. The help text.
+"""
 
 _FAMILIES: Final[dict[Naming, tuple[_Family, ...]]] = {
     "compatible": tuple(
@@ -100,17 +104,17 @@ _NO_TRAFFIC: Final = Counters()
 @dataclass(frozen=True)
 class _Page:
     text: bytes
-    """All families in text format 0.0.4."""
+    """All metric families in the text format 0.0.4."""
     families: tuple[tuple[_Family, slice], ...]
     """Each family with the position of its samples in ``text``."""
     busiest: tuple[Interface, ...]
     names: Mapping[str, InterfaceName]
-    """The keys are values of ``node_tid``."""
+    """The names of interfaces by ``node_tid``."""
     expires_at: float
     _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 
     def in_openmetrics(self, version: int, *, created: bool) -> bytes:
-        """Render each version on first use; see `Interfaces.page`."""
+        """Return the page in OpenMetrics, rendered on first use; see `Interfaces.page`."""
         key = version, version == 1 and created
         if key not in self._openmetrics:
             text = memoryview(self.text)
@@ -132,8 +136,8 @@ class Interfaces:
     Interfaces that are missing from a new response are removed at once. If no response arrives, the
     interfaces stay for three polling intervals or ``connection_timeout_s``, whichever is longer.
 
-    Nodes with identical labels share one series, with the values of the node with the newest
-    ``UpdatedAt``. If a device resets its counters, the exported values are reset too.
+    If several nodes have identical labels, their common series has the values of the node with the
+    newest ``UpdatedAt``. If a device resets its counters, the exported values are reset too.
 
     All methods are thread-safe. An update can take a second, but does not block other methods.
     """
@@ -154,7 +158,7 @@ class Interfaces:
         self._writing = threading.Lock()
 
     def set_lifetime(self, *, interval_s: float, connection_timeout_s: float) -> None:
-        """Applies from the next response on."""
+        """Set how long interfaces stay after a response, from the next response on."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
     def update(self, response: NodesResponse, now: float) -> None:
@@ -179,10 +183,12 @@ class Interfaces:
     def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
         """Return the metric families, or nothing if there are no interfaces.
 
-        ``openmetrics`` is 0 for the text format 0.0.4, or else the version of OpenMetrics. The
-        result has no ``# EOF``. OpenMetrics 1.0 requires standard names. In OpenMetrics 1.0,
-        ``created`` gives each counter the start time 0 ("unknown"), because devices do not report
-        when a counter started.
+        The page does not end with ``# EOF``.
+
+        * ``openmetrics`` is 0 for the text format 0.0.4, 1 for OpenMetrics 1.0, or 2 for
+          OpenMetrics 2.0. OpenMetrics 1.0 requires standard names.
+        * If ``created`` is true, each counter in OpenMetrics 1.0 has the start time 0 ("unknown"):
+          devices do not report when a counter started.
         """
         page = self._page
         if now >= page.expires_at:
@@ -196,20 +202,19 @@ class Interfaces:
 
     @property
     def names(self) -> Mapping[str, InterfaceName]:
-        """The keys are values of ``node_tid``."""
+        """The names of interfaces by ``node_tid``."""
         return self._page.names
 
 
 class _Row(msgspec.Struct, gc=False, frozen=True):
-    """``text`` has the labels in text format; no two rows have the same ``text``."""
-
     text: str
+    """The labels in the text format; different in each row."""
     labels: tuple[str, ...]
     counters: Counters
 
 
 def _rows(nodes: list[InterfaceNode], skipped: dict[str, int]) -> list[_Row]:
-    """Return the rows of the usable nodes, and count the skipped nodes."""
+    """Return the rows of the usable nodes, and count the other nodes in ``skipped``."""
     newest: dict[tuple[str, ...], InterfaceNode] = {}
     for node in nodes:
         labels = _labels(node)

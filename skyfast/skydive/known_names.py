@@ -1,7 +1,10 @@
 """Looks up and searches the names of addresses and capture points.
 
-No queries are sent. The sources are names that labels show, names that users gave to addresses
-(*own names*), and interfaces whose counters are exported.
+No queries are sent. The names come from these sources:
+
+* names from the topology that labels show
+* *own names*, which users gave to addresses and networks
+* interfaces whose counters are exported
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,10 +36,11 @@ class NamedInterfaces(Protocol):
 
 
 class CapturePointName(NamedTuple):
-    """Unknown parts are empty. ``owner`` is the interface's pod, container or network namespace."""
+    """The parts of a capture point's name; unknown parts are ""."""
 
     host: str = ""
     owner: str = ""
+    """The pod of the interface, or else its container, or else its network namespace."""
     interface: str = ""
 
     def __str__(self) -> str:
@@ -52,12 +56,10 @@ _HOST, _INTERFACE, _NAMESPACE, _POD, _CONTAINER, _NETNS = map(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownNames:
-    """Thread-safe; names can change between two calls.
-
-    ``index`` is None if no label shows names and there are no own names.
-    """
+    """Thread-safe, but names can change between two calls."""
 
     index: NameMappings | None
+    """None if no label shows names and there are no own names."""
     interfaces: NamedInterfaces
 
     def of_address(self, address: str) -> str:
@@ -100,5 +102,5 @@ def _point_name(names: tuple[str, ...]) -> CapturePointName:
 
 
 def _items(names: Mapping[str, object]) -> list[tuple[str, Any]]:
-    # list() is atomic for a dict, so the event loop cannot change the dict during the iteration.
+    # The event loop cannot change a dict while ``list()`` copies it.
     return list(names.items())

@@ -1,4 +1,4 @@
-"""Chooses among the owners of a flow's address by the place where the flow was captured."""
+"""Chooses among several owners of an address by the capture point of the flow."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import merge
@@ -10,28 +10,30 @@ import msgspec
 from skyfast.skydive.subnets import Networks, share_network
 
 _SORTED_AT_ONCE: Final = 256
-"""Number of candidates that are sorted in one call, which holds the GIL for about 1 ms."""
+"""Maximum number of candidates that one call sorts. Such a call holds the GIL for about 1 ms."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """An owner of an address; unknown values are ""."""
 
     names: tuple[str, ...]
-    """In the order of ``ADDRESS_NAMES``, followed by the values of the requested pod labels."""
+    """The names in the order of ``ADDRESS_NAMES``, followed by the values of the requested pod
+    labels."""
     namespace: str
-    """The ID of the network namespace's node. For the host's own namespace, the ID of the host's
-    node."""
+    """The node ID of the network namespace. For a host's own namespace, the node ID of the host."""
     host: str
-    """The name that the agent uses for the owner's host."""
+    """The name of the owner's host in Skydive."""
     cluster: str
     """The cluster of the pod or service, or else the cluster of the host."""
 
 
 class PointLocation(msgspec.Struct, frozen=True, gc=False):
-    """``peers`` are the IDs of the namespaces of the capture point's veth peers, sorted."""
+    """The location of a capture point; unknown values are ""."""
 
     namespace: str
+    """The node ID of the network namespace, as in `Candidate`."""
     peers: tuple[str, ...]
+    """The sorted node IDs of the network namespaces of the capture point's veth peers."""
     host: str
     cluster: str
 
@@ -78,11 +80,11 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    Hosts and links outside the topology can have the same local address as a host in the topology.
+    Any host or link can use the same local addresses, even if it is not in the topology.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True
-    # fe80::/10. The first group must have four digits, because "fe8:" means 0fe8.
+    # fe80::/10. The first group must have four digits, because "fe8:" is short for "0fe8:".
     return address.startswith(("fe8", "fe9", "fea", "feb")) and address.find(":") == 4
 
 
@@ -99,8 +101,8 @@ def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
 def in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Return the distinct candidates, sorted.
 
-    ``127.0.0.1`` has one candidate in each namespace. Sorting thousands of candidates at once would
-    hold the GIL for too long.
+    An address can have thousands of candidates. Example: ``127.0.0.1`` has one in each namespace.
+    Sorting all of them in one call would hold the GIL for too long.
     """
     rest = iter(set(candidates))
     chunks = []

@@ -17,15 +17,12 @@ MAX_KEYS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """Why labels are empty, as printable texts of bounded length.
-
-    ``without_pods`` lists the labels that are empty because the topology has no pods.
-    ``missing_labels`` are the keys of pod labels that no pod has; empty if the topology has no
-    pods.
-    """
+    """The reasons why labels are empty, as printable texts of bounded length."""
 
     without_pods: str = ""
+    """The names of the labels that are empty because the topology has no pods."""
     missing_labels: tuple[str, ...] = ()
+    """The keys of pod labels that no pod has. If the topology has no pods, this tuple is empty."""
 
 
 def find_hints(export: ExportSelection, resolution: Resolution) -> Hints:

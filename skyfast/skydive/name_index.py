@@ -1,7 +1,7 @@
 """Maps addresses and capture points to their names.
 
-The table uses the mappings as `skyfast.flows.plan.Names`. Their size is limited, because their
-content comes from analyzers and flows.
+The table uses the mappings as `skyfast.flows.plan.Names`. The size of each mapping is limited,
+because analyzers and flows determine its content.
 """
 
 import asyncio
@@ -26,21 +26,21 @@ MAX_NAMES: Final = 100_000
 """Maximum number of entries of a mapping, including entries that are no longer in the topology."""
 
 MAX_RESOLVED: Final = 50_000
-"""Maximum number of `ResolveKey` keys in the cache of names; names of further keys are empty."""
+"""Maximum number of keys (`ResolveKey`) in the cache of names. Further keys have empty names."""
 
 PRUNE_INTERVAL_S: Final = 300.0
 """Minimum time between two clearings of the cache of names.
 
-After a clearing, current flows look up their names again, so only unused names are dropped."""
+After a clearing, current flows look up their names again. Therefore only unused names are lost."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
 
-The same limit applies to the addresses that were queried in the last `REQUERY_INTERVAL_S`. In this
-time, up to 7,500 addresses are queried."""
+The same limit applies to the number of addresses that were queried in the last
+`REQUERY_INTERVAL_S`. In this time, at most 7,500 addresses are queried."""
 
 REQUERY_INTERVAL_S: Final = 60.0
-"""An address that belongs to no pod is not queried again for this time."""
+"""Minimum time between two queries for the same unknown address."""
 
 MAX_ADDRESS_CHARS: Final = 45
 """Maximum length of an IP address; longer values are not queried."""
@@ -53,14 +53,16 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class _Update(Generic[V]):
-    """``gone`` has the keys that are missing from the resolution, but stay for now.
-
-    It maps each key to the time of the first resolution without the key, oldest first.
-    """
+    """The changes of a mapping from keys to names or None."""
 
     changed: Mapping[str, V]
+    """The new values of all new or changed keys."""
     removed: Set[str]
+    """The keys to remove now."""
     gone: Mapping[str, float]
+    """The keys that are missing from the resolution, but are not removed yet.
+
+    Maps each of these keys to the time of the first resolution without the key, oldest first."""
 
     @property
     def keys(self) -> set[str]:
@@ -88,7 +90,8 @@ class _Context:
     def _in_namespaces_of(self, point: PointLocation | None, address: str) -> tuple[Candidate, ...]:
         """Return the candidates in the namespaces of a capture point and of the point's peers.
 
-        The candidates are indexed, because a loopback address has thousands: one in each namespace.
+        A loopback address has one candidate in each namespace, so there can be thousands. Therefore
+        the candidates are indexed by namespace.
         """
         if point is None:
             return ()
@@ -103,31 +106,30 @@ class _Context:
 
 @dataclass(frozen=True, slots=True)
 class IndexChanges:
-    """The changes caused by a resolution, for `NameIndex.apply`.
-
-    ``ambiguous`` does not count local addresses. ``left_out`` is the number of nodes and addresses
-    beyond `MAX_NAMES`.
-    """
+    """The changes caused by a resolution, for `NameIndex.apply`."""
 
     nodes: _Update[tuple[str, ...]]
     addresses: _Update[tuple[str, ...] | None]
     context: _Context
     ambiguous: int
+    """The number of ambiguous addresses, without local addresses."""
     resolved: dict[ResolveKey, tuple[str, ...]]
-    """The new content of the cache: the names of each cached key, chosen again with ``context``. If
-    the cache is cleared, it is empty."""
+    """The new content of the cache. If the cache is not cleared, ``context`` has chosen the names
+    of each cached key again."""
     cached: int
-    """Number of keys in the cache at the time of the comparison; `apply` drops keys that were added
-    later."""
+    """The number of keys in the cache at the time of the comparison; `apply` drops keys that were
+    added later."""
     affected: Set[str]
-    """Ambiguous addresses whose names have changed for at least one cached key. If the cache is
-    cleared, all addresses of cached keys are included."""
+    """The ambiguous addresses whose names have changed for at least one cached key. If the cache is
+    cleared, all addresses whose names may change."""
     pruned_at: float | None
+    """The time when the cache was last cleared."""
     left_out: int
+    """The number of nodes and addresses beyond `MAX_NAMES`."""
 
 
 class NodeNames(dict[str, tuple[str, ...]]):
-    """The names of capture points, by ``NodeTID``, in the order of `NODE_NAMES`."""
+    """Maps the ``NodeTID`` of each capture point to its names, in the order of `NODE_NAMES`."""
 
     __slots__ = ()
 
@@ -141,11 +143,10 @@ class NodeNames(dict[str, tuple[str, ...]]):
 
 
 class AddressNames(dict[str, tuple[str, ...] | None]):
-    """The names of addresses, by address in Go's notation.
+    """Maps addresses, as written in flows, to their names.
 
-    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. For an
-    ambiguous address, the dict has None, and `resolve` chooses the names for each flow. If
-    ``notes_unknown`` is set, a lookup notes an unknown address for `take_unknown`.
+    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. The
+    value of an ambiguous address is None: `resolve` chooses the names for each flow.
     """
 
     __slots__ = (
@@ -154,13 +155,14 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     )
 
     def __init__(self, size: int) -> None:
-        """Each tuple of names has ``size`` strings."""
+        """``size`` is the number of strings in each tuple of names."""
         super().__init__()
         self.empty = ("",) * size
         self.notes_unknown = True
+        """Whether a lookup notes an unknown address for `take_unknown`."""
         self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
-        """The number of lookups that exceeded a limit, for ``unknown`` and for ``ambiguous``
-        addresses."""
+        """The number of lookups of ``unknown`` addresses and of ``ambiguous`` addresses that
+        exceeded a limit."""
         self._context = _Context()
         self._resolved: dict[ResolveKey, tuple[str, ...]] = {}
         self._overflowed = False
@@ -231,7 +233,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
 
 
 class NameIndex:
-    """The table uses ``combined``, which adds own names to the topology's names in ``addresses``.
+    """The current names of capture points and addresses.
 
     New and changed names apply at once. An analyzer that has just started may not know all nodes
     yet. Therefore, if a node is missing from a resolution, its names stay for ``keep_s``. The first
@@ -245,19 +247,21 @@ class NameIndex:
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
         """``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
 
-        The tuple of an address ends with the values of the pod labels ``k8s_labels``.
+        ``k8s_labels`` are the keys of the pod labels whose values follow an address's other names.
         """
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()
         self.addresses = AddressNames(len(ADDRESS_NAMES) + len(k8s_labels))
+        """The names of addresses in the topology."""
         self.combined = CombinedNames(self.addresses)
+        """The names in ``addresses``, combined with own names. The table uses these names."""
         self.ready = asyncio.Event()
         """Set when the first resolution has been applied."""
         self.ambiguous = 0
-        """The number of ambiguous addresses, without loopback and link-local addresses, which are
-        always treated as ambiguous."""
+        """The number of ambiguous addresses. Loopback and link-local addresses are always treated
+        as ambiguous, so they are not counted."""
         self.stats = NameStats()
-        """A reload replaces both the index and its counters, or neither."""
+        """The counters of this index. A reload replaces the index and its counters, or neither."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}
@@ -309,8 +313,8 @@ class NameIndex:
         node_update = self._diff(self.nodes, nodes, self._gone_nodes, now)
         points = dict(islice(resolution.points.items(), MAX_NAMES))
         hosts = {point.host for point in points.values()}
-        # The names of a missing capture point stay for ``keep_s``, and so does its location. If all
-        # capture points of a host are missing, the host's candidates and networks also stay.
+        # The names and the location of a missing capture point stay for ``keep_s``. If all capture
+        # points of a host are missing, the host's candidates and networks also stay.
         for tid in node_update.gone:
             if tid in context.points:
                 points[tid] = context.points[tid]
@@ -431,10 +435,10 @@ class NameIndex:
         )
 
     def apply(self, changes: IndexChanges) -> list[tuple[Names, Set[str]]]:
-        """Apply ``changes``, the result of the latest comparison.
+        """Apply ``changes``, which must be from the latest comparison.
 
-        Returns each changed mapping with the keys whose names changed, or may have changed for some
-        flows. For the first resolution of a huge topology, this takes about 10 ms.
+        Returns each changed mapping, with the keys whose names have changed or may have changed for
+        some flows. Applying the first resolution of a huge topology takes about 10 ms.
         """
         addresses = self.addresses
         late = islice(reversed(addresses._resolved), len(addresses._resolved) - changes.cached)
@@ -474,7 +478,10 @@ def _truncated(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
 def _with_gone_hosts(
     candidates: Mapping[str, tuple[Candidate, ...]], context: _Context, gone_hosts: Set[str]
 ) -> dict[str, tuple[Candidate, ...]]:
-    """Return all owners of each address that has an owner on ``gone_hosts``.
+    """Return the candidates of all addresses that had candidates on ``gone_hosts``.
+
+    The returned candidates of an address are its current candidates, and its previous candidates on
+    ``gone_hosts``.
 
     After an analyzer has started, hosts reappear in the topology one by one. If several hosts have
     the same address, the address must not get the names of the host that reappears first.
