@@ -52,7 +52,8 @@ class InterfaceName(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family(MetricFamily):
     counter: str
-    """The field of `Counters`. If Skydive has no such counter, it is "", and all values are 0."""
+    """The name of the field of `Counters`. If Skydive has no such counter, the name is "", and all
+    values are 0."""
 
 
 _COUNTERS: Final = (

@@ -53,7 +53,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class _Update(Generic[V]):
-    """The changes of a mapping from keys to names or None."""
+    """The changes of one mapping."""
 
     changed: Mapping[str, V]
     """The new values of all new or changed keys."""
@@ -478,9 +478,9 @@ def _truncated(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
 def _with_gone_hosts(
     candidates: Mapping[str, tuple[Candidate, ...]], context: _Context, gone_hosts: Set[str]
 ) -> dict[str, tuple[Candidate, ...]]:
-    """Return the candidates of all addresses that had candidates on ``gone_hosts``.
+    """Keep the former candidates on ``gone_hosts`` for addresses that have other candidates now.
 
-    The returned candidates of an address are its current candidates, and its previous candidates on
+    Returns these addresses, each with its current candidates and its former candidates on
     ``gone_hosts``.
 
     After an analyzer has started, hosts reappear in the topology one by one. If several hosts have

@@ -3,8 +3,8 @@
 * Everything is read every `FULL_INTERVAL_S`.
 * In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
-* While flows have unknown addresses, a query is sent every `UNKNOWN_INTERVAL_S`: in turns for the
-  pods with these addresses and for updated pods.
+* While flows have unknown addresses, a query is sent every `UNKNOWN_INTERVAL_S`. Queries for the
+  pods with these addresses alternate with queries for updated pods.
 * If no address is unknown, updated pods are read every `PODS_INTERVAL_S`.
 """
 
@@ -40,7 +40,7 @@ edges."""
 INTERVAL_S: Final = 20.0
 """Interval between two readings of changes.
 
-If the metrics of interfaces are disabled, the interfaces are read at the same interval."""
+If the metrics of interfaces are disabled, the interfaces are read at this interval, too."""
 
 UNKNOWN_INTERVAL_S: Final = 2.0
 """Interval between two queries while addresses are unknown."""
@@ -51,15 +51,16 @@ PODS_INTERVAL_S: Final = 5.0
 These readings detect that another pod has taken over an address."""
 
 OVERLAP_MS: Final = 120_000
-"""A query for changes includes changes that are up to this much older than the previous query.
+"""A query for changes also asks for changes from this time before the previous query.
 
-Without this overlap, skyfast could miss changes: ``UpdatedAt`` comes from the clock of the node's
-host, which can be behind. A change also takes a few seconds to reach the analyzer."""
+Without this overlap, skyfast could miss changes. ``UpdatedAt`` comes from the clock of the node's
+host, and this clock can be behind. In addition, a change takes a few seconds to reach the
+analyzer."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""The overlap of queries for changed pods.
+"""Like `OVERLAP_MS`, for queries for changed pods.
 
-It is shorter than `OVERLAP_MS`, because analyzers themselves set ``UpdatedAt`` of pods."""
+A shorter overlap is enough, because analyzers themselves set the ``UpdatedAt`` of pods."""
 
 COMPLETE_WAIT_S: Final = 60.0
 """After a reload, skyfast waits up to this time for the responses to all queries. Meanwhile, the
@@ -96,6 +97,8 @@ def needed(config: Config) -> tuple[Query, ...]:
 
 @dataclass(slots=True)
 class _Progress:
+    """The progress of one query."""
+
     tried: bool = False
     read: bool = False
     """Whether there was a complete response."""
@@ -108,10 +111,11 @@ class _Progress:
 
 
 class NamePoller:
-    """Reading, resolving and comparing run in worker threads.
+    """Polls the topology, and applies changed names to a `NameIndex`.
 
-    The event loop applies the changes, and calls ``renamed`` with each changed mapping and its
-    changed keys.
+    Worker threads decode the responses, resolve the names, and compare them with the index. The
+    event loop applies the changes to the index. Then it calls ``renamed`` with each changed mapping
+    and the changed keys of this mapping.
     """
 
     def __init__(
@@ -125,10 +129,10 @@ class NamePoller:
         now: Callable[[], float],
         renamed: Callable[[Names, Set[str]], object],
     ) -> None:
-        """``wanted`` is the result of `needed`; ``now`` is the clock of ``index``, in seconds.
+        """``wanted`` are the queries that `needed` returned.
 
-        If ``reads_interfaces`` is false, `TopologyPoller` reads the interfaces and calls
-        `received`.
+        ``now`` is the clock of ``index``, in seconds. If ``reads_interfaces`` is false,
+        `TopologyPoller` reads the interfaces and calls `received`.
         """
         self._wanted = wanted
         self._export = export
@@ -189,7 +193,7 @@ class NamePoller:
             await asyncio.sleep(INTERVAL_S - (clock() - begun) % INTERVAL_S)
 
     async def _read(self, client: TopologyClient, query: Query) -> None:
-        """Read the changed elements of ``query``, or all if a complete reading is due."""
+        """Read the changed elements of ``query``, or all elements if a complete reading is due."""
         progress = self._progress[query]
         now_s = time.monotonic()
         since_ms = self._since_ms(progress.asked_ms, OVERLAP_MS)
@@ -214,9 +218,9 @@ class NamePoller:
     def _since_ms(self, asked_ms: int, overlap_ms: int) -> int:
         """Return ``since_ms`` for `queries.changes`, or 0 if it is unknown.
 
-        The clock of this host or of another host can be wrong. Therefore the result is
-        ``overlap_ms`` before the earlier of two times: the newest ``UpdatedAt``, and the latest
-        reading.
+        ``asked_ms`` is the time of the latest reading. The clock of this host or of another host
+        can be wrong. Therefore the returned time is ``overlap_ms`` before ``asked_ms`` or before
+        the newest ``UpdatedAt``, whichever is earlier.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
@@ -224,7 +228,10 @@ class NamePoller:
     async def _ask(
         self, client: TopologyClient, query: Query, kind: str, *, kept: Query
     ) -> GraphReader | None:
-        """Send ``query``, which returns all or some of the stored elements of ``kept``."""
+        """Send ``query``, which asks for all or some of the elements of the stored query ``kept``.
+
+        Returns None if no analyzer responded.
+        """
         begun = time.monotonic()
         reader = await client.ask(query, lambda: self._store.reader(kept, changes=query))
         if reader is not None:
@@ -245,7 +252,10 @@ class NamePoller:
         self._names.last_reading_timestamp_s = time.time()
 
     def _resolve_soon(self) -> None:
-        """Wake `_resolve_forever` if every query has been sent and names may have changed."""
+        """Wake `_resolve_forever` if names may have changed and every query has been sent.
+
+        For `COMPLETE_WAIT_S` after a reload, every query must also have had a complete response.
+        """
         waits = time.monotonic() < self._is_complete_at_s
         is_complete = all(
             progress.read if waits else progress.tried for progress in self._progress.values()
@@ -324,10 +334,10 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Query the pods of unknown addresses, or the pods that have just changed, in turns.
+        """Query the pods of unknown addresses and the pods that have just changed, in turns.
 
-        The second query finds pods that got their address after the first query. It also finds
-        known addresses that have moved to another pod.
+        A query for changed pods finds pods that got an unknown address after this address was
+        queried. Such a query also finds pods that have taken over a known address.
         """
         addresses, now = self._index.addresses, self._now()
         query = None
@@ -367,7 +377,7 @@ class NamePoller:
         if edge_reader is not None:
             await self._keep(kept, edge_reader, is_full=False)
         if any(_address(pod) in self._index.addresses for pod in pods):
-            self._resolve_soon()  # the address may have another owner
+            self._resolve_soon()  # a known address may have another owner now
         resolution = await asyncio.to_thread(self._resolution_of, pods)
         async with self._applying:
             changes = await asyncio.to_thread(self._index.compare_new, resolution, self._now())

@@ -1,8 +1,8 @@
 """Resolves the names of addresses and capture points from the topology.
 
-An address can have several owners, for example if every host has the same subnet, or if clusters
-overlap. `skyfast.skydive.name_candidates` distinguishes the owners by the flow's capture point. If
-the topology is contradictory or ambiguous, names are empty rather than wrong.
+An address can have several owners, for example if every host has the same subnet, or if the subnets
+of clusters overlap. `skyfast.skydive.name_candidates` distinguishes the owners by the flow's
+capture point. If the topology is contradictory or ambiguous, names are empty rather than wrong.
 
 The rules for pods and workloads are in `skyfast.skydive.workloads`; the rules for containers are in
 `skyfast.skydive.runtime_containers`.
@@ -28,14 +28,14 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of comparisons of a pod with a `_Place` for one address. Above the limit, no pod
-is assigned to a place."""
+"""Maximum number of comparisons for one address: each of its pods is compared with each `_Place`
+where the address is used. Above the limit, no pod is assigned to a place."""
 
-# Reasons under which unusable items of the topology are counted.
+# Reasons why nodes, edges and values are unusable; keys of ``Resolution.skipped``.
 ADDRESS_LIMIT: Final = "address_limit"
 
 NO_ID: Final = "no_id"
-"""Counts interfaces with neither ``TID`` nor ``ID``, which no flow can refer to."""
+"""Counts interfaces with neither ``TID`` nor ``ID``. No flow can refer to such an interface."""
 
 DUPLICATE_TID: Final = "duplicate_tid"
 
@@ -47,33 +47,32 @@ CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
 
 
 class Resolution(msgspec.Struct, frozen=True, gc=False):
-    """All names of a topology.
-
-    * ``nodes``: the names of capture points by ``NodeTID``, in the order of ``NODE_NAMES``.
-    * ``addresses``: the candidates (possible owners) of each address. Addresses are written as in
-      flows: without prefix length and zone. Each address has one or more distinct candidates, whose
-      order does not depend on the order of the graph.
-    * ``points``: the capture points by ``NodeTID``.
-    * ``networks``: the sorted subnets of all interfaces, by host. Subnets with only one address are
-      left out.
-    * ``has_pod_names``: whether the topology has pods, or containers with the names of their pods.
-    * ``missing_labels``: the keys of the requested pod labels that no pod has.
-    """
+    """All names of a topology."""
 
     nodes: dict[str, tuple[str, ...]]
+    """The names of capture points by ``NodeTID``, in the order of ``NODE_NAMES``."""
     addresses: dict[str, tuple[Candidate, ...]]
+    """The candidates (possible owners) of each address: at least one, and no duplicates.
+
+    Addresses are written as in flows: without prefix length and zone. The order of the candidates
+    does not depend on the order of the graph."""
     points: dict[str, PointLocation]
+    """The locations of capture points by ``NodeTID``."""
     networks: dict[str, Networks]
+    """The sorted subnets of all interfaces, by host. Subnets with only one address are left out."""
     skipped: dict[str, int]
+    """The number of unusable nodes, edges and values, by reason."""
     has_pods: bool = False
     has_pod_names: bool = False
+    """Whether the topology has pods, or containers with the names of their pods."""
     missing_labels: tuple[str, ...] = ()
+    """The keys of the requested pod labels that no pod has."""
 
 
 def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
-    """Never raises, whatever ``graph`` contains.
+    """Return the names in ``graph``. Never raises, whatever ``graph`` contains.
 
-    Takes about 1 s for 5,000 pods on 200 hosts. Other threads can get the GIL meanwhile.
+    For 5,000 pods on 200 hosts, this takes about 1 s. Meanwhile, other threads can get the GIL.
     """
     resolver = _Resolver(graph, k8s_labels)
     resolution = resolver.resolution()
@@ -82,34 +81,33 @@ def resolve(graph: Graph, *, k8s_labels: tuple[str, ...] = ()) -> Resolution:
 
 
 class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """``own`` is true for the host's own namespace.
-
-    ``pod_names`` can be known even if ``pod`` is not. ``uncertain`` means that it is unclear which
-    containers are in the namespace, or to which pod they belong. In that case, an interface with a
-    pod's address does not prove that the pod is in the namespace.
-    """
+    """A network namespace; unknown names are ""."""
 
     id: str = ""
     name: str = ""
     host: str = ""
     own: bool = False
+    """Whether this is the host's own namespace."""
     has_containers: bool = False
     container: str = ""
+    """The name of the namespace's only container that is not a sandbox, or ""."""
     pod: Pod | None = None
     pod_names: PodNames | None = None
+    """The names of the pod. They can be known from containers even if ``pod`` is None."""
     uncertain: bool = False
+    """Whether it is unclear which containers are in the namespace, or to which pod they belong.
+
+    If so, an interface with a pod's address in this namespace may belong to another pod."""
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """The network namespace, host and cluster where an address is used.
-
-    ``of_machine`` is true if a virtual machine behind an interface uses the address.
-    """
+    """The network namespace, host and cluster where an address is used."""
 
     namespace: _Namespace
     host: str
     cluster: str
     of_machine: bool
+    """Whether a virtual machine behind an interface uses the address."""
     candidate: Candidate
 
 
@@ -214,8 +212,8 @@ class _Resolver:
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
         """Return the pod of containers that share a namespace, and the names of the pod.
 
-        The pod is found by its Kubernetes containers, or else by labels of containers, or else by
-        names of containers.
+        The pod's name comes from the containers' counterparts in Kubernetes, or else from labels of
+        the containers, or else from names of the containers.
 
         Raises:
             ContradictionError: The containers belong to different pods.
@@ -240,8 +238,8 @@ class _Resolver:
             return None, None
         linked = tuple(pods.values())
         if len({pod.cluster for pod in linked}) > 1:
-            # The probe ignores the cluster, so it also links containers to pods of the same name in
-            # other clusters.
+            # Skydive's Kubernetes probe ignores clusters. Therefore it also links containers to
+            # pods of the same name in other clusters.
             cluster = workloads.cluster_of_host(host)
             linked = tuple(pod for pod in linked if pod.cluster == cluster)
             if not cluster or not linked:
@@ -270,8 +268,8 @@ class _Resolver:
             if not tid:
                 self._skipped[NO_ID] += 1
                 continue
-            # Flows do not show to which of several nodes with the same TID they belong. So always
-            # choose the same node.
+            # If several nodes have the same TID, a flow does not show to which of them it belongs.
+            # In this case, always choose the same node.
             other = by_tid.setdefault(tid, (node, namespace))
             if other[0] is not node:
                 self._skipped[DUPLICATE_TID] += 1
@@ -355,7 +353,8 @@ class _Resolver:
     def _place(self, namespace: _Namespace, host: str, machine: str | None) -> _Place:
         """Return the place of an interface's own addresses, or of a virtual machine's addresses.
 
-        ``machine`` is the name of the virtual machine ("" if unknown), or None for own addresses.
+        For own addresses, ``machine`` is None. For addresses of a virtual machine, it is the name
+        of this machine, or "" if the name is unknown.
         """
         key = id(namespace), host, machine
         place = self._places.get(key)
@@ -382,7 +381,7 @@ class _Resolver:
         return place
 
     def _libvirt_domains(self) -> dict[str, set[str]]:
-        """Return the names of virtual machines by UUID, because some interfaces lack the name."""
+        """Return the names of virtual machines by UUID: some interfaces have only the UUID."""
         domains: dict[str, set[str]] = defaultdict(set)
         for node in self._index.interfaces:
             metadata = node.metadata
@@ -411,9 +410,9 @@ class _Resolver:
     def _is_host_network(self, pod: Pod) -> bool:
         """Return whether a pod uses the network of its host.
 
-        This is also the case if the pod and its host have the same address. If the host is unknown,
-        the pod's address is compared with the addresses of all hosts. If the host is known, other
-        hosts do not matter, because several hosts can use the same subnet.
+        A pod with the same address as its host uses the network of the host. If the host of the pod
+        is unknown, any host with the same address counts. If the host is known, other hosts do not
+        count, because several hosts can use the same subnet.
         """
         hosts = [self._own_addresses.get(address, ()) for address in pod.addresses]
         return pod.host_network or any(
@@ -427,7 +426,8 @@ class _Resolver:
         """
         if not pods:
             return [place.candidate for place in places]
-        # The candidate of a place in a pod's namespace already has the pod's names.
+        # If a place is in a pod's namespace, the candidate of the place already has the pod's
+        # names.
         known = {id(place.namespace.pod) for place in places if not place.of_machine}
         pods = [pod for pod in pods if id(pod) not in known]
         compared = places if len(places) * len(pods) <= MAX_COMPARISONS else ()
@@ -500,8 +500,8 @@ def _address_names(
 ) -> tuple[str, ...]:
     """Return names in the order of ``ADDRESS_NAMES``, then the values of the pod labels.
 
-    If a virtual machine has the address, ``machine`` is its name ("" if unknown). Otherwise,
-    ``machine`` is None.
+    If a virtual machine has the address, ``machine`` is the name of this machine, or "" if the name
+    is unknown. Otherwise, ``machine`` is None.
     """
     if pod.service or pod.workload.name:
         name = pod.service or pod.workload.name
@@ -536,9 +536,10 @@ def _merged(place: _Place, pod: Pod) -> Candidate:
 
 
 def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
-    """Return whether an address of a host can be a cluster IP in ``cluster`` ("" if unknown).
+    """Return whether a host's address can be a cluster IP of one of ``services``.
 
-    NodeLocal DNSCache and kube-router add cluster IPs to a dummy interface of every host.
+    ``cluster`` is the cluster of the host, or "" if unknown. NodeLocal DNSCache and kube-router add
+    cluster IPs to a dummy interface of every host.
     """
     return any(
         "" in (cluster, service.cluster) or service.cluster == cluster for service in services

@@ -1,8 +1,12 @@
 """Reads the names of containers and their pods from the data of container runtimes and kubelet.
 
-Sources: kubelet's labels (``pkg/kubelet/types/labels.go``), dockershim's container names and
-``io.kubernetes.docker.type`` (``pkg/kubelet/dockershim``), containerd's annotations
-(``pkg/cri/annotations``), CRI-O's annotations (``pkg/annotations``).
+The names come from data that is defined in these sources:
+
+* labels of kubelet: ``pkg/kubelet/types/labels.go``
+* container names and the label ``io.kubernetes.docker.type`` of dockershim:
+  ``pkg/kubelet/dockershim``
+* annotations of containerd: ``pkg/cri/annotations``
+* annotations of CRI-O: ``pkg/annotations``
 """
 
 from typing import Final
@@ -17,7 +21,7 @@ _NO_KUBERNETES: Final = KubernetesLabels()
 
 
 def is_sandbox(container: Node) -> bool:
-    """Return whether a container is a sandbox, which only holds the network namespace of a pod."""
+    """Return whether a container is a sandbox: it exists only for a pod's network namespace."""
     labels, kubernetes = _labels(container)
     cri, crio = kubernetes.cri, kubernetes.crio
     docker_type = (kubernetes.docker and kubernetes.docker.type) or labels.docker_type
@@ -43,7 +47,7 @@ def shown_name(container: Node) -> str | None:
 
 
 def labelled_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod that a container's labels name, or None."""
+    """Return the namespace and name of the pod from the labels of a container, or None."""
     labels, kubernetes = _labels(container)
     pod, cri = kubernetes.pod, kubernetes.cri
     candidates = (
@@ -58,7 +62,7 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Return the pod's namespace and name that kubelet put into a container's name, or None."""
+    """Return the namespace and name of the pod from the name of a container, or None."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 
@@ -66,8 +70,8 @@ def kubelet_pod(container: Node) -> tuple[str, str] | None:
 def _kubelet_name(container: Node) -> tuple[str, str, str] | None:
     """Return CONTAINER, POD and NAMESPACE of the name ``k8s_CONTAINER_POD_NAMESPACE_UID_ATTEMPT``.
 
-    Such names are from kubelet, which appends a random suffix after a conflict. Names in Kubernetes
-    have no underscores.
+    Kubelet gives such names to containers. After a conflict, kubelet appends an underscore and a
+    random suffix. CONTAINER, POD and NAMESPACE contain no underscores.
     """
     parts = (container.metadata.name or "").split("_", 7)
     if len(parts) not in (6, 7) or parts[0] != _KUBELET_PREFIX or not all(parts[1:4]):

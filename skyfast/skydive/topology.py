@@ -19,7 +19,10 @@ from skyfast.stats import TopologyStats
 
 
 class TopologyPoller:
-    """If both interface metrics and names are enabled, one query reads the interfaces for both."""
+    """Polls interfaces and names.
+
+    If both interface metrics and names are enabled, one query reads the interfaces for both.
+    """
 
     def __init__(
         self,
@@ -35,10 +38,12 @@ class TopologyPoller:
     ) -> None:
         """``now`` is the clock of ``interfaces`` and ``names``, in seconds.
 
-        If ``names`` is None, only interfaces are polled. ``wanted`` are the queries that ``names``
-        needs. ``renamed`` is called on the event loop with each changed mapping of ``names`` and
-        its changed keys. ``observe`` is called with each query; the observer that it returns gets a
-        copy of the response.
+        * ``names``: if None, only interfaces are polled.
+        * ``wanted``: the queries that ``names`` needs.
+        * ``renamed``: called on the event loop with each changed mapping of ``names``, and with the
+          changed keys of this mapping.
+        * ``observe``: called with each query. Returns an observer, which gets a copy of the
+          response.
 
         Raises:
             ConfigError: An analyzer uses TLS, and a file in ``config.tls`` is unusable.

@@ -1,7 +1,7 @@
 """Sends queries to the topology API of the analyzers.
 
-To save memory, a response is decompressed, split into its elements and decoded while it arrives. No
-call holds the GIL for longer than the decoding of one element takes.
+To save memory, a response is decompressed, split into its elements and decoded while it arrives.
+The GIL is never held for longer than the decoding of one element takes.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ BODY_TIMEOUT_S: Final = 30.0
 """Timeout of the body of a response, including its decoding."""
 
 BATCH_BYTES: Final = 256 * 1024
-"""Received bytes are collected up to this number, and then decoded in a worker thread."""
+"""Number of received bytes after which a worker thread decodes these bytes."""
 
 PIECE_BYTES: Final = 1024 * 1024
 """Maximum size of the decompressed text that is split at once."""
@@ -96,7 +96,8 @@ class TopologyClient:
     The next query starts with the analyzer that responded. If a name resolves to several addresses,
     only one of them is queried, because every analyzer knows the whole topology.
 
-    Use the client as an asynchronous context manager, in which several tasks may query at once.
+    Use the client as an asynchronous context manager. Several tasks may send queries at the same
+    time.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class TopologyClient:
     ) -> None:
         """Opens no sockets, and needs no event loop.
 
-        ``observe`` is called with each query; the observer that it returns gets a copy of the
+        ``observe`` is called with each query. It returns an observer, which gets a copy of the
         response.
 
         Raises:
@@ -276,7 +277,7 @@ class TopologyClient:
 
 
 async def _read(content: "aiohttp.StreamReader", elements: "_Elements") -> None:
-    """Decompression and decoding run in worker threads, one batch at a time."""
+    """Read the body. Worker threads decompress and decode it, one batch at a time."""
     batch = bytearray()
     received = 0
     async for chunk in content.iter_any():

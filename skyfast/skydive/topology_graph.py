@@ -1,9 +1,10 @@
-"""Decodes those fields of nodes and edges that skyfast uses to resolve names.
+"""Decodes the fields of nodes and edges that skyfast uses to resolve names.
 
-The fields and their meaning are from the probes in Skydive's sources: ``topology/probes/k8s``,
-``docker``, ``runc``, ``libvirt``, ``neutron`` and ``ovsdb``. Decoding never raises. A field of an
-unexpected type is treated as absent. Elements that are not nodes or edges are skipped. Such fields
-and elements are counted.
+Skydive's probes define these fields: see the folders ``k8s``, ``docker``, ``runc``, ``libvirt``,
+``neutron`` and ``ovsdb`` of ``topology/probes`` in Skydive's sources.
+
+Decoding never raises. Fields of unexpected types are counted, and treated as absent. Elements that
+are not nodes or edges are counted, and skipped.
 """
 
 import sys
@@ -19,7 +20,7 @@ import msgspec
 from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.topology_nodes import MalformedResponseError, readable
 
-# Reasons under which unusable items of the topology are counted.
+# Reasons why nodes, edges and values are unusable; keys of `Skipped`.
 MALFORMED: Final = "malformed"
 """Counts elements that are not nodes or edges."""
 
@@ -29,13 +30,14 @@ DELETED: Final = "deleted"
 """Counts nodes and edges with ``DeletedAt``."""
 
 Skipped: TypeAlias = Counter[str]
-"""The number of unusable items, by reason."""
+"""The number of unusable nodes, edges and values, by reason."""
 
 
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
-    """There are so many of these objects that the garbage collector should not visit them.
+    """The base class of decoded objects.
 
-    Arrays are tuples, because the garbage collector ignores tuples that contain only strings.
+    There are so many of these objects that the garbage collector should not visit them. JSON arrays
+    are decoded as tuples, because the garbage collector ignores tuples that contain only strings.
     """
 
 
@@ -80,10 +82,11 @@ class IoLabels(_Struct, rename=None):
 
 
 class ContainerLabels(_Struct):
-    """Skydive splits label keys at dots into nested objects.
+    """The labels of a container, in one of two forms.
 
-    See ``NormalizeValue`` in ``graffiti/graph/metadata.go``. But the runc probe does not split
-    label keys of a ``create-config`` file (``getMetadata``), so both forms exist.
+    Usually, Skydive has split the keys of labels at dots into nested objects: see
+    ``NormalizeValue`` in ``graffiti/graph/metadata.go``. However, the runc probe does not split the
+    keys of labels from a ``create-config`` file: see ``getMetadata``.
     """
 
     io: IoLabels | None = msgspec.field(default=None, name="io")
@@ -135,13 +138,14 @@ class Extra(_Struct):
 
 
 class K8s(_Struct):
-    """In ``labels``, Skydive has split keys at dots into nested objects."""
+    """The field ``K8s``: what Skydive's Kubernetes probe reports."""
 
     name: str | None = None
     namespace: str | None = None
     ip: str | None = msgspec.field(default=None, name="IP")
     node: str | None = None
     labels: dict[str, Any] | None = None
+    """Skydive has split the keys of labels at dots into nested objects."""
     status: str | None = None
     cluster_ip: str | None = msgspec.field(default=None, name="ClusterIP")
     container_id: str | None = msgspec.field(default=None, name="ContainerID")
@@ -186,7 +190,7 @@ class Metadata(_Struct):
 
 
 class Node(_Struct):
-    """Times are in milliseconds, but ``deleted_at`` may have any type."""
+    """A node of the topology. Times are in milliseconds."""
 
     metadata: Metadata
     id: str | None = msgspec.field(default=None, name="ID")
@@ -194,18 +198,19 @@ class Node(_Struct):
     created_at: int | None = None
     updated_at: int | None = None
     deleted_at: Any = None
+    """May have any type: skyfast only checks whether it is set."""
 
     @property
     def tid(self) -> str:
-        """The ``NodeTID`` in flows: the ``TID``, or the ``ID`` if there is none, or ""."""
+        """The ``NodeTID`` in flows: the ``TID``, or else the ``ID``, or else ""."""
         return self.metadata.tid or self.id or ""
 
 
 class Edge(msgspec.Struct, gc=False):
-    """``parent`` and ``child`` are the IDs of the nodes."""
-
     parent: str
+    """The ID of the parent node."""
     child: str
+    """The ID of the child node."""
     relation_type: str
 
 
@@ -261,7 +266,7 @@ def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
 
 
 def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
-    """Decode an element, and leave out fields of wrong types. Rarely called, so it may be slow."""
+    """Decode an element without its fields of wrong types. Slow, but rarely called."""
     try:
         data = msgspec.json.decode(readable(bytes(element)))
     except (msgspec.MsgspecError, MalformedResponseError):
@@ -271,9 +276,9 @@ def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
 
 @cache
 def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
-    """Return a function that reads a decoded value, and omits parts of wrong types.
+    """Return a function that converts decoded JSON to ``kind``, without its parts of wrong types.
 
-    The function returns None if the value itself has a wrong type.
+    If the decoded JSON itself has a wrong type, the returned function returns None.
     """
     if isinstance(kind, types.UnionType):
         return _reader(get_args(kind)[0])

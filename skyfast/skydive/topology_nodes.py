@@ -15,10 +15,10 @@ from skyfast.skydive.json_repair import prune_depth, replace_unreadable
 MAX_ELEMENT_BYTES: Final = 1024 * 1024
 """Maximum size of a node or edge; longer ones are skipped. Most are a few kilobytes long.
 
-Objects of Kubernetes fit, because Kubernetes stores no larger objects."""
+Nodes of Kubernetes objects fit, because Kubernetes stores no larger objects."""
 
 MAX_ELEMENTS: Final = 100_000
-"""Maximum number of nodes that are kept from a response; further nodes are skipped."""
+"""Maximum number of nodes, or of edges, that are kept from a response; further ones are skipped."""
 
 
 class MalformedResponseError(ValueError):
@@ -26,7 +26,7 @@ class MalformedResponseError(ValueError):
 
 
 class Counters(msgspec.Struct, gc=False, rename="pascal"):
-    """Skydive omits counters that are zero."""
+    """The counters of an interface. Skydive omits counters that are zero."""
 
     rx_bytes: int = 0
     tx_bytes: int = 0
@@ -43,7 +43,7 @@ class Counters(msgspec.Struct, gc=False, rename="pascal"):
 class InterfaceMetadata(msgspec.Struct, gc=False, rename="pascal"):
     """Addresses have a prefix length: ``10.0.0.1/24``.
 
-    They are in tuples, because the garbage collector ignores tuples of strings, but not lists.
+    Addresses are in tuples, because the garbage collector ignores tuples of strings, but not lists.
     """
 
     name: str | None = None
@@ -56,31 +56,29 @@ class InterfaceMetadata(msgspec.Struct, gc=False, rename="pascal"):
 
 
 class InterfaceNode(msgspec.Struct, gc=False, rename="pascal"):
-    """``updated_at`` is in milliseconds."""
-
     metadata: InterfaceMetadata
     id: str | None = msgspec.field(default=None, name="ID")
     host: str | None = None
     updated_at: int | None = None
+    """In milliseconds."""
 
     @property
     def tid(self) -> str:
-        """The ``NodeTID`` in flows: the ``TID``, or the ``ID`` if there is none, or ""."""
+        """The ``NodeTID`` in flows: the ``TID``, or else the ``ID``, or else ""."""
         return self.metadata.tid or self.id or ""
 
 
 @dataclass(frozen=True, slots=True)
 class NodesResponse:
-    """The usable nodes of a response, in order, and the numbers of skipped nodes.
-
-    ``too_long`` counts nodes longer than `MAX_ELEMENT_BYTES`. ``excess`` counts nodes beyond
-    `MAX_ELEMENTS`.
-    """
+    """The usable nodes of a response, in order, and the numbers of skipped nodes."""
 
     nodes: list[InterfaceNode]
     invalid: int = 0
+    """Number of nodes with values of wrong types."""
     too_long: int = 0
+    """Number of nodes longer than `MAX_ELEMENT_BYTES`."""
     excess: int = 0
+    """Number of nodes beyond `MAX_ELEMENTS`."""
 
 
 _decode_node = msgspec.json.Decoder(InterfaceNode).decode
@@ -131,7 +129,7 @@ def _recover(element: bytes) -> InterfaceNode | None:
 
 
 def readable(element: bytes) -> bytes:
-    """Return ``element`` without parts that are nested too deeply, and with invalid text replaced.
+    """Return ``element`` without too deeply nested parts, and with replacements for invalid text.
 
     Raises:
         MalformedResponseError: ``element`` is not JSON.

@@ -9,12 +9,12 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 * All conditions of one ``Has`` must hold. Skydive evaluates them in order, and stops at the first
   one that does not hold. Therefore the queries begin with cheap and selective conditions.
 * If ``Has`` directly follows ``V()`` or ``E()``, Skydive evaluates ``Has`` while it iterates over
-  the graph. In this case, it creates no list of all nodes or edges.
+  the graph. In this case, Skydive does not create a list of all nodes or edges.
 * ``Within`` compares a field with all listed values, one after the other.
 * If a field of a node is a list, a condition holds if any element of the list meets the condition.
   ``Ne('')`` is different: this condition holds if the key exists and no element is ``''``.
-* ``@UpdatedAt`` (of nodes and edges, in milliseconds) and an edge's ``Child`` are keys outside the
-  metadata.
+* Two keys are not in the metadata: ``@UpdatedAt`` of nodes and edges (in milliseconds), and
+  ``Child`` of edges.
 * A string ends at the next single or double quote; there are no escapes.
 """
 
@@ -38,10 +38,10 @@ _Matches = Callable[[Element], bool]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The response has edges if ``edges`` is true, otherwise nodes."""
-
     gremlin: str
+    """The text of the query."""
     edges: bool
+    """Whether the response has edges instead of nodes."""
     _matches: _Matches = field(repr=False, compare=False)
 
     def matches(self, element: Element) -> bool:
@@ -53,7 +53,10 @@ class Query:
 
 
 def _metadata(element: Element, *path: str) -> Any:
-    """Return the value at ``path``; for a list of objects on the path, return a list of values."""
+    """Return the value at ``path``, or None.
+
+    If ``path`` leads through a list of objects, return the list of their values.
+    """
     value: Any = element.get("Metadata")
     for key in path:
         match value:
@@ -105,10 +108,14 @@ NAMED_INTERFACES: Final = Query(
 )
 """The interfaces of `INTERFACES`, and all other nodes that have addresses or can have a capture.
 
-The response has all Linux devices, and all Open vSwitch bridges and ports. The devices include
-loopback and tunnels, whose ``EncapType`` is not ``ether`` (``loopback``, ``gre``, ``sit``,
-``none``, …). The bridges and ports have no ``EncapType``: see ``CaptureTypes`` in Skydive's
-``flow/probes/capabilities.go``. Requires Skydive 0.21."""
+The response has two kinds of nodes:
+
+* all Linux devices, including loopback and tunnels, whose ``EncapType`` is ``loopback``, ``gre``,
+  ``sit``, ``none``, …
+* all Open vSwitch bridges and ports, which have no ``EncapType``: see ``CaptureTypes`` in Skydive's
+  ``flow/probes/capabilities.go``
+
+Requires Skydive 0.21."""
 
 
 def _of_types(start: str, key: str, values: tuple[str, ...]) -> Query:

@@ -1,12 +1,13 @@
 """Stores the nodes and edges of the topology that skyfast uses to resolve names.
 
-Each query has its own elements. A complete response replaces these elements. A response with only
-changed elements is merged into them. `GraphReader` reuses the objects of unchanged elements.
-Therefore the store detects changes by the identities of objects.
+Nodes and edges (*elements*) are stored separately for each query. A complete response replaces the
+elements of its query. A response with only changed elements is merged into the elements of its
+query. `GraphReader` reuses the objects of unchanged elements. Therefore the store detects changes
+by the identities of objects.
 
-The garbage collector does not track elements. Before CPython 3.14, it also does not track their
-dicts, because the keys are strings and integers. A garbage collection that visits 100,000 elements
-would stop the process for 0.1 s.
+A garbage collection that visits 100,000 elements would stop the process for 0.1 s. Therefore the
+garbage collector does not track elements. Before CPython 3.14, the garbage collector does not track
+the dicts of elements either, because it tracks neither their keys nor their values.
 """
 
 from collections import Counter
@@ -20,7 +21,7 @@ from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_ed
 from skyfast.skydive.topology_nodes import MAX_ELEMENTS, NodesReader, NodesResponse
 from skyfast.skydive.topology_queries import KUBERNETES, KUBERNETES_EDGES, NAMESPACES, Query
 
-# Reasons under which unusable items of the topology are counted.
+# Reasons why nodes and edges are unusable; keys of `Skipped`.
 TOO_MANY: Final = "too_many"
 """Counts the elements of a response beyond `MAX_ELEMENTS`."""
 
@@ -36,9 +37,9 @@ Elements: TypeAlias = dict[Hashable, Element]
 class GraphReader:
     """Decodes a response to nodes or edges.
 
-    With ``also_interfaces``, the counters of interfaces are decoded, too. An element that equals an
-    element in ``known`` is replaced by the known object. Therefore reading an unchanged topology
-    again takes no additional memory.
+    If ``also_interfaces`` is true, the counters of interfaces are decoded, too. If a decoded
+    element equals an element in ``known``, the reader uses the object in ``known``. Therefore
+    reading an unchanged topology again takes no additional memory.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class GraphReader:
         """Decode an element.
 
         Raises:
-            MalformedResponseError: ``element`` is not JSON. Raised only with ``also_interfaces``.
+            MalformedResponseError: ``element`` is not JSON, and ``also_interfaces`` is true.
 
         """
         if self._nodes_reader is not None:
@@ -96,12 +97,12 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # The following comparison must ignore ``UpdatedAt``, which also changes with fields
-            # that skyfast does not read.
+            # The following comparison must ignore ``UpdatedAt``. It changes even if only fields
+            # that skyfast does not read have changed.
             known.updated_at = node.updated_at
         if known == node:
-            # Use the known node's ID as the key, because an equal string would take additional
-            # memory.
+            # Use the string of the known node's ID as the key. The equal string of the new node
+            # would take additional memory.
             self.elements[known.id or key] = known
         else:
             self._share_strings(node)
@@ -145,7 +146,8 @@ def _updated_ms(node: Node) -> int:
 class TopologyStore:
     """Only one thread at a time may change the elements.
 
-    `replace`, `merge` and `differing` require a reader that `reader` created for the same query.
+    The reader that is passed to `replace`, `merge` or `differing` must come from `reader`, for the
+    same query.
     """
 
     def __init__(self) -> None:

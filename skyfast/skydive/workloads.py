@@ -1,9 +1,11 @@
 """Finds the names of Kubernetes pods, workloads and services in the topology.
 
-As in Kubernetes, the workload of a pod is its owner with ``Controller: true``. The edges of
-Skydive's Kubernetes probe show only which label selectors match: see ``matchLabelSelector`` in
-``topology/probes/k8s/cache.go``. Therefore a workload that does not own a pod can have an edge to
-the pod.
+As in Kubernetes, owners with ``Controller: true`` determine the workload of a pod. For example, a
+deployment is the workload of a pod if the deployment owns the pod's replica set.
+
+The edges of Skydive's Kubernetes probe show only which label selectors match: see
+``matchLabelSelector`` in ``topology/probes/k8s/cache.go``. Therefore a workload that does not own a
+pod can have an edge to the pod.
 """
 
 from collections import defaultdict
@@ -25,12 +27,13 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
-"""The ``K8s.Status`` of pods that use their address. Ended pods also have ``K8s.IP``, but another
-pod may use this address."""
+"""The values of ``K8s.Status`` for pods that use their addresses.
+
+Ended pods still have a ``K8s.IP``, but another pod may already use this address."""
 
 MAX_OF_CONTAINER: Final = 16
-"""Maximum number of Kubernetes containers per runtime container, and of pods per Kubernetes
-container.
+"""Maximum number of Kubernetes containers per runtime container. Also the maximum number of pods
+per Kubernetes container.
 
 In a consistent topology, both numbers are at most 1."""
 
@@ -57,34 +60,33 @@ _UNKNOWN: Final = Workload()
 
 
 class PodNames(msgspec.Struct, frozen=True, gc=False):
-    """The names of a pod, "" if unknown. ``labels`` are the values of the requested pod labels."""
+    """The names of a pod; unknown names are ""."""
 
     namespace: str
     pod: str
     workload: Workload
     service: str
     labels: tuple[str, ...]
+    """The values of the requested pod labels."""
 
 
 class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
-    """``agent`` is the host with an edge to the pod's Kubernetes node, or "" if unknown.
-
-    ``host`` is the host to show: ``agent``, or else the name of the Kubernetes node.
-    ``assumed_host`` is where the interface of the pod is expected: ``host``, or "" if edges of the
-    topology contradict ``host``. ``addresses`` are in the notation of flows, and empty if the pod
-    does not run. ``only_container`` is the container's name in Kubernetes, or "" if the pod has
-    several containers.
-    """
-
     node: Node
     names: PodNames
     cluster: str
     agent: str
+    """The name of the host that has an edge to the pod's Kubernetes node, or "" if unknown."""
     host: str
+    """The host to show: ``agent``, or else the name of the Kubernetes node."""
     assumed_host: str
+    """The host where the interface of the pod is expected.
+
+    The value is ``host``, or "" if edges of the topology contradict ``host``."""
     addresses: tuple[str, ...]
+    """As written in flows. Empty if the pod's status is not in `RUNNING`."""
     host_network: bool
     only_container: str
+    """The Kubernetes name of the pod's only container; "" if the number of containers is not 1."""
 
     @property
     def created_at(self) -> int:
@@ -93,12 +95,13 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
 
 
 class Service(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """A service with at least one cluster IP. ``addresses`` are in the notation of flows."""
+    """A service with at least one cluster IP."""
 
     namespace: str
     name: str
     cluster: str
     addresses: tuple[str, ...]
+    """The cluster IPs, as written in flows."""
 
 
 class Workloads:
@@ -154,10 +157,9 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the latest pod of this name that may be on ``host``, or None.
+        """Return the latest pod with a namespace and name that may be on ``host``, or None.
 
-        If the cluster of the host is unknown, and several clusters have such a pod, the result is
-        None.
+        If the cluster of the host is unknown, and several clusters have such a pod, return None.
         """
         cluster = self.cluster_of_host(host)
         key = namespace, name, cluster
@@ -179,8 +181,8 @@ class Workloads:
         """Return the pods of a runtime container, and the names of its pods that were not found.
 
         Each name is a pair of namespace and name. In a consistent topology, there is at most one
-        pod or name. An edge or the container's ID shows to which Kubernetes container the runtime
-        container belongs.
+        pod or one name. The Kubernetes container of the runtime container is found by an edge, or
+        else by the container's ID.
 
         Raises:
             ContradictionError: There are more than `MAX_OF_CONTAINER` Kubernetes containers or
@@ -279,8 +281,8 @@ class Workloads:
         cluster = self._cluster(node)
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
-        # If two clusters have nodes of the same name, a host has edges to both nodes. In this case,
-        # it is unclear to which cluster the host belongs.
+        # If two clusters have a node of the same name, the host of one node has edges to both
+        # nodes. In this case, it is unclear to which cluster the host belongs.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
         agent = agents[0] if len(hosts) == len(agents) == 1 else ""
         contradictory = bool(hosts) or kubernetes_node in self._clusters
@@ -343,7 +345,7 @@ class Workloads:
             case "Job":
                 return self._above_owner(pod, owner) or owner
             case "Node":
-                # A static pod: kubelet has appended the node's name to the pod's name.
+                # The pod is static: kubelet has appended the node's name to the pod's name.
                 name = self._index.name(k8s.name)
                 return Workload(name.removesuffix(f"-{owner.name}") or name, "StaticPod")
             case _:
@@ -380,8 +382,8 @@ class Workloads:
     def _without_replica_set(self, pod: K8s, owner: Workload) -> Workload:
         """Return the workload of a replica set that is not in the topology.
 
-        The name of a replica set is its deployment's name, a hyphen and the hash in the pods' label
-        ``pod-template-hash``.
+        Example: the pods of the replica set ``web-5d9c7b`` have the label ``pod-template-hash``
+        with the value ``5d9c7b``, so the replica set belongs to the deployment ``web``.
         """
         template_hash = _label(pod, "pod-template-hash")
         name = owner.name.removesuffix(f"-{template_hash}") if template_hash else owner.name
@@ -406,7 +408,7 @@ class Workloads:
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Use only the newest node, or all of them if several were created at the same time.
+            # Use only the newest node, or all nodes that were created at the same latest time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
@@ -421,8 +423,8 @@ class Workloads:
 def latest(pods: Sequence[Pod]) -> Pod | None:
     """Return the pod to use if several pods have the same name, or None if the choice is unclear.
 
-    Example: a stateful set has given a new pod the name of an ended pod, which the topology still
-    has.
+    Example: a stateful set has created a new pod with the name of an ended pod, and the topology
+    still has the ended pod.
     """
     if len({pod.cluster for pod in pods}) != 1:
         return None
@@ -446,9 +448,9 @@ def _controllers(node: Node) -> Sequence[OwnerReference]:
 def _label(k8s: K8s, key: str) -> str | None:
     """Return the value of a label, or None.
 
-    Skydive nests labels at the dots of their keys. Therefore only one of ``app`` and
-    ``app.kubernetes.io/name`` is left. A node has two copies of its labels, and each copy may have
-    kept a different label.
+    Skydive splits the keys of labels at dots into nested objects. Therefore, if a pod has the
+    labels ``app`` and ``app.kubernetes.io/name``, only one of them is left. A node has two copies
+    of its labels. Each copy may have kept a different label.
     """
     meta = k8s.extra.object_meta if k8s.extra else None
     for labels in (k8s.labels, meta.labels if meta else None):
