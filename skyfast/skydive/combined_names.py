@@ -11,13 +11,13 @@ from skyfast.flows.own_names import NO_NAMES, OwnNames
 NameTuple = tuple[str, ...]
 
 _NAME: Final = 0
-"""Index of the own name of an address in a tuple of `OwnNames`."""
+"""Index of an address's own name in the tuples of `OwnNames`."""
 
 _NETWORK: Final = 1
-"""Index of the own name of the address's network in a tuple of `OwnNames`."""
+"""Index of the own name of an address's network in the tuples of `OwnNames`."""
 
 _UNKNOWN: Final[NameTuple] = ("unknown",)
-"""The default of a lookup: shows that the address is not in the topology."""
+"""Returned by a lookup if the address is not in the topology."""
 
 MAX_SHARED: Final = 10_000
 """Maximum number of cached name tuples of ambiguous addresses. A full cache is emptied."""
@@ -46,8 +46,9 @@ class CombinedNames(dict[str, NameTuple | None]):
     The first lookup of an address adds the address to the dict, unless the address is not in the
     topology.
 
-    The table compares tuples by identity. Therefore two unknown addresses with equal names get the
-    same tuple. Two ambiguous addresses with equal combined names also get the same tuple.
+    The table compares tuples by identity. Therefore two unknown addresses with equal own names get
+    the same tuple. Two ambiguous addresses get the same tuple if both their own names and their
+    names in the topology are equal.
     """
 
     __slots__ = ("_combines", "_of_ambiguous", "_of_unknown", "_own", "_topology")

@@ -62,7 +62,7 @@ CONTROLLERS: Final = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""The workloads that create pods. Maps their node type in Skydive to their kind in Kubernetes."""
+"""Maps the node type of each pod-creating workload in Skydive to its kind in Kubernetes."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
 """The values of ``RelationType`` for the edges that skyfast uses to resolve names."""
@@ -241,9 +241,9 @@ def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
     At least one of ``parent`` and ``child`` is None: this node is not in the graph.
     """
     if relation == OWNERSHIP:
-        # Skyfast may not have read the missing node. A missing child can have any type, including
-        # types that skyfast does not read. If the child is an object of Kubernetes, the missing
-        # parent can be a namespace or cluster of Kubernetes, which skyfast does not read either.
+        # Do not count the edge if the missing node may have a type that skyfast does not read. A
+        # missing child can have any type. The missing parent of a Kubernetes object can be a
+        # Kubernetes namespace or cluster.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None

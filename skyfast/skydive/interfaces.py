@@ -159,7 +159,7 @@ class Interfaces:
         self._writing = threading.Lock()
 
     def set_lifetime(self, *, interval_s: float, connection_timeout_s: float) -> None:
-        """Set how long interfaces stay after a response, from the next response on."""
+        """Change the lifetime of interfaces, starting with the next response."""
         self._lifetime_s = max(3 * interval_s, connection_timeout_s)
 
     def update(self, response: NodesResponse, now: float) -> None:
@@ -209,7 +209,7 @@ class Interfaces:
 
 class _Row(msgspec.Struct, gc=False, frozen=True):
     text: str
-    """The labels in the text format; different in each row."""
+    """The labels in the text format. No two rows have the same text."""
     labels: tuple[str, ...]
     counters: Counters
 

@@ -114,16 +114,16 @@ class IndexChanges:
     ambiguous: int
     """The number of ambiguous addresses, without local addresses."""
     resolved: dict[ResolveKey, tuple[str, ...]]
-    """The new content of the cache. If the cache is not cleared, ``context`` has chosen the names
-    of each cached key again."""
+    """The new content of the cache: the names of each key, chosen again with ``context``. Empty if
+    the cache is cleared."""
     cached: int
     """The number of keys in the cache at the time of the comparison; `apply` drops keys that were
     added later."""
     affected: Set[str]
     """The ambiguous addresses whose names have changed for at least one cached key. If the cache is
-    cleared, all addresses whose names may change."""
+    cleared, these are all addresses whose names may change."""
     pruned_at: float | None
-    """The time when the cache was last cleared."""
+    """The time when the cache was last cleared, or None."""
     left_out: int
     """The number of nodes and addresses beyond `MAX_NAMES`."""
 

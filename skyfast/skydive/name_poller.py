@@ -51,7 +51,7 @@ PODS_INTERVAL_S: Final = 5.0
 These readings detect that another pod has taken over an address."""
 
 OVERLAP_MS: Final = 120_000
-"""A query for changes also asks for changes from this time before the previous query.
+"""A query for changes also asks for the changes in this period before the previous query.
 
 Without this overlap, skyfast could miss changes. ``UpdatedAt`` comes from the clock of the node's
 host, and this clock can be behind. In addition, a change takes a few seconds to reach the

@@ -1,6 +1,6 @@
 """Reads the names of containers and their pods from the data of container runtimes and kubelet.
 
-The names come from data that is defined in these sources:
+The sources of these programs define the data:
 
 * labels of kubelet: ``pkg/kubelet/types/labels.go``
 * container names and the label ``io.kubernetes.docker.type`` of dockershim:

@@ -104,7 +104,8 @@ class TopologyPoller:
                 return
             response, now = _only_interfaces(named.response()), self._now()
             await self._names.received(named)
-        # For 20,000 interfaces, this takes up to a second, in which the event loop can get the GIL.
+        # For 20,000 interfaces, this takes up to a second. Meanwhile, the event loop can get the
+        # GIL.
         await asyncio.to_thread(self._interfaces.update, response, now)
         self._stats.answers += 1
         self._stats.last_answer_timestamp_s = time.time()

@@ -53,7 +53,7 @@ BODY_TIMEOUT_S: Final = 30.0
 """Timeout of the body of a response, including its decoding."""
 
 BATCH_BYTES: Final = 256 * 1024
-"""Number of received bytes after which a worker thread decodes these bytes."""
+"""Minimum number of received bytes in a batch. A worker thread decodes one batch at a time."""
 
 PIECE_BYTES: Final = 1024 * 1024
 """Maximum size of the decompressed text that is split at once."""
@@ -135,7 +135,7 @@ class TopologyClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        # The import takes up to 0.3 s, during which the event loop continues.
+        # The import takes up to 0.3 s. Meanwhile, the event loop continues.
         aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
         self._session = aiohttp.ClientSession(
             # An open connection would time out before the next query, and aiohttp does not retry a
@@ -187,7 +187,7 @@ class TopologyClient:
         return None
 
     def unexpected(self, error: Exception) -> None:
-        """Count and log an exception that was raised while a response was applied.
+        """Count and log an exception that was raised while a response was processed.
 
         The exception must not end the process, because flows can be exported without the topology.
         """

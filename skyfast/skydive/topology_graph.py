@@ -138,7 +138,7 @@ class Extra(_Struct):
 
 
 class K8s(_Struct):
-    """The field ``K8s``: what Skydive's Kubernetes probe reports."""
+    """The field ``K8s``: the data of Skydive's Kubernetes probe."""
 
     name: str | None = None
     namespace: str | None = None
@@ -276,7 +276,7 @@ def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
 
 @cache
 def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
-    """Return a function that converts decoded JSON to ``kind``, without its parts of wrong types.
+    """Return a function that converts decoded JSON to ``kind``, without parts of wrong types.
 
     If the decoded JSON itself has a wrong type, the returned function returns None.
     """

@@ -153,9 +153,14 @@ it."""
 _OWNERS: Final = ("service", "replicaset", "deployment", "daemonset", "statefulset", "node")
 
 KUBERNETES_EDGES: Final = _of_types("E", "RelationType", ("container", *_OWNERS))
-"""Edges to pods from owners, services and nodes.
+"""Edges of Skydive's Kubernetes probe:
 
-The response also has the edges between containers of a runtime and containers of Kubernetes."""
+* from services, replica sets, daemon sets and stateful sets to the pods that their label selectors
+  match
+* from deployments to replica sets
+* from hosts to the Kubernetes nodes that run on them
+* from Kubernetes nodes to pods
+* from containers of Kubernetes to containers of a container runtime"""
 
 _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 

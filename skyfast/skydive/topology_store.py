@@ -97,8 +97,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # The following comparison must ignore ``UpdatedAt``. It changes even if only fields
-            # that skyfast does not read have changed.
+            # The following comparison must ignore ``UpdatedAt``: a change of a field that skyfast
+            # does not read also changes ``UpdatedAt``.
             known.updated_at = node.updated_at
         if known == node:
             # Use the string of the known node's ID as the key. The equal string of the new node

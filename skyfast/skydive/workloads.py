@@ -157,7 +157,7 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the latest pod with a namespace and name that may be on ``host``, or None.
+        """Return the latest pod called ``name`` in ``namespace`` that may be on ``host``, or None.
 
         If the cluster of the host is unknown, and several clusters have such a pod, return None.
         """
@@ -382,8 +382,8 @@ class Workloads:
     def _without_replica_set(self, pod: K8s, owner: Workload) -> Workload:
         """Return the workload of a replica set that is not in the topology.
 
-        Example: the pods of the replica set ``web-5d9c7b`` have the label ``pod-template-hash``
-        with the value ``5d9c7b``, so the replica set belongs to the deployment ``web``.
+        Example: if a pod of the replica set ``web-5d9c7b`` has the label ``pod-template-hash`` with
+        the value ``5d9c7b``, the workload is the deployment ``web``.
         """
         template_hash = _label(pod, "pod-template-hash")
         name = owner.name.removesuffix(f"-{template_hash}") if template_hash else owner.name
@@ -408,7 +408,7 @@ class Workloads:
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Use only the newest node, or all nodes that were created at the same latest time.
+            # Use only the newest node. If several nodes were created at this time, use all of them.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
