@@ -84,7 +84,7 @@ _LIMITS = (
     Limit("flows", "Flows", ("table.flows", "table.dormant_flows"), "table.flows_limit"),
     Limit(
         "series",
-        "Series, including views (upper bound)",
+        "Series (upper bound)",
         ("table.series_at_most",),
         "table.series_limit",
     ),

@@ -455,7 +455,7 @@ async def test_page_is_accessible(visited, dark):
         # outline.
         focused = []
         before = ["Status", "Cardinality", "Help", "Metrics", "Pause"]
-        before += ["Connections", "Flows", "Series, including views (upper bound)"]
+        before += ["Connections", "Flows", "Series (upper bound)"]
         before += ["Analyzers", "share", "lag", "age of data", "lost", "Busiest connections"]
         expected = [*before, *_choices()]
         for _ in expected:
