@@ -1,17 +1,17 @@
 # Bounds: a view can hide rows until their bytes or packets reach a bound.
 #
-# Rows store no flag: their counters are compared with the bounds, so bounds can change at any time.
-# Overflow rows are always shown.
+# Rows do not store whether they are hidden. Each page compares the counters of rows with the
+# bounds, so bounds can change at any time. Overflow rows are always shown.
 #
 # Before a page renders the first family of a view with bounds, `list_rows` lists the rows to show.
-# The page uses this list for all families of the view. So, for each row, the page has all families
-# or none.
+# The page uses this list for all families of the view. So a row is shown either in all families of
+# the view, or in none.
 #
-# `Table.page`, `hidden` and `forecast` call this code from any thread. It scans rows, and takes the
-# table's mutex, as `scan.pxi` does.
+# `Table.page`, `Table.hidden` and `Table.forecast` call this code, from any thread. Like the code
+# in `scan.pxi`, it takes the table's mutex for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # Set `amount.values`: the indexes of `counters` in the rows of a view.
+    # Set `amount.values` to the indexes of `counters` among the values of the view's rows.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:
@@ -64,8 +64,9 @@ cdef inline bint bounds_are_set(const Bounds *bounds) noexcept nogil:
 
 cdef inline uint64_t amount_of(const View *view, const Amount *amount,
                                Connection *row) noexcept nogil:
-    # The bytes or packets of a row, both directions together; 0 if the view does not count them.
-    # These counters are never ABSENT, and the sum of two fits into 64 bits.
+    # The bytes or packets of a row in both directions together. If the view does not count them,
+    # the result is 0. Counters of bytes and packets are never ABSENT, and the sum of two such
+    # counters fits into 64 bits.
     cdef const int64_t *values = values_of(view, row)
     if amount.count == 2:
         return <uint64_t>values[amount.values[0]] + <uint64_t>values[amount.values[1]]
@@ -74,7 +75,8 @@ cdef inline uint64_t amount_of(const View *view, const Amount *amount,
 
 cdef inline bint reaches_bounds(const View *view, Connection *row,
                                 const Bounds *bounds) noexcept nogil:
-    # Uses `|` instead of `or`, because the processor cannot predict branches on counters.
+    # `|` is used instead of `or` to avoid a branch: the processor cannot predict which counters
+    # reach a bound.
     cdef uint64_t least_bytes = bounds.min_bytes if bounds.min_bytes else <uint64_t>-1
     cdef uint64_t least_packets = bounds.min_packets if bounds.min_packets else <uint64_t>-1
     return ((amount_of(view, &view.bytes, row) >= least_bytes)
@@ -84,7 +86,7 @@ cdef inline bint reaches_bounds(const View *view, Connection *row,
 
 cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
                      Cursor *cursor) noexcept nogil:
-    # Lists the rows of a whole page, in a view with bounds.
+    # Lists the rows to show, if the view has bounds and the page is not divided into parts.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -95,15 +97,15 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.row_list_capacity):
                 cursor.row_list[count + 1] = number
-                count += reaches_bounds(view, row, bounds)  # without a branch, as in `list_part`
+                count += reaches_bounds(view, row, bounds)  # adds 0 or 1: see `list_part`
     cursor.row_list_end = count + 1
     cursor.row_list_view = view
 
 
 cdef void list_shown_part(TableState *table, const View *view, const Bounds *bounds,
                           Cursor *cursor) noexcept nogil:
-    # Lists the rows of one part of a page, in a view with bounds. The bounds are checked first,
-    # because `part_of` is slow.
+    # Lists the rows to show, if the view has bounds and the page is divided into parts. Bounds are
+    # checked first, because `part_of` is slow.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -123,11 +125,10 @@ cdef void list_shown_part(TableState *table, const View *view, const Bounds *bou
 # Sums over rows
 
 cdef struct RowSums:
-    # `bytes_low` and `bytes_high` are the halves of one sum.
     uint64_t rows
-    uint64_t series
-    uint64_t bytes_low
-    uint64_t bytes_high
+    uint64_t series             # number of series of these rows
+    uint64_t bytes_low          # low 64 bits of the sum of the rows' bytes
+    uint64_t bytes_high         # high 64 bits of the sum of the rows' bytes
 
 
 cdef inline void add_amount(RowSums *sums, uint64_t amount) noexcept nogil:
@@ -141,7 +142,7 @@ cdef object bytes_of(const RowSums *sums):
 
 
 cdef list hidden_rows(TableState *table, uint32_t now_s):
-    # The result of `Table.hidden`.
+    # Implements `Table.hidden`.
     cdef RowSums hidden
     cdef Bounds bounds
     cdef uint32_t i
@@ -172,7 +173,7 @@ cdef void sum_hidden(TableState *table, const View *view, const Bounds *bounds, 
 
 
 cdef list forecast_view(TableState *table, uint32_t view, uint32_t now_s, list pairs):
-    # The result of `Table.forecast`.
+    # Implements `Table.forecast`.
     cdef uint32_t count = len(pairs)
     cdef uint32_t i
     cdef Bounds *bounds = NULL

@@ -1,18 +1,19 @@
 # Connection rows: creating, finding and removing rows, and adding reports to rows.
 #
-# Rows are changed only under the table's mutex. The thread that updates may read and find rows
-# without the mutex.
+# Rows are changed only under the table's mutex. The thread that updates the table may read and find
+# rows without the mutex.
 
 # ---------------------------------------------------------------------------------------------
-# Sequence numbers: a page only shows rows that were created before the page began. Sequence numbers
-# wrap around at 2^32. All rows in use stay within 2^30 of the newest number, so the sign of a
-# difference shows which row is older.
+# Sequence numbers: a page only shows rows that were created before the page began. Each new row
+# gets the next sequence number, modulo 2^32. `clamp_seq_age` keeps every row within 2^31 of the
+# newest sequence number, so the sign of a 32-bit difference shows which row is older.
 
 cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcept nogil:
     return <int32_t>(created_seq - page_seq) < 0
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
+    # If a row is more than MAX_SEQ_AGE numbers older than the next row, makes it appear younger.
     # Must be called for every row at least once per 2^30 new rows.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
@@ -34,7 +35,7 @@ cdef inline int64_t *values_of(const View *view, Connection *row) noexcept nogil
 
 
 cdef inline int64_t *new_flows_of(const View *view, Connection *row) noexcept nogil:
-    # Only valid if `view.counts_new_flows` is set.
+    # The location of the row's number of new flows, which exists only if `view.counts_new_flows`.
     return values_of(view, row) + view.values
 
 
@@ -43,8 +44,8 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: none) has valid links. The links of an overflow row
-    # without flows are invalid, because the linked rows may have been removed.
+    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. The
+    # links of an overflow row without flows are invalid, because those rows may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -56,7 +57,7 @@ cdef inline bint is_full(const TableState *table, const View *view) noexcept nog
 
 
 cdef uint32_t used_rows(TableState *table, uint32_t view) noexcept nogil:
-    # Takes the mutex; callable from any thread.
+    # Takes the mutex. May be called from any thread.
     cdef uint32_t used
     lock_with_priority(table)
     used = table.views[view].rows.used
@@ -77,7 +78,8 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
 
 
 cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept nogil:
-    # The new row has no flows, and is not in a wheel. Returns 0 if out of memory.
+    # Adds a row without flows, which is not in a timer wheel. Returns the number of the row, or 0
+    # if out of memory.
     cdef uint32_t number = row_new(&view.rows)
     cdef uint32_t i
     cdef int64_t *sums
@@ -102,9 +104,10 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
-    # For any view except the first. If the view is full, returns the overflow row, or 0 if the
-    # table has no overflow rows. Also returns 0 if out of memory. Callers recognize this case,
-    # because then `created` is set, or the table has overflow rows.
+    # Must not be called for the first view. If the view is full, returns the overflow row, or 0 if
+    # the table has no overflow rows. Also returns 0 if memory runs out. A result of 0 means that
+    # memory ran out if `created` is set or the table has overflow rows. Otherwise, 0 means that the
+    # view is full.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)
@@ -133,7 +136,7 @@ cdef void remove_row(TableState *table, View *view, uint32_t number) noexcept no
 
 
 cdef void free_row(TableState *table, View *view, uint32_t number) noexcept nogil:
-    # The row must not be in the index.
+    # The row must already have been removed from the index.
     cdef Connection *row = connection_at(view, number)
     release_labels(table, label_ids_of(view, row), view.columns)
     row.deadline_s = 0
@@ -144,7 +147,7 @@ cdef void free_row(TableState *table, View *view, uint32_t number) noexcept nogi
 # Values
 
 cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
-    # A counter stays at its maximum, because wrapping around would look like a reset.
+    # A counter that reaches its maximum stays there: wrapping around would look like a reset.
     cdef int64_t base = max(total[0], <int64_t>0)
     if unlikely(amount == ABSENT):
         return
@@ -155,7 +158,7 @@ cdef inline void add(int64_t *total, int64_t amount) noexcept nogil:
 
 
 cdef inline bint replaces_gauge(int kind, int64_t value, int64_t current) noexcept nogil:
-    # Whether `value`, which is not 0, replaces a gauge's `current` value.
+    # Whether `value` replaces the `current` value of a gauge. `value` must not be 0.
     if kind == KEEP_LATEST or current == 0:
         return True
     return value < current if kind == KEEP_LEAST else value > current

@@ -1,13 +1,18 @@
 # Conversations: several capture points can report the same packets, so only the flows of one point
 # are counted.
 #
-# A capture point owns a conversation while a flow from this point is live or claims the
-# conversation. A flow claims its conversation if its report is counted, but the flow stays dormant.
-# There are two kinds of such reports: a closing report that repeats a lost report, and a report
-# that is added to the overflow row. Without the claim, another point could take over and count the
-# same packets. A claim ends after `timeout_s`.
+# A capture point owns a conversation while at least one of its flows is live or claims the
+# conversation. A dormant flow claims its conversation if one of these reports is counted without
+# making the flow live:
 #
-# Conversation rows exist only if `has_conversations` is set. This code needs the table's mutex.
+# * a closing report that repeats a lost report
+# * a report that is added to the overflow row
+#
+# Without the claim, another capture point could take over the conversation and count the same
+# packets again. A claim ends after `timeout_s`.
+#
+# Conversation rows exist only if `TableState.has_conversations` is true. This code needs the
+# table's mutex.
 
 cdef inline Conversation *conversation_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Conversation *>row_at(&table.conversations, number)
@@ -27,8 +32,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 cdef bint is_owned_by_other(const TableState *table, uint32_t number,
                             const Report *report) noexcept nogil:
-    # Whether the conversation in row `number` (0: none) has an owner other than the report's
-    # capture point.
+    # Whether another capture point than the report's owns the conversation in row `number` (0: no
+    # row).
     cdef const Conversation *row
     if number == 0:
         return False
@@ -38,8 +43,8 @@ cdef bint is_owned_by_other(const TableState *table, uint32_t number,
 
 cdef bint ensure_conversation(TableState *table, const Report *report,
                               uint32_t *number) noexcept nogil:
-    # If row `number` (0: none) does not belong to the report's capture point, set `number` to a new
-    # row for this point. The caller must link a flow to the new row, or remove the new row with
+    # If row `number` (0: no row) does not belong to the report's capture point, set `number` to a
+    # new row for this point. The caller must link a flow to the new row, or remove the new row with
     # `discard_new_conversation`. Returns False if out of memory.
     if not table.has_conversations:
         return True
@@ -56,7 +61,8 @@ cdef void discard_new_conversation(TableState *table, uint32_t number,
 
 
 cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) noexcept nogil:
-    # Link a dormant flow to row `number`, instead of its previous conversation row.
+    # Link a dormant flow to conversation row `number` instead of its previous conversation row. If
+    # `number` is 0, change nothing.
     cdef uint32_t before
     if number == 0:
         return
@@ -68,8 +74,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void mark_superseded(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Mark row `number` (0: none) as replaced by `successor`, unless both are the same row. If the
-    # rows differ, row `number` must not have an owner.
+    # Mark row `number` (0: no row) as replaced by row `successor`, unless both are the same row. If
+    # the rows differ, the conversation in row `number` must not have an owner.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

@@ -1,13 +1,13 @@
 # `Counter`: a hash table with open addressing that counts how often each key occurs.
 #
-# A `Counter` belongs to one call of a method. This code may run under the table's mutex, so it is
-# plain C.
+# A `Counter` exists only during one call of a method. This code may run under the table's mutex, so
+# it is plain C.
 
 cdef struct Counter:
-    uint64_t *keys              # 0: a free slot
-    uint32_t *counts
-    size_t capacity             # a power of two, or 0
-    size_t used
+    uint64_t *keys              # one key per slot; 0 in a free slot
+    uint32_t *counts            # number of occurrences of the key in each slot
+    size_t capacity             # number of slots: a power of two, or 0
+    size_t used                 # number of slots that are not free
 
 
 cdef void counter_init(Counter *counter) noexcept nogil:
@@ -47,7 +47,7 @@ cdef inline size_t counter_place(const Counter *counter, uint64_t key) noexcept 
 
 
 cdef bint counter_count(Counter *counter, uint64_t key) noexcept nogil:
-    # Returns False if out of memory. Key 0 counts as key 1, because 0 stands for a free slot.
+    # Returns False if out of memory. Key 0 is counted as key 1, because 0 marks a free slot.
     cdef size_t slot
     key = max(key, <uint64_t>1)
     if 2 * counter.used >= counter.capacity and not counter_grow(counter):

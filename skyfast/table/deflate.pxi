@@ -1,33 +1,40 @@
 # Deflate: compresses pages in the format of RFC 1951. The renderer knows where the text repeats
-# itself, so the compressor need not search for repetitions.
+# itself, so the compressor does not search for repetitions.
 #
-# Text consists of *pieces*, which say where the same bytes may have occurred before (`pieces.pxi`).
-# A slice of text is compressed in three steps:
+# The text of a page consists of *pieces*. A piece has a *source*, which tells where the same bytes
+# may have occurred before (see `pieces.pxi`). A slice of text is compressed in three steps:
 #
-# 1. Under the table's mutex, `render_lines` writes text, and notes about the text (`pieces.pxi`).
-#    After the mutex is released, `expand_notes` turns the notes into pieces.
-# 2. `find_matches` turns the pieces into *sequences*. A sequence has literals, then a match. A
-#    copied piece is compared with the text at its distance. A fixed text or a string is compared
-#    with the latest piece that has the same source. If the next piece has the same distance, it
-#    extends the match. If the next piece has no match, its first bytes can still extend the match.
+# 1. Under the table's mutex, `render_lines` writes text, and notes about the text. After the mutex
+#    is released, `expand_notes` turns the notes into pieces.
+# 2. `find_matches` turns the pieces into *sequences*. A sequence has literals, then a match. Each
+#    piece is compared with the earlier text that its source refers to. If the bytes are equal, the
+#    piece becomes a match:
+#    * If the previous piece is a match of the same distance, both become one longer match.
+#    * If the next piece is not a match, its first bytes can still extend the match.
 # 3. `write_sequences` writes the sequences as bits.
 #
-# Pieces are only hints: bytes are compared before they become a match. So it does no harm if the
-# number of a string is reused.
+# A wrong source does no harm, because only equal bytes become a match. For example, the source of a
+# label value is wrong after the number of its string has been reused.
 #
-# Each family learns its Huffman codes from its first slice with at least MIN_SAMPLE bytes. If a
-# later slice takes too many bits per byte (RELEARN_PERCENT), new codes are learnt from the next
-# slice with at least MIN_SAMPLE bytes. New codes are also learnt from a slice that is at least
-# LARGER_SAMPLE times as large as the last sample. A block lasts until its codes are replaced. All
-# symbols have codes, because later slices can contain any text. The codes are complete, because
-# some decoders reject incomplete codes. They have at most 12 bits, so that four literals can be
-# written at once.
+# Huffman codes are learnt from these slices:
 #
-# All memory belongs to a page or its `Deflater`, and does not grow with the table.
+# * the first slice of a page
+# * the first slice of each family with at least MIN_SAMPLE bytes
+# * after a slice that takes too many bits per byte (RELEARN_PERCENT): the next slice with at least
+#   MIN_SAMPLE bytes
+# * a slice that is at least LARGER_SAMPLE times as large as the last slice that codes were learnt
+#   from
+#
+# New codes begin a new block. All symbols have codes, because later slices can contain any text.
+# The codes are complete, because some decoders reject incomplete codes. A code has at most 12 bits,
+# so that four literals can be written at once.
+#
+# All memory belongs to a page or its `Deflater`. The size of this memory does not depend on the
+# size of the table.
 
 cdef enum:
-    LITERALS = 286              # symbols of literals, of the end of a block, and of lengths
-    DISTANCES = 30
+    LITERALS = 286              # number of symbols for literals, the end of a block, and lengths
+    DISTANCES = 30              # number of symbols for distances
     END_OF_BLOCK = 256
     FIRST_LENGTH = 257          # the symbol of length 3
     MAX_CODE_BITS = 12
@@ -35,16 +42,17 @@ cdef enum:
     MAX_MATCH = 258
     HISTORY = 32768             # maximum distance of a match
     MIN_STRING = 8              # a shorter string takes fewer bits as literals than as a match
-    NO_CHAR = 0x80              # stands for a missing character in an index of `Code.pairs`
+    NO_CHAR = 0x80              # in an index of `Code.pairs`: stands for a missing character
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
     CODE_BITS = 24              # an entry in `Code` has a code in its low 24 bits, then its length
     CODE_MASK = (1 << CODE_BITS) - 1
-    REPEAT = 16                 # in a list of lengths: repeats the previous length 3 to 6 times
-    LENGTH_SYMBOLS = 19         # different symbols in a list of lengths
+    REPEAT = 16                 # symbol in a list of code lengths: repeats a length 3 to 6 times
+    LENGTH_SYMBOLS = 19         # number of different symbols in a list of code lengths
     MAX_HEADER = 256
     STRING_SLOTS = 2048
-    RELEARN_PERCENT = 120       # learn codes again above this % of the sample's bits per byte
-    LARGER_SAMPLE = 4           # learn codes again if a slice has this many times the sample's size
+    # The *sample* of the current codes is the slice that they were learnt from.
+    RELEARN_PERCENT = 120       # new codes if a slice takes this % of the sample's bits per byte
+    LARGER_SAMPLE = 4           # new codes if a slice is this many times as large as the sample
 
 
 cdef extern from *:
@@ -61,38 +69,41 @@ cdef extern from *:
 
 cdef struct Sequence:
     # Literals, then a match, as in LZ4 and Zstandard.
-    uint32_t literals
-    uint16_t length             # 0 if there is no match
-    uint16_t distance
+    uint32_t literals           # number of literals
+    uint16_t length             # length of the match; 0 if there is no match
+    uint16_t distance           # distance of the match
 
 
 cdef struct Code:
     uint32_t literals[LITERALS]
     uint32_t distances[DISTANCES]
-    uint32_t lengths[MAX_MATCH + 1]     # the code of each match length, with extra bits
-    uint32_t pairs[PAIRS]               # codes of two ASCII characters, of one, or of none
-    uint64_t sample_bytes       # size of the text that the codes were learnt from; 0: no codes
-    uint64_t sample_bits        # compressed size of this text
+    uint32_t lengths[MAX_MATCH + 1]     # by match length: the code and the extra bits
+    # The joined codes of two ASCII characters. The index has the second character in the high byte,
+    # and the first in the low byte. NO_CHAR stands for a missing character.
+    uint32_t pairs[PAIRS]
+    uint64_t sample_bytes       # size of the slice that the codes were learnt from; 0: no codes
+    uint64_t sample_bits        # compressed size of the slice that the codes were learnt from
 
 
 cdef struct BitWriter:
     uint64_t bits
-    uint32_t count              # number of bits, less than 8
+    uint32_t count              # number of bits in `bits`, less than 8
     char *out
 
 
 cdef struct Deflater:
-    char *text                  # HISTORY bytes of earlier text, then the chunk; borrowed
-    char *end
+    char *text                  # HISTORY bytes of earlier text, then new text; owned by the page
+    char *end                   # end of the compressed part of `text`
     uint64_t position           # position of `end` in the page
-    Piece *notes                # notes, pieces and sequences: arrays for one slice
-    Piece *pieces
-    Sequence *sequences
+    Piece *notes                # the notes of one slice
+    Piece *pieces               # the pieces of one slice
+    Sequence *sequences         # the sequences of one slice
     char *output
     BitWriter writer
-    bint learns                 # whether the next slice with enough text gets its own codes
+    bint learns                 # whether codes are learnt from the next slice with enough text
     uint32_t fixed_at[MAX_FIXED]        # latest position of each fixed text, modulo 2^32
-    uint32_t strings_at[STRING_SLOTS]   # latest position of strings, by number (modulo the size)
+    # Latest position of strings, modulo 2^32. The index is a string's number modulo STRING_SLOTS.
+    uint32_t strings_at[STRING_SLOTS]
     uint32_t counts[LITERALS + DISTANCES]
     Code code
 
@@ -107,12 +118,13 @@ cdef inline uint64_t load_word(const char *text) noexcept nogil:
 
 
 cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
-    # Not 0 if the first 16 bytes of the texts differ.
+    # Returns 0 if the first 16 bytes of both texts are equal, otherwise another number.
     return (load_word(a) ^ load_word(b)) | (load_word(a + 8) ^ load_word(b + 8))
 
 
 cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
-    # The last block may overlap the block before it, so that few branches depend on the length.
+    # Compares blocks of 16 bytes. To avoid branches on the length, the last 16 bytes are one block,
+    # even if the block before it overlaps them.
     cdef uint64_t difference
     if length >= 16:
         difference = differences(a + length - 16, b + length - 16)
@@ -144,7 +156,7 @@ cdef inline uint32_t common_bytes(const char *a, const char *b, uint32_t length)
 
 cdef inline Sequence *put_match(Sequence *out, uint32_t literals, uint32_t length,
                                 uint32_t distance) noexcept nogil:
-    # `length` must be at least MIN_MATCH.
+    # Splits a match that is longer than MAX_MATCH. `length` must be at least MIN_MATCH.
     cdef uint32_t taken
     while unlikely(length > MAX_MATCH):
         taken = MAX_MATCH if length >= MAX_MATCH + MIN_MATCH else MAX_MATCH - MIN_MATCH
@@ -163,7 +175,8 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
     cdef const char *text = deflater.end
     cdef Sequence *out = deflater.sequences
     cdef uint64_t position = deflater.position
-    cdef uint32_t literals = 0          # before the match, or before `text` if there is no match
+    # number of literals before the match, or before `text` if there is no match
+    cdef uint32_t literals = 0
     cdef uint32_t length = 0
     cdef uint32_t distance = 0          # 0 if there is no match
     cdef uint32_t size, source, candidate, same
@@ -196,7 +209,8 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
                 text += size
                 position += size
                 continue
-        # `candidate < position`, because the byte before the earlier text is also compared.
+        # `candidate` must be below `position`, because the byte before the earlier text is also
+        # compared.
         if (0 < candidate <= HISTORY and candidate < position and size >= MIN_MATCH
                 and same_bytes(text, text - candidate, size)):
             if candidate == distance:
@@ -228,7 +242,7 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
 # Bits
 
 cdef inline void put_bits(BitWriter *writer, uint64_t bits, uint32_t count) noexcept nogil:
-    # Writes up to 56 bits. Overwrites 8 bytes at `out`.
+    # Writes `count` bits, at most 56. Always overwrites 8 bytes at `writer.out`.
     writer.bits |= bits << writer.count
     writer.count += count
     memcpy(writer.out, &writer.bits, 8)
@@ -333,7 +347,7 @@ cdef void write_sequences(Deflater *deflater, const Sequence *last) noexcept nog
 # Codes
 
 cdef void learn_codes(Deflater *deflater, const Sequence *last) noexcept nogil:
-    # Also begins a block with the new codes.
+    # Learns codes from the sequences of a slice, and begins a block with these codes.
     cdef Code *code = &deflater.code
     cdef uint8_t lengths[LITERALS + DISTANCES]
     cdef uint32_t i, j, entry, extra_bits, extra
@@ -373,8 +387,8 @@ cdef void count_symbols(Deflater *deflater, const Sequence *last) noexcept nogil
 
 
 cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *lengths) noexcept nogil:
-    # Huffman's algorithm, with two queues. Then codes that are too long get MAX_CODE_BITS bits. To
-    # keep the code valid, some shorter codes become longer.
+    # Huffman's algorithm with two queues: one of symbols, and one of trees. After that, codes that
+    # are too long are shortened to MAX_CODE_BITS bits. In return, some shorter codes become longer.
     cdef uint64_t weights[2 * LITERALS]     # the symbols by frequency, then the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
@@ -431,8 +445,8 @@ cdef int compare_weights(const void *a, const void *b) noexcept nogil:
 
 
 cdef void assign_codes(const uint8_t *lengths, uint32_t symbols, uint32_t *entries) noexcept nogil:
-    # Sets the canonical codes of these lengths (RFC 1951, section 3.2.2). The first bit of a code
-    # is the lowest bit of its entry.
+    # Sets `entries` to the canonical codes with these lengths (RFC 1951, section 3.2.2). The first
+    # bit of a code is the lowest bit of its entry.
     cdef uint32_t code = 0
     cdef uint32_t length, symbol, bit, reversed_
     for length in range(1, MAX_CODE_BITS + 1):
@@ -448,15 +462,16 @@ cdef void assign_codes(const uint8_t *lengths, uint32_t symbols, uint32_t *entri
 
 
 cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
-    # One entry with the codes of two entries.
+    # One entry with the code of `first`, followed by the code of `second`.
     cdef uint32_t count = first >> CODE_BITS
     return ((first & CODE_MASK) | (second & CODE_MASK) << count
             | (count + (second >> CODE_BITS)) << CODE_BITS)
 
 
 cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
-    # Begins a block with the lengths of its codes (RFC 1951, section 3.2.7). The code for these
-    # lengths is constant: 3 bits for 11, 12 and REPEAT, and 4 bits for 1 to 10.
+    # Begins a block with a list of the lengths of its codes (RFC 1951, section 3.2.7). The lengths
+    # in this list are themselves compressed with a code, which is always the same. It has 3 bits
+    # for the symbols 11, 12 and REPEAT, and 4 bits for the symbols 1 to 10.
     cdef uint8_t sizes[LENGTH_SYMBOLS]
     cdef uint32_t entries[LENGTH_SYMBOLS]
     cdef uint32_t i, repeats
@@ -464,7 +479,7 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
     memset(sizes + 1, 4, 10)
     sizes[11] = sizes[12] = sizes[REPEAT] = 3
     assign_codes(sizes, LENGTH_SYMBOLS, entries)
-    put_bits(writer, 2 << 1, 3)         # not the last block; codes follow
+    put_bits(writer, 2 << 1, 3)         # not the last block, and with its own codes
     put_bits(writer, LITERALS - 257, 5)
     put_bits(writer, DISTANCES - 1, 5)
     put_bits(writer, LENGTH_SYMBOLS - 4, 4)
@@ -488,9 +503,9 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 # Slices and chunks
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
-    # Returns False if out of memory. In any case, the caller must destroy the deflater. On average,
-    # a slice has at most one piece per two bytes: short label values and numbers alternate with
-    # longer fixed texts.
+    # Returns False if out of memory. Even then, the caller must call `deflater_destroy`. A slice
+    # has at most one piece per two bytes on average: label values and numbers can be short, but
+    # they alternate with longer fixed texts.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
     cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
     memset(deflater, 0, sizeof(Deflater))
@@ -513,8 +528,8 @@ cdef void deflater_destroy(Deflater *deflater) noexcept nogil:
 
 cdef size_t deflate_lines(TableState *table, Cursor *cursor, Deflater *deflater,
                           size_t size) noexcept nogil:
-    # See `Page.deflate`. Returns the number of bytes rendered, or 0 at the end of the page. The
-    # compressed bytes are in `output`, up to `writer.out`.
+    # Implements `Page.deflate`. Returns the number of uncompressed bytes, or 0 at the end of the
+    # page. The compressed bytes are in `deflater.output`, up to `deflater.writer.out`.
     cdef char *start = deflater.text + HISTORY
     cdef char *limit = start + min(size, <size_t>DEFLATE_CHUNK)
     cdef char *end
@@ -566,7 +581,7 @@ cdef void deflate_slice(Deflater *deflater, const Piece *last, char *end) noexce
 
 
 cdef void end_blocks(Deflater *deflater) noexcept nogil:
-    # An empty block without compression completes the last byte.
+    # Writes an empty block without compression, because such a block fills up the last byte.
     if deflater.code.sample_bytes:
         put_entry(&deflater.writer, deflater.code.literals[END_OF_BLOCK])
         deflater.code.sample_bytes = 0

@@ -1,17 +1,17 @@
-# Distinct samples: they estimate the number of different keys in bounded memory.
+# Distinct samples estimate the number of different keys in bounded memory.
 #
 # A sample stores the keys whose first `level` bits are 0 (Gibbons, Tirthapura 2001). If a sample is
 # full, its level increases by one, and about half of its keys are removed. Keys are hashes, so each
-# key is stored with a probability of 2^-level. At level 0, the number of keys is exact; at higher
-# levels, its standard error is below 0.8 %.
+# key is stored with a probability of 2^-level. At level 0, the number of different keys is exact.
+# At higher levels, the standard error of this number is below 0.8 %.
 #
-# All samples of a call share one spare array for `sample_thin`. Keys are added without the table's
-# mutex.
+# All samples of one method call share one spare array, which `sample_thin` uses. Keys are added
+# without the table's mutex.
 
 cdef struct DistinctSample:
-    uint64_t *keys              # 2 * SAMPLE_KEYS slots with open addressing; 0: a free slot
-    uint32_t used
-    uint32_t level
+    uint64_t *keys              # hash table of 2 * SAMPLE_KEYS slots; 0 in a free slot
+    uint32_t used               # number of stored keys
+    uint32_t level              # number of leading bits that are 0 in every stored key
 
 
 cdef inline uint64_t distinct_keys(const DistinctSample *sample) noexcept nogil:
@@ -39,7 +39,8 @@ cdef inline bint sample_store(uint64_t *keys, uint64_t key) noexcept nogil:
 
 
 cdef void sample_thin(DistinctSample *sample, uint64_t **spare) noexcept nogil:
-    # The remaining keys move to the spare array, and the old array becomes the spare one.
+    # Increases the level by one. Keys that the new level keeps move to the spare array, which the
+    # sample uses from now on. The sample's old array becomes the spare array.
     cdef uint64_t *kept = spare[0]
     cdef uint32_t slot
     sample.level += 1

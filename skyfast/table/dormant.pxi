@@ -1,9 +1,9 @@
 # Dormant flows: their three lists, their later reports, and the counters of removed connections.
 #
-# Each list has its rows in the order in which they were added. The links between the rows of a list
-# are in fields that have another meaning in live rows (see `Flow`). Flows that claim their
-# conversation (see `conversations.pxi`) are never evicted, so they count towards `max_flows` like
-# live flows. This code needs the table's mutex.
+# The rows of a list are in the order in which they were added. They are linked by fields that have
+# another meaning in live rows (see `Flow`). Flows that claim their conversation (see
+# `conversations.pxi`) are never evicted, so they count towards `max_flows` like live flows. This
+# code needs the table's mutex.
 
 # ---------------------------------------------------------------------------------------------
 # Lists
@@ -57,21 +57,23 @@ cdef inline bint is_claiming(const TableState *table, uint32_t number) noexcept 
 
 
 cdef void set_ended(TableState *table, uint32_t number, bint ended) noexcept nogil:
-    # The flow must be in the list `claims` or in no list, because the flag ENDED determines whether
-    # a flow belongs to the list `ended` or `dormant`.
+    # Sets or clears the flag ENDED of a flow. The flow must not be in the list `ended` or
+    # `dormant`, because the flag tells in which of these two lists a flow is.
     cdef Flow *flow = flow_at(table, number)
     flow.connection = flow.connection & ~ENDED | (ENDED if ended else 0)
 
 
 cdef void link_dormant(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
-    # The flow must be in no list. Ended flows have their own list, because they are forgotten
-    # first: they are kept only for reports in transit.
+    # Adds a flow to the list `ended` or `dormant`. The flow must not be in any list. Ended flows
+    # have their own list, because they are forgotten first: they are kept only for reports that are
+    # still in transit.
     cdef bint ended = flow_at(table, number).connection & ENDED != 0
     dormant_append(&table.ended if ended else &table.dormant, &table.flow_rows, number, now_s)
 
 
 cdef void link_and_claim(TableState *table, uint32_t number) noexcept nogil:
-    # Called after a report of a dormant flow has been counted. The flow must be in no list.
+    # Called after a report of a dormant flow has been counted. The flow must not be in any list.
+    # With conversations, the flow claims its conversation.
     cdef Conversation *conversation
     if not table.has_conversations:
         link_dormant(table, number, <uint32_t>floor(table.now))
@@ -84,7 +86,7 @@ cdef void link_and_claim(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef void end_claim(TableState *table, uint32_t number, uint32_t now_s) noexcept nogil:
-    # The flow stays dormant.
+    # Moves a flow from the list `claims` to `ended` or `dormant`.
     unlink_dormant(table, number)
     link_dormant(table, number, now_s)
 
@@ -102,7 +104,8 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline void evict_surplus(TableState *table) noexcept nogil:
-    # Forgets at most MAX_EVICTIONS rows. After `max_flows` was lowered, `expire` forgets the rest.
+    # If there are more flow rows than `max_flows`, forgets up to MAX_EVICTIONS dormant rows. If
+    # more rows must be forgotten because `max_flows` was lowered, `expire_dormant` forgets them.
     cdef uint32_t _row
     for _row in range(MAX_EVICTIONS):
         if likely(table.flow_rows.used <= table.max_flows) or not forget_first(table):
@@ -110,10 +113,9 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget the first row of the list `ended`, or of the list `dormant` if `ended` is empty.
-    # However, `dormant` comes first while reports of the first ended flow may be in transit: if
-    # this flow were forgotten, such reports would be counted again. Returns False if both lists are
-    # empty.
+    # Forget the first row of the list `ended` or `dormant`. Returns False if both are empty.
+    # Usually `ended` comes first. However, `dormant` comes first while reports of the first ended
+    # flow may be in transit: if this flow were forgotten, its reports would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -130,7 +132,7 @@ cdef inline void raise_horizon(TableState *table, double time_s) noexcept nogil:
 
 
 cdef list list_uuids(const TableState *table, uint32_t head):
-    # The UUIDs of the flows in the list that begins with row `head`, in order.
+    # The UUIDs of the flows in the list that begins with row `head`, in the order of the list.
     cdef uint32_t number = head
     cdef Flow *flow
     uuids = []
@@ -172,8 +174,8 @@ cdef int apply_dormant(TableState *table, Report *report) noexcept nogil:
             return SKIP_DUPLICATE
         number = links_of(table, flow)[0]
         if number and conversation_at(table, number).claimant == SUPERSEDED:
-            # The flow's deltas may have been counted at another capture point, so the flow is
-            # treated as unknown.
+            # The packets since the flow's last report may have been counted at another capture
+            # point, so the flow is treated as unknown.
             forget_flow(table, report.flow)
             report.flow = 0
             table.met_unknown = True
@@ -206,7 +208,7 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
         done = apply_dormant_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and saved == 0 and first.identifies_connection
             and report.initial_delta == INITIAL_UNREAD):
-        table.met_unknown = True        # more reports that need the missing fields may follow
+        table.met_unknown = True        # later reports may need the missing fields too
         done = APPLY_STOP
     elif find_or_add_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
@@ -223,7 +225,8 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
 cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
                                uint32_t number, uint32_t saved, uint32_t conversation,
                                const int64_t *deltas, int change) noexcept nogil:
-    # For a closing report that repeats a lost report, and has new totals. The flow stays dormant.
+    # Applies a closing report that repeats a lost report, and has new totals. The flow stays
+    # dormant.
     cdef uint32_t before = conversation
     if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
@@ -244,7 +247,7 @@ cdef int apply_dormant_closing(TableState *table, const Report *report, const La
 cdef int apply_dormant_when_full(TableState *table, const Report *report, const Labels *labels,
                                  uint32_t conversation, const int64_t *deltas,
                                  int change) noexcept nogil:
-    # The flow needs a new connection, but the first view is full.
+    # Applies a report of a dormant flow that needs a new connection, if the first view is full.
     cdef uint32_t before = conversation
     if table.has_overflow_rows:
         if not ensure_conversation(table, report, &conversation):
@@ -271,8 +274,8 @@ cdef int apply_dormant_when_full(TableState *table, const Report *report, const 
 
 cdef int add_ended_flow(TableState *table, const Report *report, const Labels *labels,
                         uint32_t number, uint32_t saved) noexcept nogil:
-    # For the closing report of a flow that has never been counted. The flow becomes dormant,
-    # because its other reports may still be in transit.
+    # Applies the closing report of a flow that has never been counted. The flow is stored as a
+    # dormant flow, because its other reports may still be in transit.
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
         return APPLY_NO_MEMORY
@@ -289,11 +292,15 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint add_closing_report(TableState *table, const Report *report, uint32_t flow,
                              const Labels *labels, uint32_t number, uint32_t saved,
                              const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
-    # Add `deltas` to all rows with the flow's labels, without making the flow live. If the first
-    # view has no such row (`number` is 0), `deltas` are added to the saved counters in row `saved`.
-    # If `saved` is 0, this row is created, unless the flow's totals are enough to restore the
-    # connection, or `memory_s` is 0. `start_ms` is the start time of new rows. Returns False if out
-    # of memory.
+    # Adds `deltas` to the rows with the flow's labels in all views, without making the flow live.
+    # Returns False if out of memory. `start_ms` is the start time of new rows.
+    #
+    # `number` is the row in the first view. If `number` is 0, the first view has no such row.
+    # `deltas` are then added to the saved counters of a removed connection:
+    #
+    # * If `saved` is not 0, it is the row with these counters.
+    # * If `saved` is 0, a row for saved counters is created. However, no row is created if `memory_s`
+    #   is 0, or if the flow's totals are enough to restore the connection.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -307,8 +314,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
         flow_at(table, saved).last_ms = pack_saved(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, saved))[i] = ABSENT if table.optional[i] else 0
-    # If the next call runs out of memory, the row of `add_saved` stays. It does no harm: its
-    # counters are 0 or ABSENT.
+    # If the next call runs out of memory, the new row with saved counters stays. This row does no
+    # harm, because its counters are 0 or ABSENT.
     if not find_or_add_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):
@@ -336,7 +343,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
 
 
 # ---------------------------------------------------------------------------------------------
-# Counters of removed connections, in flow rows whose key is a hash of the labels
+# Saved counters: the counters of a removed connection, in a flow row whose key is a hash of the
+# connection's labels
 
 cdef uint32_t find_saved(const TableState *table, const uint32_t *label_ids) noexcept nogil:
     if table.saved_connections == 0:
@@ -345,7 +353,8 @@ cdef uint32_t find_saved(const TableState *table, const uint32_t *label_ids) noe
 
 
 cdef uint64_t labels_key(const TableState *table, const uint32_t *label_ids) noexcept nogil:
-    # A hash of the label values themselves, because the numbers of strings are reused.
+    # A hash of the texts of label values. Label IDs would not do, because a label ID can be reused
+    # for another text.
     cdef const String *string
     cdef uint64_t key = table.seed
     cdef uint32_t i
@@ -360,7 +369,8 @@ cdef uint64_t labels_key(const TableState *table, const uint32_t *label_ids) noe
 
 cdef uint32_t add_saved(TableState *table, const uint32_t *label_ids,
                         uint32_t now_s) noexcept nogil:
-    # Returns 0 if out of memory.
+    # Adds a row for the saved counters of a connection with these labels. Returns the number of the
+    # row, or 0 if out of memory.
     cdef uint32_t number = flow_new(&table.flow_rows, labels_key(table, label_ids), LABELS_KEY)
     if number:
         flow_at(table, number).last_ms = 0
@@ -388,8 +398,8 @@ cdef void restore_counters(TableState *table, uint32_t number, Connection *row) 
 
 cdef void save_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Called before a connection expires with its last flow. Nothing is saved if this flow's totals
-    # are enough to restore the counters.
+    # Called before a connection is removed because its last flow, `flow`, expires. Saves nothing if
+    # the totals of `flow` are enough to restore the counters.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

@@ -1,11 +1,12 @@
 # Expiry: flows become dormant at their deadlines, connections without flows are removed, and
 # dormant flows are forgotten.
 #
-# `Table.expire` calls `expire_slice`, which takes the table's mutex. No function in this file may
-# visit all rows: `max_rows` is the number of rows that may still be visited.
+# `Table.expire` calls `expire_slice`, which takes the table's mutex. To keep the mutex only for a
+# short time, each call visits at most `max_rows` rows, and functions decrease `max_rows` by the
+# number of rows that they visit.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
-    # Returns whether there is more to do at this time.
+    # Returns whether more rows may be due, because `max_rows` is used up.
     cdef bint more
     lock_with_priority(table)
     more = expire_locked(table, now_s, max_rows)
@@ -17,7 +18,7 @@ cdef bint expire_locked(TableState *table, uint32_t now_s, uint32_t max_rows) no
     cdef uint32_t i
     cdef Connection *row
     table.now = max(table.now, <double>now_s)
-    # Flows expire first, because a row of another view must not expire before its flows.
+    # Flows expire before the rows of views, because a row must not expire before its flows.
     if expire_flows(table, now_s, &max_rows) or expire_dormant(table, now_s, &max_rows):
         return True
     for i in range(table.view_count):
@@ -52,7 +53,7 @@ cdef bint expire_flows(TableState *table, uint32_t now_s, uint32_t *max_rows) no
 
 
 cdef bint expire_dormant(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Returns whether there is more to do at this time.
+    # Ends claims, and forgets dormant flows. Returns whether more flows are due.
     cdef DormantList *rows
     cdef double memory_s
     cdef uint32_t i, number
@@ -90,7 +91,8 @@ cdef inline bint oldest_claim_is_over(const TableState *table, uint32_t now_s) n
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
-    # Rows of a list are in random order in memory, so the next ones are not in the cache.
+    # Prefetches the next two rows of a list. The rows of a list are scattered in memory, so they
+    # are usually not in the CPU's cache.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
         prefetch(bucket_of(&table.flow_rows, flow_at(table, next).hash))
@@ -101,7 +103,7 @@ cdef inline void prefetch_after(const TableState *table, uint32_t number) noexce
 
 cdef bint expire_rows(TableState *table, View *view, uint32_t now_s,
                       uint32_t *max_rows) noexcept nogil:
-    # For any view except the first. Returns whether more rows are due.
+    # Must not be called for the first view. Returns whether more rows are due.
     cdef TimerWheel *wheel = &view.wheel
     cdef uint32_t number
     cdef Connection *row

@@ -1,86 +1,87 @@
-# Reading the fields of a flow: their locations in a decoded flow, and a function for each kind of
-# value.
+# Reading the fields of a decoded flow: structs for the locations of fields, and one function per
+# kind of value.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. Flows
-# are untrusted: an invalid value raises no exception, but is omitted, or the flow is skipped.
-# Values are borrowed from the flow.
+# are untrusted: an invalid value does not raise an exception. Instead, the value is omitted or the
+# flow is skipped. Values are borrowed from the flow.
 
 cdef struct Field:
-    # The location of a value. The outer field is a field of the flow. If the outer field contains a
-    # sub-struct (a *part*), the value can be an inner field: a field of this part. Fields are read
-    # at the offset of their slot, or else by name. `Table.reader_objects` owns the names and types.
-    Py_ssize_t outer_offset
-    Py_ssize_t inner_offset     # -1: the value is a field of the flow itself
-    PyTypeObject *inner_type
-    PyObject *outer_name
-    PyObject *inner_name
+    # The location of a value: a field of the flow, or a field of one of the flow's sub-structs
+    # (*parts*). `Table.reader_objects` owns the names and the type.
+    Py_ssize_t outer_offset     # offset of the slot in the flow: of the value, or of its part
+    Py_ssize_t inner_offset     # offset of the slot in the part; -1: the value is not in a part
+    PyTypeObject *inner_type    # type of the part
+    PyObject *outer_name        # name of the flow's field; only used if `Reader.slots` is false
+    PyObject *inner_name        # name of the part's field; only used if `Reader.slots` is false
     bint is_string
-    bint is_flow
+    bint is_flow                # whether the value is the flow itself
 
 
 cdef struct Number:
-    # A counter or gauge: one field, or the sum of two fields.
+    # How to read a counter or gauge: the value of one field, or the sum of two fields.
     Field first
-    Field second
+    Field second                # only used if `is_sum` is true
     bint is_read                # if false, the value is always 0
     bint is_sum
     bint optional               # if true, the value is ABSENT when its part is missing
 
 
 cdef struct Requirement:
-    # Which parts a flow must have. Without `pair`: the first part. With `pair`: at least one of two
-    # parts. With `pair` and `absent`: the first part, or neither part.
+    # Which parts a flow must have:
+    #
+    # * if `pair` is false: the first part
+    # * if only `pair` is true: at least one of the two parts
+    # * if `pair` and `absent` are true: the first part, or neither part
     Field parts[2]
     bint pair
     bint absent
 
 
 cdef struct Column:
-    # A label that does not come from a lookup, or a field that lookups use.
+    # How to read a label that does not come from a lookup, or a string that lookups use.
     Field field
     PyObject *rewrite           # owned by the plan; NULL if the label has no rewrite
 
 
 cdef struct Lookup:
-    # A lookup: one field of a flow is the key, and the result has one or more labels.
-    PyObject *names             # owned by the plan
-    bint is_dict                # items can be read with the functions for dicts
+    # A lookup: one field of a flow is the key, and the result is a tuple with one or more labels.
+    PyObject *names             # the mapping from keys to results; owned by the plan
+    bint is_dict                # whether `names` can be read with the C functions for dicts
     bint has_context            # whether ambiguous keys (result None) are resolved with a context
-    # in the label values of a report: indexes of the key, and of the two strings of the context
-    uint32_t key
-    uint32_t other
-    uint32_t point
-    uint32_t column             # the first column of the lookup; its columns are adjacent
-    uint32_t columns
-    # index of the first lookup with the same labels as this one: see `same_labels`
-    uint32_t label_set
+    uint32_t key                # index of the key in `Report.label_values`
+    uint32_t other              # index of the context's other address in `Report.label_values`
+    uint32_t point              # index of the context's capture point in `Report.label_values`
+    uint32_t column             # number of the lookup's first column; its columns are adjacent
+    uint32_t columns            # number of the lookup's columns
+    uint32_t label_set          # index of the first lookup that is equal under `same_labels`
     Py_ssize_t length           # minimum length of a result
 
 
 cdef struct Reader:
     # How to read the flows of one type.
     PyTypeObject *type
-    bint slots                  # values are read at slot offsets, otherwise as attributes
+    bint slots                  # whether fields are read at the offsets of slots, not by name
     bint has_labels             # whether the type has the fields of labels and conversations
     bint has_lifecycle
     bint has_last_update
     Field uuid
     Field last
     Field finish
-    Field start                 # set if `has_lifecycle` is true, like the next two fields
-    Field update_start
-    Field update_last
-    Number last_update[MAX_VALUES]  # set if `has_last_update` is true
+    Field start                 # only set if `has_lifecycle` is true
+    Field update_start          # only set if `has_lifecycle` is true
+    Field update_last           # only set if `has_lifecycle` is true
+    Number last_update[MAX_VALUES]  # only set if `has_last_update` is true
     Number totals[MAX_VALUES]   # counters, then gauges, then closing gauges
     Requirement required[MAX_SKIPS]
-    Column columns[MAX_COLUMNS]     # set if `has_labels` is true, like the next two fields
-    Field conversation[5]       # protocol, then address and port of each end
-    Field point
+    Column columns[MAX_COLUMNS]     # only set if `has_labels` is true
+    # The protocol, then the address and port of each end. Only set if `has_labels` is true.
+    Field conversation[5]
+    Field point                 # the capture point; only set if `has_labels` is true
 
 
 cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
                            bint slots) except? NULL:
-    # The reference is borrowed: the struct keeps the value alive.
+    # Returns a borrowed reference: `owner` keeps the value alive.
     cdef PyObject *value
     if likely(slots):
         return (<PyObject **>(<char *>owner + offset))[0]
@@ -90,7 +91,7 @@ cdef inline PyObject *slot(PyObject *owner, Py_ssize_t offset, PyObject *name,
 
 
 cdef inline PyObject *read_part(PyObject *flow, const Field *field, bint slots) except? NULL:
-    # The part that contains a nested field; NULL if the part is missing or has another type.
+    # Returns the part that contains the field, or NULL if the part is missing or has another type.
     cdef PyObject *owner = slot(flow, field.outer_offset, field.outer_name, slots)
     if owner == NULL or Py_TYPE(owner) != field.inner_type:
         return NULL
@@ -110,7 +111,8 @@ cdef inline PyObject *value_of(PyObject *flow, const Field *field, bint slots) e
 
 
 cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
-    # Returns SKIP_NONE or the reason to skip the flow. A missing value counts as 0.
+    # Sets `out` to the integer, or to 0 if `value` is NULL. Returns SKIP_NONE, or the reason why
+    # the integer is invalid.
     cdef int overflow
     out[0] = 0
     if value == NULL:
@@ -124,7 +126,7 @@ cdef inline int read_integer(PyObject *value, int64_t *out) except -1:
 
 
 cdef enum:
-    SECOND_FIELD = 1 << 8       # added to a reason: the error is in the second field of a number
+    SECOND_FIELD = 1 << 8       # flag of a reason to skip: the second field of a sum is invalid
 
 
 cdef inline int read_number(PyObject *flow, const Number *number, bint slots,
@@ -156,7 +158,7 @@ cdef void init_omissions(Report *report) noexcept nogil:
 
 cdef void omit_value(Report *report, OmittedFields *omitted, uint32_t value,
                      int error) noexcept nogil:
-    # `omitted` is the report's `omitted_values` or `omitted_last_update`.
+    # `omitted` must be `report.omitted_values` or `report.omitted_last_update`.
     init_omissions(report)
     omitted.fields[1 if error & SECOND_FIELD else 0] |= <uint64_t>1 << value
 
@@ -167,7 +169,8 @@ cdef void omit_lifecycle(Report *report, uint32_t field) noexcept nogil:
 
 
 cdef inline bint is_omitted(const OmittedFields *omitted, uint32_t field) noexcept nogil:
-    # `field` is twice the value's index, plus 1 for the second field of the value.
+    # For the first field of value `i`, `field` is 2 * i. For its second field, `field` is 2 * i +
+    # 1.
     return omitted.fields[field & 1] >> (field >> 1) & 1
 
 
@@ -194,7 +197,7 @@ cdef inline int read_text(PyObject *value, const char **text, uint32_t *length) 
 
 
 cdef Py_ssize_t member_offset(owner, str name):
-    # The offset of the field `name` in instances of `owner`; -1 if the field is not a plain slot.
+    # The offset of the field `name` in instances of `owner`, or -1 if the field is not a slot.
     descriptor = owner.__dict__.get(name)
     if type(descriptor).__name__ != "member_descriptor":
         return -1

@@ -1,7 +1,7 @@
 # Flow rows: their keys, totals and links.
 #
-# Rows are changed only under the table's mutex. The thread that updates may read and find rows
-# without the mutex.
+# Rows are changed only under the table's mutex. The thread that updates the table may read and find
+# rows without the mutex.
 
 cdef inline Flow *flow_at(const TableState *table, uint32_t number) noexcept nogil:
     return <Flow *>row_at(&table.flow_rows, number)
@@ -17,14 +17,16 @@ cdef inline uint32_t *links_of(const TableState *table, Flow *flow) noexcept nog
 
 cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *flow,
                               Connection *connection) noexcept nogil:
-    # The location of a flow's link to its row in any view except the first.
+    # The location of the link to a flow's row in `view`: in the flow's own row, or in the row of
+    # its connection. `view` must not be the first view.
     if view.linked_from_flow:
         return links_of(table, flow) + view.link
     return connection.links + view.link
 
 
 cdef inline uint32_t *flags_of(const TableState *table, Flow *flow) noexcept nogil:
-    # Rows have the flags FIRST_OBSERVED and CLOSING_OBSERVED only if the plan has histograms.
+    # The location of the flags FIRST_OBSERVED and CLOSING_OBSERVED. Flow rows have these flags only
+    # if the plan has histograms.
     return links_of(table, flow) + table.flags_link
 
 
@@ -51,13 +53,14 @@ cdef inline void flow_key(FlowKey *key, const char *uuid, uint32_t length,
 
 
 cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
-    # The key of a flow whose UUID is an interned string. The high half is the string's number; the
-    # low half is a hash of this number.
+    # The key of a flow whose UUID is an interned string. The high half of the key is the string's
+    # number, and the low half is a hash of this number.
     return (<uint64_t>string << 32) | <uint32_t>mix64(string)
 
 
 cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # `kind` is STRING_KEY, LABELS_KEY or 0.
+    # `kind` is the flag in `Flow.connection` that tells what the key is: STRING_KEY, LABELS_KEY, or
+    # 0 for a UUID that is a 64-bit number.
     cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
     cdef Flow *row
     while number:
@@ -70,7 +73,8 @@ cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) n
 
 
 cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # The new row is in the index, but in no list. Returns 0 if out of memory.
+    # Adds a row to the index, but not to a list of dormant flows or the timer wheel. Returns the
+    # number of the row, or 0 if out of memory.
     cdef uint32_t number = row_new(flows)
     cdef Flow *row
     if number:
@@ -116,7 +120,8 @@ cdef uint32_t find_flow(const TableState *table, const FlowKey *key) noexcept no
 
 
 cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept nogil:
-    # The new row is neither live nor in a list. Returns 0 if out of memory.
+    # Adds a row that is neither live nor in a list of dormant flows. Returns the number of the row,
+    # or 0 if out of memory.
     cdef uint64_t key = report.key.number
     cdef uint32_t string = 0
     cdef uint32_t row
@@ -142,7 +147,7 @@ cdef uint32_t add_unknown_flow(TableState *table, const Report *report) noexcept
 
 
 cdef void remove_flow(TableState *table, uint32_t number) noexcept nogil:
-    # The row must be neither live nor in a list.
+    # The row must be neither live nor in a list of dormant flows.
     cdef Flow *flow = flow_at(table, number)
     cdef Batch *batch = table.batch
     if table.has_conversations and links_of(table, flow)[0]:
@@ -174,8 +179,9 @@ cdef inline int find_deltas(const TableState *table, Flow *flow, const Report *r
     cdef bint lower = False
     cdef uint32_t i
     for i in range(table.counters):
-        # ABSENT is -1. As a signed number, ABSENT is never higher than a total. As an unsigned
-        # number, ABSENT is never lower than a total.
+        # If the report lacks the counter, its value is ABSENT (-1), and must count as neither
+        # higher nor lower than the total. The signed number -1 is never higher than a total.
+        # Converted to an unsigned number, -1 is never lower than a total.
         total = max(totals[i], <int64_t>0)
         higher |= values[i] > total
         lower |= <uint64_t>values[i] < <uint64_t>total
@@ -203,7 +209,7 @@ cdef inline void update_totals(const TableState *table, Flow *flow, const Report
 
 
 cdef tuple known_totals(const TableState *table, const char *uuid, uint32_t length):
-    # The result of `Table.known_totals`.
+    # Implements `Table.known_totals`.
     cdef FlowKey key
     cdef uint32_t i, number
     cdef Flow *flow

@@ -1,52 +1,56 @@
-# Groups: connections of a view that have the same values of some labels are added up.
+# Groups: the connections of a view are grouped by the values of some labels, and the values of each
+# group are combined.
 #
-# Groups belong to one call of `Table.top_groups`. Their memory is allocated before the first row is
-# visited, but takes space only when it is used. If there are too many groups after a slice of rows,
-# the half with the lowest ranks is added to `Groups.other` and removed. Later connections of a
-# removed group form a new group, whose sums lack the values in `other`.
+# Groups exist only during one call of `Table.top_groups`. Their memory is allocated before the
+# first row is visited. The operating system provides this memory only when it is used. If there are
+# too many groups after a slice of rows, the half with the lowest ranks is added to `Groups.other`
+# and removed. Later connections of a removed group form a new group. The values of the new group do
+# not include the values that were added to `Groups.other`.
 
 cdef enum:
-    GROUP_TEXT_BYTES = 256      # space for the label values of a group, on average
+    GROUP_TEXT_BYTES = 256      # average space for the label values of a group, in bytes
 
 cdef enum:
-    # How the values of connections are combined.
+    # How the values of a group's connections are combined.
     COMBINE_SUM
     COMBINE_LEAST
     COMBINE_MOST
 
 
 cdef struct Group:
-    # The struct is followed by the combined values of the group's connections. A value is ABSENT if
-    # no connection has it.
+    # After the struct, a group has one int64_t for each series: the combined value of the group's
+    # connections, or ABSENT if none of them has a value.
     uint64_t hash               # hash of the label values, which identifies the group
-    int64_t rank                # or ABSENT
-    uint32_t text               # offset in `Groups.text`; a length of 2 bytes precedes each value
-    uint32_t text_length
-    uint32_t connections
-    bint is_top                 # if false, the group is about to be added to `other`
+    int64_t rank                # the value by which groups are ranked, or ABSENT
+    # Offset of the label values in `Groups.text`. Before each label value, two bytes have its
+    # length.
+    uint32_t text
+    uint32_t text_length        # total size of the label values and their lengths, in bytes
+    uint32_t connections        # number of connections
+    bint is_top                 # whether the group stays, instead of being added to `other`
 
 
 cdef struct Groups:
     const View *view
     const uint32_t *columns     # columns of the labels by which rows are grouped
     uint32_t column_count
-    uint32_t series             # number of values of a connection
-    int *kinds                  # how each series is combined: COMBINE_SUM, ...
-    int rank_kind
-    int64_t *values             # the current row's value of each series
-    char *groups
-    size_t stride
-    uint32_t count
-    uint32_t limit              # maximum of `count` after a slice
-    uint32_t capacity           # `limit`, plus a new group for each row of a slice
-    uint32_t *slots             # group numbers (from 1) by hash, at most half full
-    uint32_t mask
-    char *text
+    uint32_t series             # number of series per connection
+    int *kinds                  # by series: how values are combined, for example COMBINE_SUM
+    int rank_kind               # how ranks are combined, for example COMBINE_SUM
+    int64_t *values             # by series: the value of the current row
+    char *groups                # `capacity` groups, then `other`
+    size_t stride               # size of a group and its values, in bytes
+    uint32_t count              # number of groups in use
+    uint32_t limit              # maximum number of groups after a slice
+    uint32_t capacity           # maximum number of groups during a slice: `limit` + RENDER_ROWS
+    uint32_t *slots             # hash table of group numbers (from 1); at most half full
+    uint32_t mask               # number of slots - 1
+    char *text                  # label values of all groups
     size_t text_used, text_capacity
-    TopRow *order               # scratch space: groups by rank
-    bint is_full                # whether there was no space for the text of a group
-    bint is_incomplete          # whether rows of a group were added to `other`
-    Group *other
+    TopRow *order               # scratch space to sort groups by rank
+    bint is_full                # whether a group had no space left in `text`
+    bint is_incomplete          # whether a group may lack values that were added to `other`
+    Group *other                # all groups that are not among the top groups, combined
 
 
 cdef inline Group *group_at(const Groups *groups, uint32_t index) noexcept nogil:
@@ -66,8 +70,8 @@ cdef void *allocate_lazily(size_t count, size_t size) except NULL:
 
 cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
                      uint32_t limit) except -1:
-    # `groups.view` and `groups.columns` must be set before. The caller destroys the groups, even if
-    # this function raises an exception.
+    # The caller must set `view`, `columns` and `column_count` before, and all other fields to 0.
+    # Even after an exception, the caller must call `groups_destroy`.
     cdef const Family *family
     cdef uint32_t i, direction
     cdef uint32_t slots = 4
@@ -109,7 +113,7 @@ cdef void groups_destroy(Groups *groups) noexcept:
 cdef int kind_of_series(const TableState *table, const Family *family, uint32_t direction) noexcept:
     cdef const View *view = view_of(table, family)
     cdef uint32_t value
-    if family.values[direction] >= view.values:     # numbers of flows
+    if family.values[direction] >= view.values:     # the number of flows or of new flows
         return COMBINE_SUM
     value = view.sources[family.values[direction]]
     if value < table.counters:
@@ -178,7 +182,7 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
 
 
 cdef Group *group_of(Groups *groups, const TableState *table, Connection *row) noexcept nogil:
-    # If there is no space for the text of a new group, returns `other`.
+    # Returns the group of a row. If there is no space for the text of a new group, returns `other`.
     cdef const uint32_t *label_ids = label_ids_of(groups.view, row)
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
@@ -249,7 +253,7 @@ cdef void remove_half(Groups *groups) noexcept nogil:
 
 cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple columns,
                       const SnapshotValues *since, str containing, dict value_sets, uint32_t limit):
-    # The result of `Table.top_groups`.
+    # Implements `Table.top_groups`.
     cdef Search search
     cdef Groups groups
     cdef TopK top
@@ -313,7 +317,7 @@ cdef tuple shown_group(const Groups *groups, uint32_t index):
 
 
 cdef tuple shown_values(const Groups *groups, Group *group):
-    # The rank and the values of a group, with None for ABSENT.
+    # The rank and the values of a group. Each ABSENT number is replaced by None.
     cdef const int64_t *values = values_of_group(group)
     cdef uint32_t i
     shown = [values[i] if values[i] >= 0 else None for i in range(groups.series)]

@@ -1,8 +1,9 @@
 # Histograms: the distribution of a value over the flows of a row.
 #
-# A histogram observes each stored flow at most once, on one of two *events*: the first value above
-# 0, or the closing report. Flags in the flow's row prevent a second observation. The first view has
-# no histograms. An observation needs the table's mutex, and extends the deadline of the row.
+# A histogram observes each flow on one of two *events*: the flow's first value above 0, or the
+# flow's closing report. Flags in the row of a stored flow prevent a second observation. The first
+# view has no histograms. An observation needs the table's mutex, and extends the deadline of the
+# row that has the histogram.
 
 cdef enum:
     # What to do if the observed field is above 0, and the flow lacks the flag FIRST_OBSERVED.
@@ -12,7 +13,7 @@ cdef enum:
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
-    # The counts of the buckets, followed by the sum of the values.
+    # A row's counts of the histogram's buckets. The sum of the observed values follows the counts.
     return <int64_t *>(<char *>row + histogram.offset)
 
 
@@ -42,8 +43,8 @@ cdef void observe_links(TableState *table, Flow *flow, const Report *report,
 
 cdef void observe_in(TableState *table, uint32_t flow, const Report *report, const uint32_t *rows,
                      int first) noexcept nogil:
-    # `rows` has the row of each view, or 0. `flow` is the row of the flow, or 0 if it is not
-    # stored.
+    # `rows` has the flow's row in each view, or 0 if the view has no row for the flow. `flow` is
+    # the flow row, or 0 if the flow is not stored.
     cdef uint32_t unknown = 0
     cdef uint32_t due, i
     cdef View *view
@@ -60,8 +61,8 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_events(const TableState *table, uint32_t *flags, const Report *report,
                                 int first) noexcept nogil:
-    # Returns the events of a report that the flow's `flags` lack, and sets them in `flags`. With
-    # FIRST_IS_OLD, FIRST_OBSERVED is set, but not returned.
+    # Returns the events of a report on which the flow has not been observed yet, and sets them in
+    # the flow's `flags`. If `first` is FIRST_IS_OLD, FIRST_OBSERVED is set, but not returned.
     cdef uint32_t found = 0
     if (table.events & FIRST_OBSERVED and first != IGNORE_FIRST
             and report.values[table.first_value] > 0):
@@ -95,7 +96,7 @@ cdef void observe_in_row(const View *view, Connection *row, const Report *report
 
 cdef bint read_observed(const Histogram *histogram, const Report *report,
                         int64_t *value) noexcept nogil:
-    # Returns False if the report has no valid value.
+    # Sets `value` to the value that the histogram observes. Returns False if it is invalid.
     cdef uint32_t i, source
     value[0] = 0
     for i in range(histogram.source_count):
@@ -116,7 +117,7 @@ cdef bint read_observed(const Histogram *histogram, const Report *report,
 # Closing reports that add nothing to counters
 
 cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogil:
-    # For a closing report without new totals. Returns False if out of memory.
+    # Observes a dormant flow's closing report without new totals. Returns False if out of memory.
     cdef Flow *flow = flow_at(table, report.flow)
     cdef Labels labels
     cdef uint32_t number
@@ -125,7 +126,7 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
             or flags_of(table, flow)[0] & CLOSING_OBSERVED or report.skip_if_not_live != SKIP_NONE):
         return True
     if table.has_conversations:
-        # Another capture point may have taken over the conversation.
+        # Another capture point may have taken over the conversation: then nothing is observed.
         number = links_of(table, flow)[0]
         if (is_owned_by_other(table, find_conversation(table, report.conversation), report)
                 or (number and conversation_at(table, number).claimant == SUPERSEDED)):
@@ -139,8 +140,8 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
 
 
 cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
-    # For the closing report of an unknown flow that may have been counted before. The flow is
-    # stored, so that a repeated report is not observed again. Returns SKIP_ENDED or
+    # Observes the closing report of an unknown flow that may have been counted before. The flow is
+    # stored, so that a repetition of the report is not observed. Returns SKIP_ENDED or
     # APPLY_NO_MEMORY.
     cdef Labels labels
     cdef uint32_t row = 0
@@ -169,9 +170,9 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
 
 cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *report,
                             const Labels *labels, int first, int64_t start_ms) noexcept nogil:
-    # Observe a closing report in the rows with its labels, which are created if missing. `flow` is
-    # the row of the flow, or 0 if it is not stored. `start_ms` is the start time of new rows. If
-    # out of memory, changes nothing and returns False.
+    # Observes a closing report in the rows with its labels. Rows that do not exist are created,
+    # with the start time `start_ms`. `flow` is the flow row, or 0 if the flow is not stored. If
+    # memory runs out, observes nothing and returns False.
     cdef uint32_t rows[MAX_VIEWS]
     cdef bint created[MAX_VIEWS]
     cdef RowKey key
@@ -207,7 +208,7 @@ cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *repo
 
 
 # ---------------------------------------------------------------------------------------------
-# Layout: uses Python objects, and runs before other threads use the table.
+# Layout: this code uses Python objects, and runs before other threads use the table.
 
 cdef int prepare_histograms(TableState *table, plan) except -1:
     cdef uint32_t i
@@ -259,8 +260,8 @@ cdef int prepare_histogram(Histogram *histogram, value, uint32_t decimals,
 
 
 cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
-    # `offset` is the offset of the first histogram. Returns the size of all histograms of a row, in
-    # bytes.
+    # `offset` is the offset of the first histogram in a row. Returns the total size of a row's
+    # histograms in bytes.
     cdef uint32_t i
     cdef uint32_t start = offset
     for i in range(view.histogram_count):
@@ -270,7 +271,7 @@ cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
 
 
 cdef list histogram_literals(list literals):
-    # Remove the braces around the labels. `literals` is one of the lists that `line_literals`
+    # Removes the braces around the labels. `literals` must be one of the lists that `line_literals`
     # returns for an empty metric name.
     cdef Py_ssize_t last = len(literals) - 1
     texts = [literals[0].removeprefix("{")] + literals[1:]
@@ -280,9 +281,9 @@ cdef list histogram_literals(list literals):
 
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
                                    size_t line) except 0:
-    # `histogram` is the index of the family's first histogram in the view. `labelled` is true if
-    # there are labels besides `le`. `line` is the maximum total size of the labels and values of
-    # one line in each direction. Returns the maximum size of a row's lines, in bytes.
+    # Returns the maximum size of a row's lines, in bytes. `histogram` is the index of the family's
+    # first histogram in `View.histograms`. `labelled` is true if there are labels besides `le`.
+    # `line` is the maximum size of the labels and values of one line, added up over the directions.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10
@@ -323,7 +324,7 @@ cdef void free_histogram_text(HistogramText *text) noexcept nogil:
 # Rendering
 
 cdef enum:
-    # Lengths of the texts in the single sample of OpenMetrics 2.0.
+    # Lengths of the constant texts in the single sample of OpenMetrics 2.0.
     COUNT_BYTES = 7
     SUM_BYTES = 5
     BUCKETS_BYTES = 9
@@ -334,7 +335,7 @@ cdef enum:
 cdef char *render_histograms(const TableState *table, const Family *family, const View *view,
                              Connection *row, int starts, char *out,
                              Piece **notes) noexcept nogil:
-    # `starts` is one of START_HIDDEN, ...
+    # `starts` tells how start times are shown, for example START_HIDDEN.
     cdef uint32_t direction
     for direction in range(family.directions):
         if starts == START_INLINE:
@@ -345,15 +346,15 @@ cdef char *render_histograms(const TableState *table, const Family *family, cons
 
 
 cdef inline uint32_t histogram_lines(const Family *family, const View *view) noexcept nogil:
-    # Each direction has a line per bucket (including +Inf), one with the sum, and one with the
-    # count.
+    # Each direction has one line for each bucket, including +Inf, one line with the sum, and one
+    # line with the count.
     return family.directions * (view.histograms[family.histogram].bound_count + 3)
 
 
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t direction, int starts, char *out,
                             Piece **notes) noexcept nogil:
-    # Several lines: the labels are copied from line to line.
+    # Writes several lines. The labels are rendered once, and then copied from line to line.
     cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -391,7 +392,7 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
 cdef char *render_composite(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t direction, char *out,
                             Piece **notes) noexcept nogil:
-    # For OpenMetrics 2.0: a single sample, with its start time.
+    # Writes the single sample of OpenMetrics 2.0, with its start time.
     cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)

@@ -1,16 +1,16 @@
 # Labels: the label values of flows, as label IDs.
 #
-# A *label ID* is a label value in 32 bits: the number of an interned string (with IS_STRING), or a
-# small integer. Code that changes the table's strings needs the table's mutex. `row_key` changes
-# nothing, so the thread that updates may call it without the mutex.
+# A *label ID* represents a label value in 32 bits. It is either the number of an interned string
+# with the flag IS_STRING, or a small integer. Code that changes the table's strings needs the
+# table's mutex. The thread that updates the table may call `row_key` without the mutex, because
+# `row_key` changes nothing.
 
 cdef struct Labels:
-    # `ids` has the label IDs of all columns of the plan, then those of the strings that lookups
-    # use.
+    # label IDs of all columns of the plan, then label IDs of the strings that lookups use
     uint32_t ids[MAX_COLUMNS]
-    uint32_t interned[MAX_COLUMNS]      # strings that have a reference until `release_interned`
-    uint32_t interned_count
-    uint32_t connection_hash            # hash of the key in the first view, 0 if not known
+    uint32_t interned[MAX_COLUMNS]      # strings to which these labels own a reference
+    uint32_t interned_count             # number of strings in `interned`
+    uint32_t connection_hash            # hash of the key in the first view; 0 if not known
 
 
 cdef struct RowKey:
@@ -20,7 +20,7 @@ cdef struct RowKey:
 
 cdef inline void row_key(const TableState *table, const View *view, const uint32_t *label_ids,
                          RowKey *key) noexcept nogil:
-    # `label_ids` has all labels of the flow.
+    # `label_ids` has the label IDs of all columns of the plan.
     cdef uint32_t i
     for i in range(view.columns):
         key.label_ids[i] = label_ids[view.plan_columns[i]]
@@ -29,7 +29,8 @@ cdef inline void row_key(const TableState *table, const View *view, const uint32
 
 cdef inline void connection_key(const TableState *table, const Labels *labels,
                                 RowKey *key) noexcept nogil:
-    # Reuses a known hash, because hashing many labels takes as long as a search in the index.
+    # Reuses the hash if it is known, because hashing many labels takes as long as a search in the
+    # index.
     cdef const View *view = &table.views[0]
     cdef uint32_t i
     if labels.connection_hash == 0:
@@ -42,9 +43,9 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 
 cdef bint intern_labels(TableState *table, const LabelValue *label_values,
                         Labels *labels) noexcept nogil:
-    # `labels` are valid until `release_interned`. Strings that the lookup step has found need no
-    # reference, because no label is removed while a batch is applied. If out of memory, returns
-    # False, and there is nothing to release.
+    # Sets `labels`, which are valid until `release_interned`. Only strings that the lookup step has
+    # not found get a reference: no other string is removed while a batch is applied. If memory runs
+    # out, returns False, and the caller must not call `release_interned`.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

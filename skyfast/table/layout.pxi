@@ -1,8 +1,8 @@
 # Layout: finds the locations of a plan's labels and values in rows and in the lines of a page.
-# `readers.pxi` finds the locations in decoded flows.
+# `readers.pxi` finds the fields of decoded flows from which labels and values are read.
 #
-# Most of this code runs once, in `Table.__cinit__`, before other threads use the table. It needs
-# the GIL. After an exception, `state_destroy` still frees all memory that the state owns.
+# Most of this code runs once, in `Table.__cinit__`, before other threads use the table. This code
+# needs the GIL. If it raises an exception, `state_destroy` still frees all memory of the table.
 
 cdef void *allocate(size_t size) except NULL:
     cdef void *memory = malloc(size if size else 1)
@@ -13,8 +13,9 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # At least one slot per second of the timeout, but at most MAX_WHEEL_SLOTS. With fewer slots
-    # than seconds, rows are visited several times before they are due.
+    # The wheel gets at least one slot per second of the timeout, but at most MAX_WHEEL_SLOTS. If
+    # the timeout has more seconds than the wheel has slots, a row is visited before its deadline,
+    # and added to the wheel again.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2
@@ -24,7 +25,7 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
 
 
 cdef list state_init(TableState *table, plan, bytes overflow_label):
-    # `overflow_label` is borrowed. Returns the result of `number_fields`.
+    # The caller must keep `overflow_label` alive. Returns the names of fields from `number_fields`.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) + len(plan.closing_gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
@@ -120,21 +121,21 @@ cdef void batch_destroy(Batch *batch) noexcept nogil:
 
 
 # ---------------------------------------------------------------------------------------------
-# Numbers of columns, values and fields
+# Numbering columns, values and fields
 
 cdef list lookups_of(plan):
     return list(dict.fromkeys(c.lookup for c in plan.columns if c.lookup is not None))
 
 
 cdef list ordered_columns(plan):
-    # The columns in the order of their numbers: first the columns of each lookup, then the columns
-    # without a lookup.
+    # The columns in the order of their numbers: first the columns of the first lookup, then those
+    # of the second lookup, and so on. The columns without a lookup come last.
     lookup_columns = [c for lookup in lookups_of(plan) for c in plan.columns if c.lookup is lookup]
     return [*lookup_columns, *(c for c in plan.columns if c.lookup is None)]
 
 
 cdef list key_paths(plan):
-    # The paths of the strings that lookups use.
+    # The paths of the fields that lookups use as keys or as context.
     paths = (path for lookup in lookups_of(plan) for path in (lookup.key, *lookup.context))
     return list(dict.fromkeys(paths))
 
@@ -184,7 +185,7 @@ cdef int prepare_lookups(TableState *table, plan) except -1:
 
 
 cdef bint same_labels(const TableState *table, const Lookup *one, const Lookup *other) noexcept:
-    # Whether two lookups take their labels from the same indexes of a result.
+    # Whether two lookups read the same elements of a result, in the same order.
     return one.columns == other.columns and memcmp(
         &table.name_indexes[one.column], &table.name_indexes[other.column],
         one.columns * sizeof(uint32_t)
@@ -217,8 +218,8 @@ cdef int number_values(TableState *table, plan) except -1:
 
 
 cdef list number_fields(TableState *table, plan):
-    # Numbers the fields of lifecycles and values. Returns the names of these fields in the order of
-    # their numbers, with None for a field that is never omitted.
+    # Numbers the lifecycle fields and the fields of values. Returns the names of these fields, in
+    # the order of their numbers. A field that is never omitted has None instead of a name.
     cdef uint32_t i, j
     numbers = {}
 
@@ -246,7 +247,7 @@ cdef list number_fields(TableState *table, plan):
 # Locations of values in rows
 
 cdef int prepare_views(TableState *table, plan) except -1:
-    # Also initializes the rows of flows and conversations.
+    # Also initializes the slab allocators of flow rows and conversation rows.
     cdef uint32_t i, stride, connection_links = 0
     cdef uint32_t flow_links = 1 if table.has_conversations else 0
     cdef View *view
@@ -323,9 +324,9 @@ cdef int number_view(const TableState *table, View *view, declared, plan) except
 
 
 # ---------------------------------------------------------------------------------------------
-# Locations of values in lines. In a line, each label value follows a literal, and the sample's
-# value follows the last literal. The lines of the two directions differ only in the literal with
-# the direction.
+# Locations of values in lines. A *literal* is a constant part of a line. Each label value follows
+# a literal, and the sample's value follows the last literal. If a row has a line per direction, the
+# two lines differ only in their values and in the literal that contains the direction.
 
 cdef int prepare_families(TableState *table, plan) except -1:
     cdef uint32_t i, histogram
@@ -348,14 +349,15 @@ cdef int prepare_families(TableState *table, plan) except -1:
             )
             longest = max(longest, bytes_)
             histogram += sum(value in plan.histograms for value in declared.values)
-    table.max_lines = longest + 64      # `put` copies blocks of 16 bytes, beyond the end
+    table.max_lines = longest + 64      # `put` copies whole blocks, even beyond the end of a line
     return 0
 
 
 cdef size_t prepare_family(Family *family, const View *view, declared, planned, plan,
                            uint32_t histogram) except? 0:
-    # `histogram` is the number of histograms in earlier families of the view. Returns the maximum
-    # size, in bytes, of a head or of the lines of a connection.
+    # `histogram` is the number of histograms in earlier families of the view. Returns the larger of
+    # two sizes in bytes: the size of the family's longest head, and the maximum size of the lines
+    # of one connection.
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0
     cdef bytes head
@@ -409,9 +411,10 @@ cdef int literal_init(Literal *literal, str text) except -1:
 
 
 cdef list line_literals(str metric, list columns, direction):
-    # A list of literals for each value of `direction`, or a single list if `direction` is None. A
-    # list has one literal before each label value, and a last literal before the sample's value.
-    # `columns` are the names of all labels except the direction.
+    # Returns one list of literals per value of `direction`, or only one list if `direction` is
+    # None. `columns` has the names of all labels except the direction. Example: without a
+    # direction, the list for the metric `m` and the labels `a` and `b` has the literals `m{a="`,
+    # `",b="` and `"} `.
     if direction is None:
         names = [f'{name}="' for name in columns]
         if not names:
@@ -471,7 +474,7 @@ cdef int set_limits(TableState *table, max_connections, max_flows, timeout_s, me
 # Sizes
 
 cdef uint32_t row_bytes(const TableState *table) noexcept:
-    # The result of `Table.row_bytes`.
+    # Implements `Table.row_bytes`.
     cdef uint32_t total = table.flow_rows.stride + table.views[0].rows.stride
     cdef uint32_t rows = 2
     if table.has_conversations:

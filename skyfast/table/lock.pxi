@@ -1,9 +1,9 @@
 # The table's mutex, and the order in which threads get the mutex.
 #
-# A scan or a page releases the mutex after each slice, and takes it again soon, usually before a
-# waiting thread has woken up. So the waiting thread might wait until the scan ends. Therefore
-# `lock_with_priority` counts waiting threads, and scans and pages give way to these threads between
-# two slices.
+# A scan or a page releases the mutex after each slice, and usually takes it again before a waiting
+# thread has woken up. The waiting thread might thus wait until the scan or page ends. To prevent
+# this, `lock_with_priority` counts waiting threads. Between two slices, scans and pages call
+# `yield_lock`, which lets these threads take the mutex first.
 
 cdef extern from "unistd.h" nogil:
     int usleep(unsigned int)
@@ -27,12 +27,12 @@ cdef extern from *:
 cdef enum:
     YIELD_US = 20
     MAX_YIELDS = 500            # limits the delay of a scan if threads wait all the time
-    LOCK_ATTEMPTS = 64          # together, attempts and pauses take about 20 µs
-    PAUSES = 16
+    LOCK_ATTEMPTS = 64          # attempts to take the mutex; with their pauses, about 20 µs
+    PAUSES = 16                 # number of pauses after each attempt
 
 
 cdef inline void lock_with_priority(TableState *table) noexcept nogil:
-    # Take the mutex ahead of scans and pages, which call `yield_lock` between two slices.
+    # Takes the mutex before scans and pages do: they call `yield_lock` between two slices.
     if unlikely(pthread_mutex_trylock(&table.lock) != 0):
         atomic_add(&table.waiting, 1)
         pthread_mutex_lock(&table.lock)
@@ -40,8 +40,9 @@ cdef inline void lock_with_priority(TableState *table) noexcept nogil:
 
 
 cdef inline void lock_for_page(TableState *table) noexcept nogil:
-    # If another page has the mutex, it usually releases the mutex after about 20 µs. Falling asleep
-    # and waking up would take longer, so first try for about 20 µs without falling asleep.
+    # Another page that holds the mutex usually releases it within about 20 µs. Falling asleep and
+    # waking up would take longer, so this thread first tries for about 20 µs without falling
+    # asleep.
     cdef uint32_t _i, _j
     for _i in range(LOCK_ATTEMPTS):
         if likely(pthread_mutex_trylock(&table.lock) == 0):
@@ -52,7 +53,7 @@ cdef inline void lock_for_page(TableState *table) noexcept nogil:
 
 
 cdef inline void yield_lock(TableState *table) noexcept nogil:
-    # Let the threads that wait in `lock_with_priority` take the mutex. Called without the mutex.
+    # Lets threads that wait in `lock_with_priority` take the mutex. The caller must not hold it.
     cdef uint32_t _i
     for _i in range(MAX_YIELDS):
         if likely(atomic_read(&table.waiting) == 0):

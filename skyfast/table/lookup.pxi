@@ -2,9 +2,9 @@
 # read, look up, apply.
 #
 # This code makes several passes over a batch, so that the CPU fetches the memory of one flow while
-# it processes other flows. The thread that updates runs this code without the lock, because the
-# code writes only to the batch. The rows of live flows stay valid while the batch is applied. The
-# rows of other flows are looked up again when their reports are applied.
+# it processes other flows. The code writes only to the batch, so the thread that updates the table
+# runs it without the mutex. The rows of live flows stay valid while the batch is applied. The rows
+# of other flows are looked up again when their reports are applied.
 
 cdef void look_up_flows(const TableState *table, Batch *batch) noexcept nogil:
     # Sets `flow` and `dormant` of all reports.
@@ -45,7 +45,8 @@ cdef inline void prefetch_views(const TableState *table, Flow *flow) noexcept no
 
 
 cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
-    # For flows that are not live. Also prefetches their connections.
+    # Looks up the labels of flows that are not live, and prefetches the connections with these
+    # labels.
     cdef uint32_t i, j, number
     cdef Report *report
     cdef const LabelValue *label_values
@@ -55,7 +56,7 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
         if needs_labels(&batch.reports[i]):
             label_values = batch.reports[i].label_values
             for j in range(table.label_value_count):
-                if label_values[j].string:      # applying the report changes `String.refs`
+                if label_values[j].string:      # needed later, to change `String.refs`
                     prefetch(row_at(&table.strings, label_values[j].string))
                 elif label_values[j].text != NULL and not label_values[j].repeats:
                     number = bucket_of(&table.strings, label_values[j].hash)[0]
@@ -80,9 +81,9 @@ cdef inline bint needs_labels(const Report *report) noexcept nogil:
 
 cdef uint32_t look_up_strings(const TableState *table, LabelValue *label_values,
                               const LabelValue *previous) noexcept nogil:
-    # Set `string` in label values whose string is interned already. Values that need escapes are
-    # looked up when the report is applied. Returns the hash of the connection, or 0 if a label has
-    # no string yet.
+    # Sets `string` in label values whose string is already interned. Values that need escapes are
+    # looked up later, when the report is applied. Returns the hash of the connection's labels, or 0
+    # if the label ID of any label is not known yet.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef RowKey key
     cdef uint32_t i

@@ -4,8 +4,8 @@
 # Step 5 of a slice of relabeling calls this code, under the table's mutex: see `relabel.pxi`.
 
 cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
-    # Returns False if out of memory. All flows are detached before the first flow is attached, so
-    # that the order of the flows has no effect.
+    # Moves the flows of `changes`. Returns False if out of memory. All flows are detached before
+    # the first flow is attached, so that the result does not depend on the order of the flows.
     cdef uint32_t new_label_ids[MAX_COLUMNS]
     cdef uint32_t *emptied
     cdef uint32_t i, flow, number, emptied_count = 0
@@ -36,9 +36,9 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
 
 cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
                          uint32_t *new_label_ids) noexcept nogil:
-    # Set `new_label_ids` to a flow's new labels, by column; 0 for labels that do not change.
-    # `first` is the index of the flow's first move. Returns the index of the next flow's first
-    # move.
+    # Sets `new_label_ids` to the new label IDs of a flow, by column. A label that does not change
+    # has 0. `first` is the index of the flow's first move. Returns the index of the next flow's
+    # first move.
     cdef uint32_t i = first, j
     cdef const Move *move
     cdef const Lookup *lookup
@@ -58,8 +58,9 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 
 cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *new_label_ids,
                              uint32_t *label_ids) noexcept nogil:
-    # Set `label_ids` to the new labels of a flow in row `number`, for the columns of the view.
-    # Returns whether any label changes.
+    # Sets `label_ids` to the label IDs that a flow in row `number` of a view gets, for the columns
+    # of this view. Returns whether any label changes. Returns False for the overflow row, and if
+    # `number` is 0.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -74,8 +75,9 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # If this was the last flow of its connection, returns the row of the connection, otherwise 0.
-    # This row is removed from the index, so that no other flow is attached to it.
+    # Removes a flow from the flow counts of its rows. If this was the last flow of its connection,
+    # also removes the connection's row from the index, so that no other flow is attached to this
+    # row, and returns the number of the row. Otherwise returns 0.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -101,7 +103,8 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_id
 
 
 cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # If out of memory, returns False, and the flow may keep its old labels in some views.
+    # Adds a flow to the rows with its new labels. If memory runs out, returns False, and the flow
+    # may keep its old labels in some views.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link
@@ -122,8 +125,8 @@ cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) n
 
 cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_label_ids,
                           uint32_t *label_ids) noexcept nogil:
-    # Move a flow to the row of the first view with the labels in `label_ids`, and to the rows that
-    # this row links to.
+    # Moves a flow to the row of the first view that has the labels in `label_ids`, and to the rows
+    # of other views to which that row links.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -167,8 +170,9 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # The row for a flow that keeps its labels because memory ran out. Its previous row `number`
-    # returns to the index, unless the index has another row with these labels.
+    # Called if a flow keeps its labels because memory ran out. Returns the row for this flow: the
+    # row with these labels in the index, if there is one. Otherwise, the flow's previous row
+    # `number` returns to the index.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing
@@ -183,7 +187,8 @@ cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
 
 cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *flow,
                     const uint32_t *label_ids) noexcept nogil:
-    # For any view except the first. If out of memory, the link does not change.
+    # Sets a link to the row of `view` with the labels in `label_ids`. `view` must not be the first
+    # view. If memory runs out, returns False, and the link does not change.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)
@@ -199,14 +204,14 @@ cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *f
 
 cdef inline uint32_t row_deadline_s(const TableState *table, const View *view,
                                     const Flow *flow) noexcept nogil:
-    # The deadline of the flow's row in a view, as set by the flow's latest report.
+    # The deadline that the flow's latest report gave to the flow's row in a view.
     return flow.deadline_s + <uint32_t>ceil(view.timeout_s - table.views[0].timeout_s)
 
 
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
-    # Count a flow in its new row. The flow's totals are not added to the row's counters, but an
-    # ABSENT counter becomes 0 if the flow has this total.
+    # Adds a flow to the flow count of its new row. The flow's totals are not added to the row's
+    # counters. However, if a counter is ABSENT and the flow has the total, the counter becomes 0.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)

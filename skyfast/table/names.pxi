@@ -1,9 +1,9 @@
 # Names: results of lookups, together with their interned labels.
 #
-# A result is a tuple of strings, and its key is the address of the tuple in memory. The row owns a
-# reference to the tuple, so the address is not reused. A row is removed if no new or dormant flow
-# has used it for `timeout_s`. Only the thread that updates the table uses these rows. It takes the
-# mutex to intern and to release strings.
+# A result is a tuple of strings. The key of its row is the address of the tuple in memory. The row
+# owns a reference to the tuple, so the address cannot be reused. A row is removed if no new or
+# dormant flow has used it for `timeout_s`. Only the thread that updates the table uses these rows.
+# This thread takes the mutex to intern and to release strings.
 
 cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
     return <NamesRow *>row_at(&table.names, number)
@@ -27,8 +27,9 @@ cdef inline uint32_t find_names_row(const TableState *table, const Lookup *looku
 
 cdef void add_names_row(TableState *table, const Lookup *lookup, PyObject *result,
                         const LabelValue *label_values) noexcept:
-    # `label_values` has the labels of the result. If memory runs out or if there are too many rows,
-    # nothing is added. The caller must hold the mutex, and the GIL for the reference to the result.
+    # Adds a row for a result. `label_values` has the labels of the result. If memory runs out or if
+    # there are too many rows, adds nothing. The caller must hold the mutex and the GIL: the GIL is
+    # needed for the reference to the result.
     cdef uint32_t number
     cdef NamesRow *row
     if table.names.used >= MAX_NAMES or find_names_row(table, lookup, result):
@@ -53,7 +54,8 @@ cdef void add_names_row(TableState *table, const Lookup *lookup, PyObject *resul
 
 cdef bint intern_names(TableState *table, const Lookup *lookup, const LabelValue *label_values,
                        uint32_t *strings) noexcept nogil:
-    # Returns False if out of memory, after releasing all references.
+    # Sets `strings` to the interned labels of a result. If memory runs out, releases the references
+    # to these strings, and returns False.
     cdef uint32_t i
     for i in range(lookup.columns):
         strings[i] = intern_label(table, &label_values[lookup.column + i])
@@ -71,8 +73,8 @@ cdef void release_strings(TableState *table, const uint32_t *strings,
 
 
 cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Freed rows keep their results until `release_results`, because releasing a result requires the
-    # GIL. Returns whether more rows are due.
+    # Returns whether more rows are due. A freed row keeps its reference to the result until
+    # `release_results` is called, because releasing a result requires the GIL.
     cdef TimerWheel *wheel = &table.names_wheel
     cdef uint32_t number
     cdef NamesRow *row
@@ -91,8 +93,8 @@ cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) no
 
 
 cdef int release_results(TableState *table) except -1:
-    # Release the results of the rows that `expire_names` has freed since the last call. These rows
-    # are the first ones in the list of free rows.
+    # Releases the results of the rows that `expire_names` has freed since `release_results` was
+    # last called. Newly freed rows are at the start of the list of free rows.
     cdef uint32_t number = table.names.free_head
     cdef PyObject *result
     while number and names_at(table, number).result != NULL:

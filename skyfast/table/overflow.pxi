@@ -1,11 +1,11 @@
-# Overflow: reports of flows that cannot be stored are added up in one overflow row per view,
-# `View.overflow`.
+# Overflow: each view can have one overflow row, `View.overflow`. It adds up reports for which the
+# table has no space.
 #
-# If `TableState.has_overflow_rows` is false, such reports are skipped. This code needs the table's
-# mutex.
+# If `TableState.has_overflow_rows` is false, such reports are not counted. This code needs the
+# table's mutex.
 
 cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
-    # The row is created on first use. Returns 0 if out of memory.
+    # Returns the overflow row of a view, or 0 if out of memory. Creates this row on first use.
     cdef RowKey key
     cdef uint32_t string, i
     cdef Connection *row
@@ -17,7 +17,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     for i in range(view.columns):
         key.label_ids[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.label_ids, 4 * view.columns, table.seed)
-    view.overflow = find_row(view, &key)       # may exist: a flow can have these label values
+    view.overflow = find_row(view, &key)    # such a row may exist: flows can have these labels
     if view.overflow == 0:
         view.overflow = add_row(table, view, &key)
         table.connections_created += view.overflow != 0 and view == &table.views[0]
@@ -31,8 +31,9 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 
 cdef inline void set_overflowed(TableState *table, const Targets *targets) noexcept nogil:
-    # Set `overflowed` if a flow uses an overflow row of any view except the first. The flag must
-    # only affect later reports, so the caller must add the current report to its rows first.
+    # Sets `TableState.overflowed` if a flow uses the overflow row of any view except the first. The
+    # flag must only affect later reports, so the caller must first add the current report to its
+    # rows.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:
@@ -40,7 +41,7 @@ cdef inline void set_overflowed(TableState *table, const Targets *targets) noexc
 
 
 cdef int apply_overflow(TableState *table, Report *report, const Labels *labels) noexcept nogil:
-    # Apply the report of an unknown flow that cannot be stored.
+    # Applies the report of an unknown flow that cannot be stored.
     cdef int done
     cdef bint adds_total
     if not table.has_overflow_rows:
@@ -62,8 +63,8 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 
 cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
                          const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
-    # Add a report to the overflow row of the first view, and to the flow's rows in all other views.
-    # `start_ms` is the start time of new rows.
+    # Adds a report to the overflow row of the first view, and to the rows with the flow's labels in
+    # all other views. `start_ms` is the start time of new rows.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]
     cdef uint32_t i

@@ -1,35 +1,37 @@
 # Pieces: where the text of a page may repeat itself.
 #
-# A *piece* of text has a length and a *source*, which says where the same bytes may have occurred
+# A *piece* of text has a length and a *source*, which tells where the same bytes may have occurred
 # before. Example: the text between two label values is the same in all lines of a family.
 # `deflate.pxi` uses pieces to compress the text.
 #
-# Under the table's mutex, the renderer writes text and *notes*. The notes have the lengths of label
-# values and numbers, which differ from row to row. After the mutex is released, `expand_notes`
-# turns the notes into pieces. Each function `expand_…` writes pieces in the order in which the
-# corresponding function `render_…` writes the text.
+# Under the table's mutex, the renderer writes text and *notes*. The notes contain the lengths of
+# label values and numbers, which differ from row to row. After the mutex is released,
+# `expand_notes` turns the notes into pieces. Each function `expand_…` writes pieces in the order in
+# which the corresponding function `render_…` writes the text.
 #
-# Notes are stored as pieces, with a length and a source:
+# A note is stored in the same struct as a piece, with a length and a source:
 #
-# * The head of a family has one note, with the length of the head and the source HEAD.
-# * The notes of a row start with one note for all its lines. The length of this note packs three
-#   lengths: of the first value, of the second value, and of the start time. A value without a line
-#   has the length 0, and so does an unknown start time. One note for each label value follows, with
-#   the label ID as its source.
-# * The notes of a histogram start with a note that has the length of the start time, or 0. One note
-#   for each label value follows, then one note for each number.
+# * The head of a family has one note. Its length is the length of the head, and its source is HEAD
+#   plus the number of the family.
+# * A row has one note for its numbers, then one note for each label value:
+#   * The length in the first note packs three lengths: of the first direction's value, of the
+#     second direction's value, and of the start time. The length of a value without a line is 0.
+#     The length of an unknown start time is 0.
+#   * A note for a label value has the length of the value. Its source is the label ID.
+# * A histogram has one note for its start time, then one note for each label value, then one note
+#   for each number. The length of an unknown start time is 0.
 
-# The source of a piece: an interned string (IS_STRING and its number), or one of these kinds and a
-# number.
+# The source of a piece is either IS_STRING plus the number of an interned string, or one of these
+# kinds plus a number.
 cdef enum:
     TEXT = 0                    # new text: no earlier occurrence is known
-    HEAD = 1 << 28              # the head of a family; in a note, with the family's number
-    FIXED = 2 << 28             # the same bytes as the latest piece with this number
-    COPIED = 3 << 28            # the same bytes as the text at this distance
-    KIND = 7 << 28
+    HEAD = 1 << 28              # the head of a family; in a note, plus the number of the family
+    FIXED = 2 << 28             # plus a number: the same bytes as the latest piece of this source
+    COPIED = 3 << 28            # plus a distance: the same bytes as the text at this distance
+    KIND = 7 << 28              # mask of the kind
 
 cdef enum:
-    # Numbers of fixed texts. Lower numbers are those of a family's literals.
+    # Numbers for the source FIXED. The lower numbers stand for the literals of a family.
     FIXED_NAME = MAX_VIEW_COLUMNS + 2
     FIXED_SUM
     FIXED_COUNT
@@ -43,7 +45,7 @@ cdef enum:
 
 
 cdef enum:
-    # How the first note of a row packs three lengths into one.
+    # How the first note of a row packs three lengths into one number.
     SECOND_SHIFT = 8
     TIME_SHIFT = 16
     LENGTH_MASK = (1 << SECOND_SHIFT) - 1
@@ -63,19 +65,19 @@ cdef inline Piece *put_piece(Piece *piece, size_t length, uint32_t source) noexc
 
 
 cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcept nogil:
-    # `notes` is NULL if the page is not compressed.
+    # Writes a note, unless `notes` is NULL because the page is not compressed.
     if notes != NULL:
         notes[0] = put_piece(notes[0], length, source)
 
 
 # ---------------------------------------------------------------------------------------------
-# Pieces: without the mutex
+# Pieces: written without the mutex
 
 cdef struct LabelPieces:
-    # The pieces between the label values of a family.
+    # The literals of a family, which are the text before, between and after label values.
     Piece literals[MAX_VIEW_COLUMNS + 1]
-    uint32_t length             # length of all literals together
-    uint32_t before             # length of the literals before the direction
+    uint32_t length             # total length of all literals
+    uint32_t before             # total length of the literals before the one with the direction
 
 
 cdef void label_pieces_init(LabelPieces *pieces, const Family *family,
@@ -91,8 +93,8 @@ cdef void label_pieces_init(LabelPieces *pieces, const Family *family,
 
 cdef Piece *expand_notes(const TableState *table, uint32_t number, int starts, const Piece *note,
                          const Piece *last, Piece *piece) noexcept nogil:
-    # Writes the pieces for the notes from `note` up to `last`, and returns the end of the pieces.
-    # `number` is the family of the first row.
+    # Writes the pieces for the notes from `note` up to but not including `last`, and returns the
+    # end of the pieces. `number` is the number of the family to which the first note belongs.
     cdef const Family *family = &table.families[number]
     cdef const View *view = &table.views[family.view]
     cdef LabelPieces labels
@@ -120,8 +122,8 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view,
                                        const LabelPieces *pieces, bint is_second,
                                        const Piece *note, Piece **out,
                                        uint32_t *length, uint32_t *before) noexcept nogil:
-    # Sets `length` to the length of the labels, and `before` to the length of the text before the
-    # literal with the direction.
+    # Writes the pieces of all literals and label values of one line. Sets `length` to their total
+    # length, and `before` to the length of the text before the literal with the direction.
     cdef Piece *piece = out[0]
     cdef uint32_t i, values = 0
     for i in range(view.direction_index):
@@ -148,7 +150,7 @@ cdef inline const Piece *expand_labels(const Family *family, const View *view,
 cdef inline const Piece *expand_lines(const Family *family, const View *view,
                                       const LabelPieces *label_pieces, int starts,
                                       const Piece *note, Piece **pieces) noexcept nogil:
-    # The order is that of `render_connection`.
+    # Writes the pieces of a row's lines, in the order in which `render_connection` writes the text.
     cdef uint32_t first = note.length & LENGTH_MASK
     cdef uint32_t second = note.length >> SECOND_SHIFT & LENGTH_MASK
     cdef uint32_t time = note.length >> TIME_SHIFT
@@ -208,7 +210,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
     pieces[0] = put_piece(pieces[0], text.bucket.length, FIXED | FIXED_NAME)
     note = expand_labels(family, view, label_pieces, direction, note + 1, pieces, &labels, &before)
     piece = pieces[0]
-    rest = 0                        # the length of the previous line without its name and labels
+    rest = 0                        # length of the previous line after its labels
     for i in range(bound_count + 1):
         if i:
             piece = put_piece(piece, text.bucket.length, FIXED | FIXED_NAME)

@@ -1,44 +1,42 @@
 # Relabeling: after names have changed, flows move to the connections of their new labels.
 #
-# Relabeling works in passes. A pass fetches some of the changed keys from an iterator, and then
-# visits all flow rows in slices: one per call of `Relabeling.step`. Between two slices, the table
-# and the names can change in any way. A flow that becomes live during a pass gets the new names
-# from `Table.update`.
+# Relabeling works in passes. A pass fetches some of the changed keys from an iterator. It then
+# visits all flow rows in slices: each call of `Relabeling.step` processes one slice. Between two
+# slices, the table and the names can change in any way. A flow that becomes live during a pass gets
+# the new names from `Table.update`.
 #
 # A slice has five steps. Steps 1, 3 and 4 need the GIL, and take the table's mutex only to intern
-# new labels. Step 2 only reads the table, which no other thread changes.
+# new labels. Step 2 needs no mutex: it only reads the table, and no other thread changes the table.
 #
 # 1. `find_keys` finds the strings of the keys.
 # 2. `find_moves` finds the flows with these strings.
 # 3. `resolve_keys` looks up the new names of the keys of these flows.
-# 4. `resolve_contexts` resolves ambiguous keys, with the contexts of the flows.
+# 4. `resolve_contexts` resolves ambiguous keys, using the contexts of the flows.
 # 5. `apply_moves` moves the flows, under the mutex.
 
 cdef struct RowRange:
-    # The flow rows that a pass has not visited yet: from `next` up to but not including `end`.
-    # `latest` is the first row of the latest slice.
-    uint32_t next
-    uint32_t end
-    uint32_t latest
+    # The flow rows that a pass has not visited yet.
+    uint32_t next               # number of the first of these rows
+    uint32_t end                # number of the last of these rows, plus 1
+    uint32_t latest             # number of the row with which the latest slice began
 
 
 cdef struct Changes:
-    # The state of one slice. All its lookups use the same mapping of names. A *change* has the new
-    # labels of one key. They come from one result of a lookup: one label for each element of the
-    # result that any lookup reads. Changes are numbered from 1. They own references to their
-    # strings until `changes_destroy`.
-    uint32_t lookups[MAX_COLUMNS]
+    # The state of one slice. A *change* is the new result of a lookup for one key. A change has one
+    # label for each element of the result that any lookup reads. Changes are numbered from 1.
+    uint32_t lookups[MAX_COLUMNS]       # indexes of the lookups that use the changed names
     uint32_t lookup_count
-    uint32_t indexes[MAX_COLUMNS]       # per label of a change: its index in a result
+    uint32_t indexes[MAX_COLUMNS]       # for each label of a change: its index in a result
     uint32_t labels                     # number of labels per change
-    uint32_t positions[MAX_COLUMNS]     # per column: position of its label in a change
+    uint32_t positions[MAX_COLUMNS]     # for each column: the position of its label in a change
     Py_ssize_t length                   # minimum length of a result
-    uint32_t *label_ids                 # interned labels of all changes
+    # The label IDs of all changes, with references to their strings until `changes_destroy`.
+    uint32_t *label_ids
     uint32_t change_count
     uint32_t change_capacity
-    LabelValue *pending                 # labels that are not interned yet, of up to BATCH changes
-    uint32_t pending_count
-    ChangedKey *keys                    # sorted by string
+    LabelValue *pending                 # labels of up to BATCH changes that are not interned yet
+    uint32_t pending_count              # number of changes with labels in `pending`
+    ChangedKey *keys                    # sorted by the numbers of their strings
     uint32_t key_count
     Move *moves                         # the moves of one flow are adjacent
     uint32_t move_count
@@ -50,8 +48,8 @@ cdef struct Changes:
 
 cdef bint relabel_slice(TableState *table, names, keys, list pass_keys, RowRange *rows,
                         Py_ssize_t budget) except -1:
-    # See `Table.relabel` and `Relabeling.step`. `pass_keys` are the keys of the current pass. After
-    # an exception, the next call repeats the slice.
+    # Implements `Relabeling.step`. `pass_keys` has the keys of the current pass. After an
+    # exception, the next call repeats the slice.
     cdef Changes changes
     cdef RowRange left
     cdef bint done
@@ -147,8 +145,8 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # Changed names
 
 cdef bint fetch_keys(const TableState *table, keys, list pass_keys, Py_ssize_t count) except -1:
-    # Fetches up to `count` keys, and ignores keys that are not strings of the table. Returns
-    # whether there may be more keys.
+    # Fetches up to `count` keys, and adds those that are interned strings of the table to
+    # `pass_keys`. Returns whether there may be more keys.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)
@@ -160,7 +158,8 @@ cdef bint fetch_keys(const TableState *table, keys, list pass_keys, Py_ssize_t c
 
 
 cdef int find_keys(const TableState *table, Changes *changes, list pass_keys) except -1:
-    # Keys are looked up again, because a string may have been removed after its key was fetched.
+    # Finds the strings of all keys of the pass. A key that was found in an earlier slice is looked
+    # up again, because its string may have been removed since then.
     cdef uint32_t i, string
     changes.keys = <ChangedKey *>allocate(len(pass_keys) * sizeof(ChangedKey))
     for i in range(<uint32_t>len(pass_keys)):
@@ -191,7 +190,7 @@ cdef int resolve_keys(TableState *table, Changes *changes, names, list pass_keys
 
 
 cdef uint32_t find_label(const TableState *table, str key) except? 0:
-    # The interned string of a key, or 0.
+    # The number of a key's interned string, or 0 if the key is not an interned string.
     cdef char escaped[MAX_LABEL_BYTES]
     cdef const char *text
     cdef uint32_t length
@@ -204,8 +203,8 @@ cdef uint32_t find_label(const TableState *table, str key) except? 0:
 
 
 cdef uint32_t add_change(TableState *table, Changes *changes, result, list owned) except? 0:
-    # The labels of the change are pending until `intern_pending`. Returns the change's number, or 0
-    # if the names are invalid.
+    # Adds a change with the labels of `result`. These labels are pending until `intern_pending`.
+    # Returns the number of the change, or 0 if `result` is invalid.
     cdef LabelValue *label_values
     cdef uint32_t i
     if not has_names(<PyObject *>result, changes.length):
@@ -262,7 +261,7 @@ cdef int compare_keys(const void *one, const void *other) noexcept nogil:
 
 cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
                     Py_ssize_t budget) except -1:
-    # Find up to `budget` live flows with a changed key, and advance `rows`.
+    # Finds up to `budget` live flows with a changed key, and advances `rows`.
     cdef uint64_t *changed = <uint64_t *>allocate((table.strings.end / 64 + 1) * sizeof(uint64_t))
     cdef bint done
     try:
@@ -277,7 +276,8 @@ cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
 
 cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *changed,
                      RowRange *rows, Py_ssize_t budget) noexcept nogil:
-    # `changed` is an empty bit set with one bit per string. Returns False if out of memory.
+    # Implements `find_moves`. `changed` is scratch space: an empty bit set with a bit for each
+    # string. Returns False if out of memory.
     cdef const uint32_t *strings
     cdef uint32_t i, string
     cdef uint32_t end = <uint32_t>min(<int64_t>rows.end, rows.next + RELABEL_ROWS * <int64_t>budget)
@@ -320,7 +320,7 @@ cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
 
 
 cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nogil:
-    # There must be a key with this string.
+    # The index in `Changes.keys` of the key with this string, which must exist.
     cdef uint32_t low = 0
     cdef uint32_t high = changes.key_count
     cdef uint32_t middle
@@ -337,8 +337,8 @@ cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nog
 # Ambiguous keys
 
 cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
-    # Set the field `change` of all moves. Each different context of an ambiguous key is resolved
-    # once.
+    # Sets `Move.change` in all moves. If several moves have the same ambiguous key and context, the
+    # key is resolved only once.
     cdef list owned = []                # owns the pending labels
     cdef const Context *context
     cdef uint32_t i, change = 0
@@ -358,7 +358,7 @@ cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
 
 
 cdef int find_contexts(const TableState *table, Changes *changes) except -1:
-    # Set the field `change` of moves whose key is not ambiguous. For all other moves, add contexts.
+    # Sets `Move.change` in moves whose key is not ambiguous. Adds a context for each other move.
     cdef const ChangedKey *key
     cdef const Lookup *lookup
     cdef const uint32_t *strings

@@ -1,29 +1,30 @@
-# Rendering: a page's lines, family by family.
+# Rendering: writes the lines of a page, family by family.
 #
 # `Page.read` calls `render_lines` from any thread, without the GIL. Rendering takes the table's
-# mutex for RENDER_ROWS rows at a time, and changes nothing but the cursor. Rows may be created and
-# removed between two slices.
+# mutex for a slice of up to RENDER_ROWS rows, and changes only the cursor. Between two slices, rows
+# may be created and removed.
 
 cdef struct Cursor:
     uint32_t now_s
     uint32_t family
-    uint32_t row                # 0: the family's head is next
+    uint32_t row                # next row, or its index in `row_list`; 0: the head is next
     uint32_t page_seq           # rows with this sequence number or a later one are not on the page
     uint32_t head_index         # index in `Family.heads`
-    int starts                  # how start times are shown: START_HIDDEN, ...
-    uint32_t part, parts        # index of the part, and number of parts (1: the whole page)
-    # The numbers of the rows that the page shows in one view. The list begins at index 1. It is
-    # only used if there are several parts, or if the view has bounds. The page owns the array.
+    int starts                  # how start times are shown, for example START_HIDDEN
+    uint32_t part               # index of the part of the page
+    uint32_t parts              # number of parts; 1: the page is not divided into parts
+    # The numbers of the rows that the page shows in one view, from index 1. This list is only used
+    # if there are several parts, or if the view has bounds. The page owns the array.
     uint32_t *row_list
-    uint32_t row_list_end       # the index after the last row
+    uint32_t row_list_end       # index of the last row in `row_list`, plus 1
     uint32_t row_list_capacity
-    const View *row_list_view   # the view of the list; NULL if there is no list yet
-    Bounds bounds[MAX_VIEWS]    # the bounds of each view when the page began
-    const char *shown_families  # one flag per family; NULL shows all families
+    const View *row_list_view   # the view of `row_list`; NULL if there is no list yet
+    Bounds bounds[MAX_VIEWS]    # the bounds of each view at the time when the page began
+    const char *shown_families  # one flag per family: whether it is shown; NULL shows all families
 
 
-# `render_rows` is compiled three times, once for each kind of lines, so that notes and start times
-# do not slow down plain lines.
+# `render_rows` is compiled three times: once for each of these kinds of lines. So notes and start
+# times do not slow down plain lines.
 
 cdef struct PlainLines:
     # Lines of an uncompressed page, without start times.
@@ -37,8 +38,8 @@ cdef struct NotedLines:
 
 cdef struct TimedLines:
     # Lines with start times.
-    Piece *note                 # the next note, or NULL if the page is not compressed
-    int starts
+    Piece *note                 # the next note; NULL if the page is not compressed
+    int starts                  # how start times are shown, for example START_AS_SAMPLE
 
 
 ctypedef fused Lines:
@@ -48,7 +49,7 @@ ctypedef fused Lines:
 
 
 cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
-    # The cursor of a whole page in the text format. Callable from any thread.
+    # Returns the cursor of an undivided page in the text format. May be called from any thread.
     cdef Cursor cursor
     cdef uint32_t i
     memset(&cursor, 0, sizeof(Cursor))
@@ -64,9 +65,9 @@ cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
 
 cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit,
                         Piece **notes) noexcept nogil:
-    # Writes lines until `limit` is reached or the page ends. The last lines may exceed the limit by
+    # Writes lines until `limit` is reached or the page ends. The last lines may exceed `limit` by
     # up to `max_lines` bytes. If `notes` is not NULL, also writes notes (see `pieces.pxi`), and may
-    # stop at the end of a family.
+    # stop earlier, at the end of a family.
     cdef const char *start = out
     cdef const Family *family
     cdef uint32_t end
@@ -104,8 +105,8 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
 cdef inline char *render_in_format(const TableState *table, const Cursor *cursor,
                                    const Family *family, uint32_t *next_row, uint32_t end,
                                    char *out, const char *limit, Piece **notes) noexcept nogil:
-    # Renders at most RENDER_ROWS rows. Histograms have their own loop, so that they do not slow
-    # down the other families.
+    # Renders at most RENDER_ROWS rows. Families of histograms have their own loop, so that they do
+    # not slow down all other families.
     cdef PlainLines plain
     cdef NotedLines noted
     cdef TimedLines timed
@@ -194,7 +195,8 @@ cdef inline int64_t series_value(const Family *family, const View *view, Connect
 cdef inline char *render_connection(const TableState *table, const Family *family,
                                     const View *view, Connection *row, char *out,
                                     Lines *lines) noexcept nogil:
-    # The line of the second direction is a copy of the first line with another direction and value.
+    # Writes the lines of a row. The line of the second direction is a copy of the first line, with
+    # another direction and another value.
     cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const Literal *literals = family.literals
     cdef int64_t value = series_value(family, view, row, 0)
@@ -267,12 +269,12 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 
 # ---------------------------------------------------------------------------------------------
 # Lists of rows, for pages with several parts or with bounds. A hash of a row's label values
-# determines the part of the row.
+# determines to which part the row belongs.
 
 cdef char *render_row_list(const TableState *table, Cursor *cursor, const Family *family, char *out,
                            const char *limit, Piece **notes) noexcept nogil:
     # Renders at most RENDER_ROWS rows. Rows with consecutive numbers are rendered together, so
-    # listing nearly all rows does not slow down rendering.
+    # rendering is not slower if the list has nearly all rows.
     cdef const View *view = &table.views[family.view]
     cdef const uint32_t *row_list = cursor.row_list
     cdef uint32_t i = cursor.row
@@ -293,7 +295,7 @@ cdef char *render_row_list(const TableState *table, Cursor *cursor, const Family
 
 cdef inline void prefetch_row_list(const TableState *table, const View *view, const Cursor *cursor,
                                    uint32_t start, uint32_t end) noexcept nogil:
-    # Like `prefetch_rows`, but for the rows of the list.
+    # Like `prefetch_rows`, but for the rows in `Cursor.row_list`.
     cdef const Rows *rows = &view.rows
     cdef const uint32_t *row_list = cursor.row_list
     cdef uint32_t i
@@ -306,8 +308,8 @@ cdef inline void prefetch_row_list(const TableState *table, const View *view, co
 
 
 cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept nogil:
-    # Rows past their deadline are also listed, because a report can renew such a row before the
-    # page reads the row.
+    # Rows past their deadline are also listed, because a report can extend the deadline before the
+    # page reaches the row.
     cdef const View *view = &table.views[number]
     cdef const Bounds *bounds = &cursor.bounds[number]
     if cursor.parts == 1:
@@ -319,7 +321,7 @@ cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept
 
 
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
-    # Lists the rows of one part of a page, in a view without bounds.
+    # Lists the rows to show, if the view has no bounds and the page is divided into parts.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number
@@ -331,7 +333,8 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.row_list_capacity):
-                # Adds 0 or 1 instead of branching, because a branch would be unpredictable.
+                # The row is always written to the list, and then `count` increases by 0 or 1. This
+                # avoids a branch, which the processor could not predict.
                 cursor.row_list[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
     cursor.row_list_end = count + 1
@@ -348,16 +351,16 @@ cdef uint32_t max_view_rows(TableState *table) noexcept nogil:
     return most
 
 
-cdef uint64_t LOW_BYTES[9]          # by n: a mask of the first n bytes of a word
+cdef uint64_t LOW_BYTES[9]          # at index n: a mask of the first n bytes of a word
 for _length in range(9):
     LOW_BYTES[_length] = (1 << 8 * _length) - 1
 
 
 cdef inline uint32_t part_of(const TableState *table, const View *view, Connection *row,
                              uint32_t parts) noexcept nogil:
-    # The part depends only on the label values, and never changes. The hashes in the table are not
-    # used, because they differ between processes. The hash of a label value does not depend on
-    # other labels, so the processor can compute several hashes at once.
+    # The part of a row depends only on its label values, so it never changes. The hashes in the
+    # table are not used, because they differ between processes. The hash of a label value does not
+    # depend on the values of other labels, so the processor can compute several hashes at once.
     cdef const uint32_t *label_ids = label_ids_of(view, row)
     cdef const String *string
     cdef uint64_t total = 0
@@ -374,7 +377,7 @@ cdef inline uint32_t part_of(const TableState *table, const View *view, Connecti
 
 
 cdef inline uint64_t part_hash(const String *string, uint64_t h) noexcept nogil:
-    # Whole words are read, even beyond the end of the string. Bytes after the end count as zero.
+    # Reads whole words, even beyond the end of the string. Bytes after the end count as 0.
     cdef const char *text = string_bytes(string)
     cdef uint32_t length = string.length
     cdef uint64_t word

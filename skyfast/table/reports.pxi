@@ -1,9 +1,10 @@
-# Reading reports: for each flow of a batch, the fields that the table needs. This is the first of
-# the three steps of `Table.update`: read, look up, apply.
+# Reading reports: reads the fields that the table needs from each flow of a batch. This is the
+# first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
-# writes only to the batch, and to the deadlines of cached lookup results (rows of names). The batch
-# borrows values from the flows, from `Table.batch_objects` and from the rows of names.
+# writes only to the batch, and to the deadlines of rows with results of lookups (see `names.pxi`).
+# The batch borrows values from the flows, from `Table.batch_objects`, and from the rows with
+# results of lookups.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -15,8 +16,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Read the fields that the table needs of every flow. The batch ends before the first object
-    # that is not a flow of the plan.
+    # Reads the fields that the table always needs, whether or not a flow is live. If an object has
+    # none of the types of `set_flow_types`, the batch ends before it.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -68,7 +69,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
     if unlikely(read_integer(value_of(flow, &reader.finish, reader.slots), &finish)):
         finish = 0
         omit_lifecycle(report, LIFECYCLE_FINISH)
-    if unlikely(too_long):          # checked last, because other reasons take precedence
+    if unlikely(too_long):          # checked last: other reasons to skip take precedence
         return too_long
     report.finish = <int>finish if finish < 4 else 4
     if unlikely(finish == CLOSING):
@@ -85,7 +86,7 @@ cdef int read_report(const TableState *table, PyObject *flow, const Reader *read
 
 cdef int read_not_live(const TableState *table, const Reader *readers, list flows,
                        Py_ssize_t start, Batch *batch, list owned) except -1:
-    # Read the labels and the lifecycle fields of flows that are not live.
+    # Reads the labels and the lifecycle fields of flows that are not live.
     cdef uint32_t i
     cdef PyObject *flow
     cdef Report *report
@@ -117,7 +118,7 @@ cdef int read_not_live(const TableState *table, const Reader *readers, list flow
 
 
 cdef inline void add_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
-    # For report `number`, add the results without a row to `batch.missed`.
+    # Adds the results of report `number` that have no row (see `names.pxi`) to `batch.missed`.
     cdef uint32_t i
     for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):
         if batch.names[i].row == 0:
@@ -131,7 +132,7 @@ cdef inline bint is_not_live(const Report *report) noexcept nogil:
 
 cdef int prepare_not_live(const TableState *table, const Reader *readers, list flows,
                           Py_ssize_t start, Batch *batch, list owned) except -1:
-    # Skip flows of other shards, and look up the names of this shard's flows.
+    # Skips flows of other shards, and looks up the names of this shard's flows.
     cdef uint32_t i, j
     cdef PyObject *flow
     cdef Report *report
@@ -177,9 +178,9 @@ cdef int check_shard(const TableState *table, PyObject *flow, const Reader *read
 
 cdef inline int find_result(const TableState *table, PyObject *flow, const Reader *reader,
                             const Lookup *lookup, FoundNames *names) except -1:
-    # Reads the key, and looks up the key if the names are a dict. If the key is invalid,
-    # `names.key` stays NULL, and the flow is skipped later. Other work is left to later loops, so
-    # that the CPU fetches the memory of several results at once.
+    # Reads the key of a lookup. If the names are a dict, also looks up the key. If the key is
+    # invalid, `names.key` stays NULL, and the flow is skipped later. Everything else is done in
+    # later loops, so that the CPU fetches the memory of several results at once.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     names.result = NULL
     names.row = 0
@@ -194,8 +195,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
 
 
 cdef int find_names_rows(const TableState *table, Batch *batch, list owned) except -1:
-    # Results without a row are added to `owned`, because other Python code may remove them from the
-    # dict.
+    # Finds the rows of results. A result without a row is added to `owned`, because other Python
+    # code may remove the result from the dict.
     cdef const Lookup *lookup
     cdef FoundNames *names
     cdef uint32_t i, number
@@ -219,8 +220,9 @@ cdef int find_names_rows(const TableState *table, Batch *batch, list owned) exce
 
 cdef int complete_names(const TableState *table, PyObject *flow, const Reader *reader,
                         const Lookup *lookup, FoundNames *names, list owned) except -1:
-    # Looks up the key if `find_result` has not found a result. Resolves the key if it is ambiguous.
-    # If a string of the lookup is invalid, the result is NULL, and the flow is skipped later.
+    # If `find_result` has not found a result, looks up the key. If the key is ambiguous, resolves
+    # it with its context. If a string of the context is invalid, sets `names.result` to NULL, and
+    # the flow is skipped later.
     cdef PyObject *other
     cdef PyObject *point
     if names.result == NULL:
@@ -248,13 +250,13 @@ cdef inline PyObject *add_owned(value, list owned) except NULL:
 
 cdef inline PyObject *string_of(PyObject *flow, const Reader *reader,
                                 uint32_t column) except NULL:
-    # The string is empty if the flow lacks the part that contains it.
+    # The value of a string field. If the flow lacks the part with this field, the value is empty.
     cdef PyObject *value = value_of(flow, &reader.columns[column].field, reader.slots)
     return <PyObject *>EMPTY if value == NULL else value
 
 
 cdef inline bint is_valid(PyObject *value) noexcept:
-    # The size in bytes is checked later.
+    # Whether a value is a string that is not too long. Its size in bytes is checked later.
     return PyUnicode_CheckExact(value) and PyUnicode_GET_LENGTH(value) <= MAX_TEXT_BYTES
 
 
@@ -279,7 +281,8 @@ cdef void prefetch_names(const TableState *table, const Batch *batch, uint32_t n
 cdef int read_labels_and_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
                                    Report *report, const FoundNames *names,
                                    const LabelValue *previous, list owned) except -1:
-    # `previous` has the labels of an earlier flow of the batch, or is NULL.
+    # Returns SKIP_NONE or the reason to skip the flow. `previous` has the labels of an earlier flow
+    # of the batch, or is NULL.
     cdef int error = read_labels(table, flow, reader, report.label_values, names, previous, owned)
     if unlikely(error):
         return error
@@ -298,8 +301,8 @@ cdef int read_labels_and_lifecycle(const TableState *table, PyObject *flow, cons
 cdef inline int read_labels(const TableState *table, PyObject *flow, const Reader *reader,
                             LabelValue *label_values, const FoundNames *names,
                             const LabelValue *previous, list owned) except -1:
-    # The hashes of labels that are equal to those in `previous` are copied: many consecutive flows
-    # have the same protocol and interface.
+    # If a label has the same value as in `previous`, its hash is copied. This is often the case:
+    # for example, many consecutive flows have the same protocol and interface.
     cdef uint32_t i
     cdef int error
     for i in range(table.lookup_columns, table.columns):
@@ -322,7 +325,7 @@ cdef inline int read_labels(const TableState *table, PyObject *flow, const Reade
 
 cdef inline void hash_label(const TableState *table, LabelValue *label,
                             const LabelValue *previous) noexcept:
-    # `previous` is the value of the same label in the previous flow, or NULL.
+    # `previous` is the value of the same label in an earlier flow of the batch, or NULL.
     label.repeats = previous != NULL and same_string(previous, label)
     if label.repeats:
         label.escapes = previous.escapes
@@ -354,14 +357,15 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Lab
         owned.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
-    if is_string or value == NULL:          # if the part is missing, the text is empty
+    if is_string or value == NULL:          # NULL means that a part is missing: an empty text
         return read_text(value, &label.text, &label.length)
     return read_integer(value, &label.number)
 
 
 cdef int read_names(const TableState *table, const Lookup *lookup, const FoundNames *names,
                     LabelValue *label_values, const LabelValue *previous) except -1:
-    # If the labels are interned, sets `string`, and sets `text` to NULL.
+    # Reads the labels of a result. If the result has a row, its labels are already interned: their
+    # `string` is set, and their `text` is NULL.
     cdef NamesRow *row
     cdef uint32_t i
     cdef int error
@@ -392,7 +396,8 @@ cdef inline bint has_names(PyObject *names, Py_ssize_t length) noexcept:
 
 cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
                             Report *report) except -1:
-    # Also sets the hash of the conversation.
+    # Sets the hashes of the capture point and of the conversation. Returns SKIP_NONE or the reason
+    # to skip the flow.
     cdef const char *text
     cdef uint32_t length
     cdef int error = read_text(value_of(flow, &reader.point, reader.slots), &text, &length)
@@ -404,8 +409,8 @@ cdef int read_capture_point(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
                            uint64_t *hash) except -1:
-    # Both directions of a conversation have the same hash.
-    cdef uint64_t hashes[3]                 # hashes of the protocol and of each end
+    # Computes a hash that is the same for both directions of a conversation.
+    cdef uint64_t hashes[3]                 # the hash of the protocol, then the hash of each end
     cdef const char *text
     cdef uint32_t length, i
     cdef int64_t port
@@ -431,9 +436,9 @@ cdef int read_conversation(PyObject *flow, const Reader *reader, uint64_t seed,
 
 cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *reader,
                         Report *report) except -1:
-    # Set `initial_delta`: what the report adds if the flow is unknown. If the report adds its last
-    # update, also set `last_update`. If the fields do not show whether this is the flow's first
-    # report, all deltas in `last_update` are 0.
+    # Sets `report.initial_delta`: what the report adds if the flow is unknown. If the report adds
+    # its last update, also sets `report.last_update`. If the fields do not show whether this is the
+    # flow's first report, all deltas in `last_update` are 0 or ABSENT.
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     cdef bint invalid_update_start, invalid_last

@@ -1,17 +1,18 @@
 # Rows: the arena that provides memory for rows, the slabs that contain rows, and the index that
 # finds rows by hash. The structs are in `_table.pxd`.
 #
-# Of a row, this code may use only the size and the first fields (`RowHead`). It is plain C, because
-# most of it runs under the table's mutex. If memory runs out, functions return False, 0 or NULL,
-# and existing data stays intact. An insert must never visit all rows.
+# This code serves all kinds of rows. It may only use the size of a row and the fields in `RowHead`.
+# It is plain C, because most of it runs under the table's mutex. If memory runs out, functions
+# return False, 0 or NULL, and existing data stays intact. An insert must never visit all rows.
 #
-# `_checked.pyx` finds memory errors only if this code follows two rules. Code that allocates a row
-# must call `row_used`, and code that frees a row must call `row_unused`. All memory must come from
-# functions that `_checked.pyx` replaces.
+# `_checked.pyx` finds memory errors only if this code follows these rules:
+#
+# * Code that allocates a row must call `row_used`. Code that frees a row must call `row_unused`.
+# * All memory must come from functions that `_checked.pyx` replaces.
 
 cdef enum:
-    # The first bytes of a row stay valid while the row is free. They contain the link to the next
-    # free row, and the field that marks the row as free.
+    # Size of the part of a row that stays valid while the row is free. This part contains the link
+    # to the next free row, and the field that marks the row as free.
     FREE_ROW_BYTES = 16
 
 
@@ -43,7 +44,7 @@ cdef void *arena_allocate(Arena *arena, size_t size) noexcept nogil:
         if posix_memalign(&memory, HUGE_PAGE_BYTES, block_size) != 0:
             return NULL
         if arena.block_count:
-            madvise(memory, block_size, MADV_HUGEPAGE)   # only a hint: nothing depends on it
+            madvise(memory, block_size, MADV_HUGEPAGE)   # only a hint, which may have no effect
         arena.blocks[arena.block_count] = <char *>memory
         arena.block_count += 1
         arena.free = <char *>memory
@@ -76,8 +77,8 @@ cdef inline uint32_t *bucket_at(const Rows *rows, uint32_t bucket) noexcept nogi
 
 
 cdef inline uint32_t *bucket_of(const Rows *rows, uint32_t hash) noexcept nogil:
-    # Linear hashing: a bucket that has not been split yet uses one bit less of the hash than the
-    # other buckets.
+    # Linear hashing: if the hash belongs to a bucket that does not exist yet, the rows are in the
+    # bucket from which this bucket will be split.
     cdef uint32_t bucket = hash & rows.mask
     if bucket >= rows.buckets:
         bucket &= rows.mask >> 1
@@ -121,13 +122,13 @@ cdef bint rows_init(Rows *rows, Arena *arena, uint32_t stride) noexcept nogil:
 
 
 cdef void rows_destroy(Rows *rows) noexcept nogil:
-    # The slabs and segments belong to the arena.
+    # Frees only the arrays of pointers, because slabs and segments belong to the arena.
     free(rows.slabs)
     free(rows.segments)
 
 
 cdef uint32_t row_new(Rows *rows) noexcept nogil:
-    # Returns 0 if out of memory. The contents of the row are undefined.
+    # Returns the number of a row with undefined contents, or 0 if out of memory.
     cdef uint32_t number = rows.free_head
     if number:
         rows.free_head = head_at(rows, number).next
@@ -150,7 +151,7 @@ cdef void row_release(Rows *rows, uint32_t number) noexcept nogil:
 
 
 cdef void index_split(Rows *rows) noexcept nogil:
-    # Split the next bucket in order: move some of its rows to a new last bucket.
+    # Splits the next bucket in order: moves some of its rows to a new bucket at the end.
     cdef uint32_t fresh = rows.buckets
     cdef uint32_t number
     cdef uint32_t *old
@@ -158,7 +159,7 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef uint32_t *new
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
-        return                  # out of memory: the chains just get longer
+        return                  # out of memory: does no harm, but buckets get longer
     # Prefetch the first two rows of buckets that are split later.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:

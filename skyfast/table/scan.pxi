@@ -1,4 +1,4 @@
-# Scans visit all rows of a view, to count label values, rank connections, or take a snapshot.
+# Scans visit all rows of a view to count label values, rank connections, or take a snapshot.
 #
 # Any thread may scan. A scan takes the table's mutex for RENDER_ROWS rows at a time, without the
 # GIL. Rows may be removed after the mutex is released, so their contents are counted or copied
@@ -6,10 +6,10 @@
 
 cdef struct Scan:
     const View *view
-    uint32_t start              # first row of the current slice
-    uint32_t stop               # the row after the current slice; 0 before the first slice
-    uint32_t end                # the row after the last row to visit
-    bint is_released            # whether `scan_release` has released the lock in this slice
+    uint32_t start              # number of the first row of the current slice
+    uint32_t stop               # number of the row after the slice; 0 before the first slice
+    uint32_t end                # number of the row after the last row to visit
+    bint is_released            # whether `scan_release` has released the mutex in this slice
 
 
 cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
@@ -23,9 +23,9 @@ cdef inline Scan scan_until(const View *view, uint32_t end) noexcept nogil:
 
 
 cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
-    # Begin the next slice: take the lock, and return True. After the last slice, release the lock,
-    # and return False. The first call must be made without the lock. A caller that stops early must
-    # release the lock.
+    # Begins the next slice: takes the mutex, and returns True. After the last slice, releases the
+    # mutex, and returns False. The first call must be made without the mutex. A caller that stops
+    # before the last slice must release the mutex.
     cdef uint32_t end
     if scan.stop:
         if not scan.is_released:
@@ -39,18 +39,18 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
     end = min(scan.view.rows.end, scan.end)
     scan.stop = min(end, scan.start + RENDER_ROWS)
     if scan.stop == end:
-        scan.end = end          # the last slice: rows added from now on are not visited
+        scan.end = end          # this is the last slice: rows that are added later are not visited
     return True
 
 
 cdef inline void scan_release(TableState *table, Scan *scan) noexcept nogil:
-    # Release the lock before `scan_slice` does, when the rows of the slice are no longer needed.
+    # Releases the mutex before the end of a slice, because its rows are no longer needed.
     scan.is_released = True
     pthread_mutex_unlock(&table.lock)
 
 
 cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nogil:
-    # Row `number` of the slice, which may be free. Prefetches a later row.
+    # Returns row `number` of the slice, which may be a free row. Prefetches a later row.
     if number + AHEAD < view.rows.end:
         prefetch(row_at(&view.rows, number + AHEAD))
         prefetch(row_at(&view.rows, number + AHEAD) + CACHE_LINE)
@@ -58,7 +58,7 @@ cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nog
 
 
 cdef uint32_t rows_end(TableState *table, const Rows *rows) noexcept nogil:
-    # Callable from any thread.
+    # The number of the row after the last row. May be called from any thread.
     cdef uint32_t end
     pthread_mutex_lock(&table.lock)
     end = rows.end
@@ -70,7 +70,7 @@ cdef uint32_t rows_end(TableState *table, const Rows *rows) noexcept nogil:
 # Values of labels
 
 cdef dict count_label_values(TableState *table, tuple names):
-    # The result of `Table.label_values`.
+    # Implements `Table.label_values`.
     cdef uint32_t columns = table.views[0].columns
     cdef uint32_t i, strings
     cdef size_t words
@@ -92,8 +92,9 @@ cdef dict count_label_values(TableState *table, tuple names):
 
 cdef void count_values(TableState *table, uint32_t strings, size_t words, uint64_t *seen,
                        uint64_t *counts) noexcept nogil:
-    # Each label has a bit set of `words` words in `seen`, with a bit for each string and for each
-    # integer below 2^16. Two integers with the same low 16 bits count as one value.
+    # Sets `counts` to the number of different values of each label. For each label, `seen` has a
+    # bit set of `words` words, with a bit for each integer below 2^16 and for each string. Two
+    # integers with the same low 16 bits count as one value.
     cdef const View *view = &table.views[0]
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
@@ -125,20 +126,21 @@ cdef inline void mark_values(const View *view, const uint32_t *label_ids, uint32
 
 
 cdef struct LabelScan:
-    # `counters` and `remaining` have one item per label.
     const View *view
-    Counter counters[MAX_VIEW_COLUMNS]
-    DistinctSample remaining[MAX_VIEW_COLUMNS]  # combinations of all labels except one
+    Counter counters[MAX_VIEW_COLUMNS]  # for each label: how often each of its values occurs
+    # For each label: the combinations of the values of all other labels.
+    DistinctSample remaining[MAX_VIEW_COLUMNS]
     uint64_t *spare             # spare array of the samples: see `sample_thin`
-    int32_t without             # number of the label that `combinations` ignores, or -1
+    int32_t without             # index of the label that `combinations` ignores, or -1
+    # How often each combination of the values of all labels except `without` occurs.
     Counter combinations
     uint32_t *ids               # copies of the label IDs of a slice's rows
-    uint32_t rows
+    uint32_t rows               # number of rows
 
 
 cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint32_t count,
                              int32_t without):
-    # The result of `Table.cardinality`.
+    # Implements `Table.cardinality`.
     cdef LabelScan labels
     cdef uint32_t columns = table.views[view].columns
     cdef size_t size = 2 * SAMPLE_KEYS * sizeof(uint64_t)
@@ -174,7 +176,7 @@ cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint
 
 
 cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
-    # The label IDs of each slice are copied, and counted without the lock, because growing a
+    # Copies the label IDs of each slice, and counts them without the mutex, because growing a
     # `Counter` takes time. Returns False if out of memory.
     cdef Scan scan = scan_until(labels.view, NO_END)
     cdef uint32_t columns = labels.view.columns
@@ -196,7 +198,8 @@ cdef bint count_labels(TableState *table, LabelScan *labels) noexcept nogil:
 
 
 cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed) noexcept nogil:
-    # Overwrites an item of `label_ids`. Returns False if out of memory.
+    # Counts the label IDs of a row. May overwrite an item of `label_ids`. Returns False if out of
+    # memory.
     cdef uint32_t columns = labels.view.columns
     cdef uint64_t hashes[MAX_VIEW_COLUMNS]
     cdef uint64_t key, total = 0
@@ -217,7 +220,8 @@ cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # Uses a bounded heap, because a label can have a million values.
+    # The `count` most frequent values, with their numbers of rows. A heap keeps only `count` values
+    # at a time, because a label can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
     cdef size_t slot
@@ -239,8 +243,8 @@ cdef list most_frequent(TableState *table, const Counter *counter, uint32_t coun
 
 
 cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
-    # The result of `Page.distinct_values`. `columns` has pairs: a view, and the label's column in
-    # this view.
+    # Implements `Page.distinct_values`. `columns` has a pair for each view with the label: the
+    # index of the view, and the column of the label in this view.
     cdef Counter counter
     cdef uint32_t view, column, hash
     cdef uint64_t key
@@ -268,10 +272,10 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 
 cdef bint count_page_labels(TableState *table, const View *view, uint32_t column,
                             uint32_t page_seq, Counter *counter) noexcept nogil:
-    # A key has a label ID and the hash of its string. The hash is needed because the number of a
-    # string can be reused after the mutex is released. Rows past their deadline are counted,
-    # because a report can renew such a row before the page reads the row. Returns False if out of
-    # memory.
+    # Adds the values of one label to `counter`. Returns False if out of memory. A key consists of a
+    # label ID and the hash of its string. The hash is needed because the number of a string can be
+    # reused after the mutex is released. Rows past their deadline are also counted, because a
+    # report can extend the deadline before the page reaches the row.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef String *string
@@ -294,7 +298,8 @@ cdef bint count_page_labels(TableState *table, const View *view, uint32_t column
 
 cdef str label_id_text(TableState *table, uint32_t label_id, const uint32_t *hash):
     # The text of a label value, or None if its string has been removed. If `hash` is not NULL, the
-    # string must also have this hash, because the number of a removed string can be reused.
+    # result is also None if the string has another hash: then the number of the removed string has
+    # been reused.
     cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string
@@ -334,7 +339,7 @@ cdef inline const View *view_of(const TableState *table, const Family *family) n
 
 cdef inline int64_t rank_of(const View *view, const Family *family,
                             Connection *row) noexcept nogil:
-    # The value by which a row is ranked; -1 if the row is free or has no value of the family.
+    # The value by which a row is ranked, or -1 if the row is free or has no value of the family.
     cdef int64_t value, second
     if row.deadline_s == 0:
         return -1
@@ -352,7 +357,8 @@ cdef inline int64_t rank_of(const View *view, const Family *family,
 
 
 cdef int take_snapshot(TableState *table, uint32_t family, SnapshotValues *snapshot) except -1:
-    # The caller frees the arrays, even if this function raises an exception.
+    # Takes a snapshot of the values of a family. The caller must free the arrays of the snapshot,
+    # even after an exception.
     cdef const View *view = view_of(table, &table.families[family])
     with nogil:
         snapshot.rows = rows_end(table, &view.rows)
@@ -380,7 +386,7 @@ cdef void fill_snapshot(TableState *table, const Family *family,
 
 cdef list top_rows(TableState *table, uint32_t family, uint32_t count, const SnapshotValues *since,
                    str containing, dict value_sets):
-    # The result of `Table.top`.
+    # Implements `Table.top`.
     cdef const View *view = view_of(table, &table.families[family])
     cdef Search search
     cdef TopK top
@@ -428,7 +434,8 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
 
 cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
                                  const Connection *row, int64_t value) noexcept nogil:
-    # The growth of a row's counter from a snapshot to `value`; -1 if the growth is 0 or unknown.
+    # The growth of a row's counter from its value in a snapshot to `value`, or -1 if the growth is
+    # 0 or unknown.
     cdef int64_t growth = value
     if (number < since.rows and 0 <= since.values[number] <= value
             and since.hashes[number] == row.hash):
@@ -440,8 +447,8 @@ cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
 
 cdef inline const char *label_bytes(const TableState *table, uint32_t label_id, char *digits,
                                     uint32_t *length) noexcept nogil:
-    # A label value as it appears on a page. Integers are written to `digits`, which must have space
-    # for 2 * MAX_INTEGER_DIGITS bytes.
+    # A label value as it appears on a page. An integer is written to `digits`, which must have
+    # space for 2 * MAX_INTEGER_DIGITS bytes.
     cdef const String *string
     if label_id & IS_STRING:
         string = <const String *>row_at(&table.strings, label_id & ~IS_STRING)
@@ -468,8 +475,8 @@ cdef bint row_matches(const TableState *table, Connection *row,
         elif position >= SMALL_INTEGERS:
             position = 64 * search.words
         if unlikely(position >= 64 * search.words):
-            # The value has no bit: it is a large integer, or a string interned after the search
-            # began.
+            # The value has no bit, because it is a large integer, or a string that was interned
+            # after the search began.
             if label_matches(table, label_ids[i], search, i):
                 return True
             continue
@@ -498,8 +505,9 @@ cdef bint label_matches(const TableState *table, uint32_t label_id, const Search
 
 cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, char *copies,
                      int64_t *values):
-    # The item of the result of `Table.top` for a row; None if the row was removed or reused.
-    # `copies` and `values` are scratch space, because nothing may be allocated under the lock.
+    # The item for one row in the list that `Table.top` returns, or None if the row was removed or
+    # reused. `copies` and `values` are scratch space, because nothing may be allocated under the
+    # mutex.
     cdef Connection *row
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text
@@ -533,8 +541,8 @@ cdef inline bint has_values(const TableState *table, const Family *family,
 
 cdef uint32_t copy_values(const TableState *table, const View *view, Connection *row,
                           int64_t *values) noexcept nogil:
-    # Copy the row's value of each series of the view; a missing value becomes -1. Returns the
-    # number of values.
+    # Copies the row's value of each series of the view to `values`. A missing value becomes -1.
+    # Returns the number of values.
     cdef const Family *family
     cdef uint32_t i, direction, count = 0
     for i in range(table.family_count):

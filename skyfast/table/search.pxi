@@ -1,17 +1,18 @@
-# Searches label values for a text (ignoring case) or for given values.
+# Search: finds label values that contain a text (ignoring case), or that are in a given set.
 #
-# A search belongs to one call of `Table.top` or `top_groups`, and allocates its memory before the
-# first row is visited. Label values are compared as they appear on a page, with escapes.
+# A search exists only during one call of `Table.top` or `Table.top_groups`. Its memory is allocated
+# before the first row is visited. Label values are compared as they appear on a page, with escapes.
 #
-# `misses` has the label IDs of values that do not match, so that each value is compared only once
-# per column. During the search, a new string can get the ID of a removed one, and then counts as a
-# miss. This does no harm: a scan may omit rows that were created during the scan. IDs that match
-# are not stored: if such an ID were reused, a row that does not match could be shown.
+# `Search.misses` stores the label IDs of values that do not match, so that each value is compared
+# only once per column. During the search, a new string can get the label ID of a removed string. If
+# that label ID is in `misses`, rows with the new string are not found. This does no harm, because a
+# scan may omit rows that were created during the scan. The label IDs of values that match are not
+# stored: if one of them were reused, a row that does not match could be shown.
 
 cdef enum:
-    MAX_VARIANTS = 4            # variants of a character: itself, lower, upper and title case
-    MAX_CHARACTER = 4           # bytes of a character in UTF-8
-    SMALL_INTEGERS = 1 << 16    # smaller integers, such as ports, have a bit in `misses`
+    MAX_VARIANTS = 4            # maximum number of variants of a character that differ in case
+    MAX_CHARACTER = 4           # maximum size of a character in UTF-8, in bytes
+    SMALL_INTEGERS = 1 << 16    # integers below this limit, such as ports, have a bit in `misses`
 
 cdef struct Character:
     uint32_t variants
@@ -20,29 +21,29 @@ cdef struct Character:
 
 
 cdef struct SearchedValue:
-    uint32_t hash               # hash of the value as an interned string
-    uint32_t length             # 0: a free slot
+    uint32_t hash               # hash that the value has as an interned string
+    uint32_t length             # length of the value in bytes; 0 in a free slot
     const char *text
 
 
 cdef struct ValueSet:
     # A hash table with open addressing, at most half full.
     SearchedValue *slots
-    uint32_t mask               # number of slots - 1; undefined if there are no slots
+    uint32_t mask               # number of slots - 1; undefined if `slots` is NULL
 
 
 cdef struct Search:
     Character *characters
-    uint32_t size               # 0: everything matches
-    bint first_bytes[256]       # by byte: whether a match can begin with this byte
+    uint32_t size               # number of characters; 0: every row matches
+    bint first_bytes[256]       # for each byte: whether a match can begin with this byte
     const View *view
-    ValueSet *value_sets        # by column: further values that match
-    uint64_t *misses            # by column: a bit set of the label IDs that do not match
-    size_t words                # words in the bit set of one column
+    ValueSet *value_sets        # for each column: a set of values that also match
+    uint64_t *misses            # for each column: a bit set of label IDs that do not match
+    size_t words                # number of words in the bit set of one column
 
 
 cdef list case_variants(str character):
-    # The variants of a character that differ only in case.
+    # The character itself and its variants that differ only in case.
     cdef list variants = [character]
     for one in (character, character.upper(), character.lower(), character.title()):
         for variant in (one, one.upper(), one.lower()):
@@ -53,8 +54,9 @@ cdef list case_variants(str character):
 
 cdef int search_init(Search *search, TableState *table, const View *view, str text,
                      dict value_sets) except -1:
-    # `value_sets` maps columns to values in UTF-8 with escapes; a newline follows each value. The
-    # search borrows these values. The caller must destroy the search, even after an exception.
+    # `value_sets` maps columns to bytes with several values: in UTF-8, with escapes, and with a
+    # newline after each value. The search borrows these bytes. The caller must call
+    # `search_destroy`, even after an exception.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start
@@ -125,7 +127,7 @@ cdef void value_set_fill(ValueSet *values, const char *text, size_t size,
 
 cdef inline SearchedValue *value_set_slot(const ValueSet *values, const char *text, uint32_t length,
                                           uint32_t hash) noexcept nogil:
-    # The slot of a value, or the free slot where it belongs.
+    # The slot with this value, or if there is none, the free slot for it.
     cdef uint32_t i = hash & values.mask
     cdef SearchedValue *slot = &values.slots[i]
     while slot.length and not (slot.hash == hash and slot.length == length
@@ -163,8 +165,8 @@ cdef bint matches_at(const Search *search, const char *text, uint32_t length) no
 
 cdef inline uint32_t character_at(const Character *character, const char *text,
                                   uint32_t length) noexcept nogil:
-    # If the text begins with a variant of the character, returns the length of this variant,
-    # otherwise 0.
+    # If the text begins with a variant of the character, returns the length of this variant in
+    # bytes. Otherwise returns 0.
     cdef uint32_t i
     for i in range(character.variants):
         if (character.lengths[i] <= length

@@ -1,11 +1,13 @@
-# Start times: when the counters of each row were 0, in Unix milliseconds.
+# Start times: the time at which the counters of a row were 0, in Unix milliseconds.
 #
-# A row keeps the start time of its first report, because a changed start time would look like a
-# counter reset. Start times come from an agent's clock, which may be ahead, so they are limited to
-# the local system time. This code needs the table's mutex.
+# The first report of a row sets its start time. Later reports do not change it, because a changed
+# start time would look like a counter reset. Reported times come from an agent's clock, which may
+# be ahead. Therefore a start time is never later than the local system time. This code needs the
+# table's mutex.
 
 cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
-    # The start time of a row: 0 if it is unknown, NO_START before the first report.
+    # The location of a row's start time. An unknown start time is 0. Before the row's first report,
+    # the start time is NO_START.
     return <int64_t *>(<char *>row + view.start_offset)
 
 
@@ -15,24 +17,27 @@ cdef inline int64_t clamp_to_now(const TableState *table, int64_t start_ms) noex
 
 cdef inline int64_t start_of_report(const TableState *table, const Report *report,
                                     bint counts_total) noexcept nogil:
-    # The start time of a row that an unknown flow creates, or 0 if the report lacks it. If
-    # `counts_total` is true, the row gets the flow's total, so its start time is the start of the
-    # flow. Otherwise, its start time is the start of the flow's last update.
+    # The start time of a row that is created for an unknown flow, or 0 if the report lacks the
+    # time:
+    #
+    # * If `counts_total` is true, the flow's total is added to the row. The start time is the start
+    #   of the flow.
+    # * Otherwise, only the last update is added. The start time is the start of the last update.
     return clamp_to_now(table, report.start_ms if counts_total else report.update_start_ms)
 
 
 cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) noexcept nogil:
-    # The start time of a row that a dormant flow creates: the time of the flow's known totals. Must
-    # be called before `update_totals`, which changes `last_ms`.
+    # The start time of a row that is created for a dormant flow: the time of the flow's stored
+    # totals. Must be called before `update_totals`, which changes `Flow.last_ms`.
     return clamp_to_now(table, flow.last_ms)
 
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
-    # The start time of a removed connection that is restored from a dormant flow's totals. A start
-    # time after earlier samples of the connection would look like a counter reset. So the result is
-    # at most the estimated time of the flow's previous report. `dormant_s` is the time at which the
-    # flow became dormant.
+    # The start time of a removed connection that is restored from a dormant flow's totals. The
+    # result must not be later than earlier samples of the connection, which would look like a
+    # counter reset. Therefore it is at most the estimated time of the flow's previous report.
+    # `dormant_s` is the time at which the flow became dormant.
     cdef double reported_s = dormant_s - floor(table.min_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:
@@ -46,9 +51,10 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 
 
 # ---------------------------------------------------------------------------------------------
-# Saved counters: a dormant row with the counters of a removed connection packs the number of new
-# flows and the start time into one field, `last_ms`. If the number of new flows is too large, the
-# start time is lost, and the field is the bitwise complement of the number.
+# Saved counters: a dormant row with the counters of a removed connection also has the connection's
+# number of new flows and its start time. Both are packed into the field `last_ms`. If the number of
+# new flows is too large, the field is the bitwise complement of this number, and the start time is
+# lost.
 
 cdef enum:
     NEW_FLOWS_BITS = 21
@@ -85,17 +91,17 @@ cdef inline void count_saved_new_flow(Flow *saved) noexcept nogil:
 cdef enum:
     # How a page shows start times.
     START_HIDDEN
-    START_AS_SAMPLE             # OpenMetrics 1.0: a sample `_created` after each counter
-    START_INLINE                # OpenMetrics 2.0: `st@…` after the value
+    START_AS_SAMPLE             # as in OpenMetrics 1.0: a sample `…_created` after each sample
+    START_INLINE                # as in OpenMetrics 2.0: `st@…` after the value
 
 
 cdef struct StartText:
     char text[MAX_INTEGER_DIGITS + 44]      # ends with a newline; copied in blocks of 16 bytes
-    uint32_t length             # 0 if the start time is unknown
+    uint32_t length             # length of `text`; 0 if the start time is unknown
 
 
 cdef inline char *put_time(char *out, int64_t start_ms) noexcept nogil:
-    # Writes a start time in seconds, then a newline, like `put_value` with three decimals.
+    # Writes a start time in seconds with three decimals, then a newline, as `put_value` would.
     cdef uint64_t ms = <uint64_t>start_ms % 1000
     out = put_number(out, <uint64_t>start_ms / 1000)
     if likely(ms):
@@ -115,8 +121,8 @@ cdef inline void put_start_text(StartText *time, int64_t start_ms) noexcept nogi
 
 cdef inline char *put_start(const Family *family, int starts, const char *line, const char *value,
                             char *end, const StartText *time) noexcept nogil:
-    # Adds the start time to a line, or writes a sample with the start time after the line. `value`
-    # points to the value in the line.
+    # Adds the start time to the end of a line, or writes a sample with the start time after the
+    # line. `value` points to the value in the line.
     cdef size_t labels = value - line - family.name_length
     if starts == START_INLINE:
         memcpy(end - 1, b" st@", 4)

@@ -1,14 +1,15 @@
-# Strings: hash functions, and interned strings. Each interned string is stored once, with the
-# escapes of a label value.
+# Strings: hash functions and interned strings. Each interned string is stored only once. A label
+# value is stored with its escapes.
 #
-# Code that stores a string's number must own a reference to the string, and give the reference back
-# with `string_release`. Rendering copies whole blocks of 16 bytes, so a string must be readable up
-# to the end of its last block. `mix64`, `load` and `hash_bytes` must never change, because shards
-# that run different versions must compute the same hash of a conversation (see `SHARD_SEED`).
+# Code that stores a string's number must own a reference to the string, and later release this
+# reference with `string_release`. Rendering copies whole blocks of 16 bytes, so the memory of a
+# string must be readable up to the end of its last block. `mix64`, `load` and `hash_bytes` must
+# never change: shards that run different versions must compute the same hash of a conversation (see
+# `SHARD_SEED`).
 
 # ---------------------------------------------------------------------------------------------
-# Hashes have a seed, because untrusted hosts choose addresses and could cause collisions on
-# purpose.
+# Hashes. They depend on a seed, because untrusted hosts can choose addresses, and could otherwise
+# cause collisions on purpose.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
     # The finalizer of splitmix64 (Steele, Lea, Flood 2014). `mix64` is a bijection, so the UUID of
@@ -21,7 +22,8 @@ cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
 
 
 cdef uint64_t unmix64(uint64_t x) noexcept nogil:
-    # The inverse of `mix64`: its factors are the inverses of the factors in `mix64`, modulo 2^64.
+    # The inverse function of `mix64`. The factors are the inverses of the factors in `mix64`,
+    # modulo 2^64.
     x ^= (x >> 31) ^ (x >> 62)
     x *= <uint64_t>0x319642B2D24D8EC3
     x ^= (x >> 27) ^ (x >> 54)
@@ -30,8 +32,8 @@ cdef uint64_t unmix64(uint64_t x) noexcept nogil:
 
 
 cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
-    # The first `length` bytes of a string, at most 8, as a number. The copies have constant sizes,
-    # so the compiler replaces the calls of memcpy with loads.
+    # The first `length` bytes of a string (at most 8) as a number. Each memcpy has a constant size,
+    # so the compiler replaces its call with a load.
     cdef uint64_t word
     cdef uint32_t low, high
     if length >= 8:
@@ -71,8 +73,8 @@ for _digit in range(16):
 
 
 cdef inline bint parse_uuid(const char *text, Py_ssize_t length, uint64_t *number) noexcept nogil:
-    # Returns whether a UUID has Skydive's format (1 to 16 lowercase hexadecimal digits without
-    # leading zeros), and sets `number` to its value.
+    # If a UUID has Skydive's format, returns True and sets `number` to its value. The format is 1
+    # to 16 lowercase hexadecimal digits without leading zeros.
     cdef uint64_t value = 0
     cdef uint8_t digit, combined = 0
     cdef Py_ssize_t i
@@ -96,7 +98,8 @@ cdef inline const char *string_bytes(const String *string) noexcept nogil:
 
 
 cdef str stored_text(const String *string):
-    # The text as it is stored: a label value has escapes, a UUID has none.
+    # The text as it is stored: with escapes if it is a label value, without escapes if it is a
+    # UUID.
     return string_bytes(string)[:string.length].decode()
 
 
@@ -117,8 +120,8 @@ cdef inline uint32_t string_find(
 cdef uint32_t string_intern(
     Rows *strings, const char *text, uint32_t length, uint64_t seed
 ) noexcept nogil:
-    # Returns the string's number with a new reference, or 0 if out of memory. A label value must
-    # already have its escapes.
+    # Adds a reference to the string, and returns the string's number, or 0 if out of memory. A
+    # label value must already have its escapes.
     cdef uint32_t hash = hash_bytes32(text, length, seed)
     cdef uint32_t number = string_find(strings, text, length, hash)
     cdef char *copy
@@ -161,7 +164,7 @@ cdef void string_release(Rows *strings, uint32_t number) noexcept nogil:
 
 
 cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
-    # The strings in use in the rows from `first` up to but not including `end`, as they are stored.
+    # The stored texts of all strings in the rows from `first` up to but not including `end`.
     cdef uint64_t number
     cdef const String *row
     cdef list texts = []
@@ -173,7 +176,7 @@ cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
 
 
 cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogil:
-    # Write a label value with its escapes:
+    # Writes a label value with its escapes to `out`, and returns the length of the escaped value:
     # https://prometheus.io/docs/instrumenting/exposition_formats/
     cdef char *start = out
     cdef uint32_t i
@@ -200,7 +203,7 @@ cdef inline bint same_string(const LabelValue *a, const LabelValue *b) noexcept 
 
 
 cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
-    # Nonzero if at least one byte of the word is zero.
+    # Returns 0 if no byte of the word is 0, otherwise another number.
     return (word - EACH_BYTE) & ~word & (EACH_BYTE << 7)
 
 

@@ -1,9 +1,9 @@
 # Writing lines: strings, numbers and label values, one after another.
 #
-# Rendering spends most of its time in these functions, mostly under the table's mutex. So they are
-# plain C, inline, and do not check for space. Callers provide space for the longest line, and for
-# the blocks that are copied beyond its end (`max_lines`). Numbers are written exactly, without an
-# exponent.
+# Rendering spends most of its time in these functions, mostly under the table's mutex. To be fast,
+# these functions are plain C and inline, and do not check whether there is space left. Callers must
+# provide `TableState.max_lines` bytes, which includes space for blocks that are copied beyond the
+# end of a line. Numbers are written exactly, without an exponent.
 
 cdef const char *DIGITS = (
     "00010203040506070809101112131415161718192021222324252627282930313233343536373839"
@@ -18,8 +18,8 @@ for _power in range(MAX_DECIMALS + 1):
 
 
 cdef inline char *put(char *out, const char *text, uint32_t length) noexcept nogil:
-    # Copies whole blocks of 16 bytes, so that most strings need no loop. The source must be
-    # readable, and the destination writable, up to the end of the last block.
+    # Copies whole blocks of 16 bytes, so that most strings need no loop. Up to the end of the last
+    # block, `text` must be readable and `out` must be writable.
     cdef uint32_t i = 16
     memcpy(out, text, 16)
     while i < length:
@@ -49,7 +49,7 @@ cdef inline char *put_number(char *out, uint64_t number) noexcept nogil:
 
 
 cdef inline char *put_value(char *out, uint64_t value, uint32_t decimals) noexcept nogil:
-    # Writes the exact result of `value` / 10^`decimals`, then a newline.
+    # Writes `value` / 10^`decimals` exactly, then a newline.
     cdef uint64_t scale
     cdef uint64_t rest
     if unlikely(decimals):

@@ -1,15 +1,15 @@
-# Timer wheels: one list of rows per second. A row is added to the list of its deadline, and stays
-# there if the deadline becomes later.
+# Timer wheels: a wheel has a ring of slots, and each slot has a list of rows for one second. A row
+# is added to the slot of its deadline, and stays there if its deadline becomes later.
 #
-# Each row contains the link to the next row of its list; callers pass the location of this link.
+# Each row contains the link to the next row of its list. Callers pass the location of this link.
 # Only the first row of a list can be removed, so a row must not be freed before its slot is due.
-# When the slot is due, the row expires, or is added again if its deadline is later. This code needs
-# the table's mutex.
+# When the slot is due, the row expires. However, if its deadline has become later, the row is added
+# again instead. This code needs the table's mutex.
 
 cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t number,
                            uint32_t *next) noexcept nogil:
-    # Add a row to the slot of its deadline, or to the farthest slot if the deadline is beyond the
-    # wheel.
+    # Adds a row to the slot of its deadline. If the deadline is later than all slots of the wheel,
+    # adds the row to the last slot.
     cdef uint32_t slot_s = max(min(deadline_s, wheel.next_s + wheel.mask), wheel.next_s)
     cdef uint32_t *head = &wheel.slots[slot_s & wheel.mask]
     next[0] = head[0]
@@ -18,8 +18,9 @@ cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t numb
 
 cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t count, uint32_t now_s,
                                uint32_t *max_rows) noexcept nogil:
-    # The first due row. The result is 0 if no row is due, or if `max_rows` is used up. In the
-    # second case, `next_s` is not later than `now_s`. `count` is the number of rows in the wheel.
+    # Returns the first row whose slot is due. Returns 0 if there is no such row, or if `max_rows`
+    # is used up. If `max_rows` is used up, `next_s` is not later than `now_s`. `count` is the
+    # number of rows in the wheel.
     cdef uint32_t number
     while wheel.next_s <= now_s:
         if count == 0:
@@ -36,5 +37,5 @@ cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t count, uint32_t now_s
 
 
 cdef inline void wheel_remove(TimerWheel *wheel, uint32_t next) noexcept nogil:
-    # `next` is the row after the due row.
+    # Removes the row that `wheel_due` has returned. `next` is the next row of the list.
     wheel.slots[wheel.next_s & wheel.mask] = next

@@ -1,39 +1,39 @@
-# Top k: a bounded min-heap finds the rows with the highest values.
+# Top k: a min-heap with a fixed capacity finds the rows with the highest values.
 #
-# A heap belongs to one call of a method, and never grows, because rows are visited under the
+# A heap exists only during one call of a method. It never grows, because rows are visited under the
 # table's mutex.
 
 cdef struct SnapshotValues:
-    # The values of a family when a snapshot was taken, by row number (from 1). The hash of the
-    # row's labels is stored with each value, because the row can be reused later.
-    int64_t *values
+    # The values of a family at the time of a snapshot.
+    int64_t *values             # for each row number (from 1): the value, or -1
+    # For each row number: the hash of the row's labels, because the row can be reused later.
     uint32_t *hashes
-    uint32_t rows
+    uint32_t rows               # the highest row number, plus 1
 
 
 cdef struct TopRow:
-    # The heap's root is the row with the lowest rank.
-    int64_t rank
+    int64_t rank                # the value by which rows are ranked
     uint32_t row
     uint32_t hash               # hash of the row's labels when the row was added to the heap
 
 
 cdef struct TopK:
     const Family *family
-    const SnapshotValues *since     # NULL: rows are ranked by value, not by growth
+    # Rows are ranked by the growth of their values since this snapshot. NULL: by their values.
+    const SnapshotValues *since
     const Search *search        # only rows that match this search are ranked
-    TopRow *heap
+    TopRow *heap                # the top rows so far; the first has the lowest rank
     uint32_t count, capacity
 
 
 cdef inline bint top_k_accepts(const TopK *top, int64_t rank) noexcept nogil:
-    # Whether a row of this rank is among the top rows so far.
+    # Whether a row with this rank belongs to the top rows so far.
     return top.count < top.capacity or (top.capacity != 0 and rank > top.heap[0].rank)
 
 
 cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
                            uint32_t hash) noexcept nogil:
-    # If the heap is full, the new row replaces the row with the lowest rank.
+    # Adds a row to the heap. If the heap is full, this row replaces the row with the lowest rank.
     cdef TopRow *heap = top.heap
     cdef uint32_t index, child
     if top.count < top.capacity:
@@ -58,7 +58,7 @@ cdef inline void top_k_add(TopK *top, int64_t rank, uint32_t row,
 
 
 cdef int compare_ranks(const void *one, const void *other) noexcept nogil:
-    # Sorts by rank, the highest first, then by row number.
+    # Compares by rank (the highest rank comes first), then by row number.
     cdef const TopRow *a = <const TopRow *>one
     cdef const TopRow *b = <const TopRow *>other
     if a.rank != b.rank:

@@ -1,26 +1,26 @@
-# Applying reports to the table's rows. This is the last of the three steps of `Table.update`, and
-# the only step that changes flows and connections.
+# Applying reports to the table's rows. This is the last of the three steps of `Table.update` (read,
+# look up, apply), and the only step that changes flows and connections.
 #
-# `update_flows` takes the mutex once per batch: `apply_batch`, and all code that it calls, runs
-# under the mutex. The rules are in docs/architecture.md. If an allocation fails, the current report
-# has no effect.
+# `update_flows` takes the mutex once per batch. `apply_batch` and all code that it calls run under
+# the mutex. The rules for adding reports to rows are in docs/architecture.md. If an allocation
+# fails, the current report has no effect.
 
 cdef enum:
-    # Results of `apply_unknown`, in addition to the reasons to skip.
+    # What functions `apply_…` return, in addition to SKIP_NONE and the reasons to skip a report.
     APPLY_STOP = MAX_SKIPS      # the report's struct lacks fields: stop before this report
-    APPLY_NO_MEMORY
+    APPLY_NO_MEMORY             # out of memory: the report has no effect
 
 
 cdef struct Targets:
-    # The rows that a flow will link to, by view; 0 if the view is full and there are no overflow
-    # rows.
+    # The rows that a flow will link to.
+    # For each view: the row, or 0 if the view is full and there are no overflow rows.
     uint32_t rows[MAX_VIEWS]
-    bint created[MAX_VIEWS]
+    bint created[MAX_VIEWS]     # for each view: whether the row is new
 
 
 cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *readers, list flows,
                              Py_ssize_t start, double now, list owned) except -1:
-    # Returns the index after the last flow applied.
+    # Returns the index in `flows` of the first flow that was not applied.
     cdef Py_ssize_t position = start
     cdef int done
     begin_update(table, batch, now)
@@ -51,7 +51,7 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void add_missed_names(TableState *table, const Batch *batch, int done) noexcept:
-    # Intern the results in `batch.missed` that belong to the first `done` reports of the batch.
+    # Interns the results in `batch.missed` that belong to the first `done` reports of the batch.
     # Results of skipped reports are not interned.
     cdef uint32_t i, number, position
     lock_with_priority(table)
@@ -67,8 +67,8 @@ cdef void add_missed_names(TableState *table, const Batch *batch, int done) noex
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # Set the deadlines for the reports of this call of `Table.update`. Advance empty wheels to the
-    # current time, because they may be far behind.
+    # Sets the deadlines for the reports of this call of `Table.update`. Advances empty wheels to
+    # the current time, because they may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
@@ -87,7 +87,7 @@ cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nog
 
 
 cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
-    # Returns the number of reports that were processed, or -1 if out of memory.
+    # Returns the number of reports that were applied or skipped, or -1 if out of memory.
     cdef uint32_t i
     cdef int done = <int>batch.size
     cdef Report *report
@@ -123,7 +123,7 @@ cdef int apply_batch(TableState *table, Batch *batch) noexcept nogil:
 
 
 cdef void count_omitted(TableState *table, const Report *report) noexcept nogil:
-    # Count each field once, even if several values use it.
+    # Counts the omitted fields of a report. Each field counts once, even if several values use it.
     cdef bint seen[MAX_FIELDS]
     cdef uint32_t i
     memset(seen, 0, sizeof(seen))
@@ -176,8 +176,8 @@ cdef int apply_known(TableState *table, const Report *report) noexcept nogil:
 # Unknown flows
 
 cdef int apply_by_state(TableState *table, Report *report) noexcept nogil:
-    # The flow was not live when the batch was read. Earlier reports of the batch may have made it
-    # live, or evicted it.
+    # Applies the report of a flow that was not live when the batch was read. Since then, earlier
+    # reports of the batch may have made the flow live, or evicted it.
     report.flow = find_flow(table, &report.key)
     report.uses_lifecycle = report.uses_last_update = False
     if report.flow:
@@ -241,9 +241,9 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
     # Whether an unknown flow began after the horizon (see `Table.horizon_s`). The start of the flow
-    # is computed from `age_ms`. This is a difference of two times of one agent, so a wrong clock
-    # does no harm. With conversations, the result is False, because the table does not remember
-    # skipped duplicates.
+    # is computed from `age_ms`, which is the difference of two times of the same agent. So a wrong
+    # clock of the agent does no harm. If the plan has conversations, the result is False, because
+    # the table does not remember skipped duplicates.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - MAX_REPORT_DELAY_S
                  > table.horizon_s))
@@ -251,17 +251,17 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint adds_whole_total(const TableState *table, const View *view,
                                   bint creates) noexcept nogil:
-    # Whether an unknown flow adds its whole total to a row, even if the report is not the flow's
-    # first report. If the table has overflowed, an overflow row may already have a part of this
-    # total.
+    # Whether an unknown flow adds its whole total to a row even if its first report was missed.
+    # `creates` is true if the row is new and has no saved counters. If the table has overflowed,
+    # the result is False, because an overflow row may already have a part of this total.
     return creates and view.identifies_connection and not table.overflowed
 
 
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t saved) noexcept nogil:
-    # Whether the flow adds `initial_delta`, instead of its whole total, in at least one view.
-    # `number` is the flow's row in the first view, or 0. `saved` is the dormant row with the saved
-    # counters for a new row, or 0.
+    # Whether, in at least one view, the flow adds what `initial_delta` tells instead of its whole
+    # total. `number` is the flow's row in the first view, or 0 if it must be created. `saved` is
+    # the dormant row with the saved counters for this new row, or 0.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -284,7 +284,8 @@ cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uin
 
 cdef int add_flow(TableState *table, const Report *report, const Labels *labels, uint32_t number,
                   uint32_t saved, uint32_t conversation) noexcept nogil:
-    # If out of memory, adds nothing. `number` and `saved` are as in `needs_initial_delta`.
+    # Adds an unknown flow as a live flow. If memory runs out, adds nothing. For `number` and
+    # `saved`, see `needs_initial_delta`.
     cdef Targets targets
     cdef uint32_t row = add_unknown_flow(table, report)
     if row == 0:
@@ -303,7 +304,7 @@ cdef int add_flow(TableState *table, const Report *report, const Labels *labels,
 cdef bint find_or_add_all_targets(TableState *table, const Report *report, const Labels *labels,
                                   uint32_t number, uint32_t *conversation,
                                   Targets *targets) noexcept nogil:
-    # Also finds or adds the conversation. If out of memory, adds nothing and returns False.
+    # Like `find_or_add_targets`, but also finds or adds the conversation.
     cdef uint32_t before = conversation[0]
     if not ensure_conversation(table, report, conversation):
         return False
@@ -316,8 +317,9 @@ cdef bint find_or_add_all_targets(TableState *table, const Report *report, const
 
 cdef bint find_or_add_targets(TableState *table, const Labels *labels, uint32_t number,
                               Targets *targets) noexcept nogil:
-    # `number` is the flow's row in the first view, or 0. If out of memory, adds nothing and returns
-    # False.
+    # Sets `targets` to the rows with the flow's labels, and adds rows that do not exist. `number`
+    # is the flow's row in the first view, or 0 if it must be added. If memory runs out, adds
+    # nothing, and returns False.
     cdef View *first = &table.views[0]
     cdef RowKey key
     targets.created[0] = number == 0
@@ -358,9 +360,12 @@ cdef bint find_or_add_further_targets(TableState *table, const Labels *labels, u
 cdef void make_live(TableState *table, uint32_t row, const Report *report, const Labels *labels,
                     const Targets *targets, uint32_t conversation, uint32_t saved,
                     const int64_t *deltas) noexcept nogil:
-    # Link a flow to its rows, and add its report to these rows. A dormant flow adds `deltas`. For
-    # an unknown flow, `deltas` is NULL, and the flow adds its total or its last update. `saved` is
-    # the dormant row with the saved counters for a new row of the first view, or 0.
+    # Links a flow to its rows, and adds its report to these rows:
+    #
+    # * A dormant flow adds `deltas`.
+    # * An unknown flow adds its total or its last update, and `deltas` is NULL.
+    #
+    # If the row of the first view is new, `saved` is the dormant row with its saved counters, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
@@ -410,7 +415,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             elif deltas != NULL and view.identifies_connection:
                 target.flows |= RESTORED
                 add_to_counters(view, target, totals_of(flow))
-                count_new_flow(view, target)        # exactly 1: other numbers would have been saved
+                count_new_flow(view, target)    # one new flow: another number would have been saved
                 start_ms = start_of_total(table, report, dormant_s)
         set_start(view, target, start_ms)
         add_deltas(table, view, target, added, report.values)
