@@ -11,7 +11,7 @@
 # in `scan.pxi`, it takes the table's mutex for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # Set `amount.values` to the indexes of `counters` among the values of the view's rows.
+    # Sets `amount.values` to the indexes of `counters` among the values of the view's rows.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:

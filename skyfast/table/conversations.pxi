@@ -43,7 +43,7 @@ cdef bint is_owned_by_other(const TableState *table, uint32_t number,
 
 cdef bint ensure_conversation(TableState *table, const Report *report,
                               uint32_t *number) noexcept nogil:
-    # If row `number` (0: no row) does not belong to the report's capture point, set `number` to a
+    # If row `number` (0: no row) does not belong to the report's capture point, sets `number` to a
     # new row for this point. The caller must link a flow to the new row, or remove the new row with
     # `discard_new_conversation`. Returns False if out of memory.
     if not table.has_conversations:
@@ -61,8 +61,8 @@ cdef void discard_new_conversation(TableState *table, uint32_t number,
 
 
 cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) noexcept nogil:
-    # Link a dormant flow to conversation row `number` instead of its previous conversation row. If
-    # `number` is 0, change nothing.
+    # Links a dormant flow to conversation row `number` instead of its previous conversation row. If
+    # `number` is 0, changes nothing.
     cdef uint32_t before
     if number == 0:
         return
@@ -74,8 +74,8 @@ cdef void link_conversation(TableState *table, uint32_t flow, uint32_t number) n
 
 
 cdef void mark_superseded(TableState *table, uint32_t number, uint32_t successor) noexcept nogil:
-    # Mark row `number` (0: no row) as replaced by row `successor`, unless both are the same row. If
-    # the rows differ, the conversation in row `number` must not have an owner.
+    # Marks row `number` (0: no row) as replaced by row `successor`, unless both are the same row.
+    # If the rows differ, the conversation in row `number` must not have an owner.
     if number and number != successor:
         conversation_at(table, number).claimant = SUPERSEDED
 

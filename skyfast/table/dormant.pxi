@@ -113,7 +113,7 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 
 cdef bint forget_first(TableState *table) noexcept nogil:
-    # Forget the first row of the list `ended` or `dormant`. Returns False if both are empty.
+    # Forgets the first row of the list `ended` or `dormant`. Returns False if both are empty.
     # Usually `ended` comes first. However, `dormant` comes first while reports of the first ended
     # flow may be in transit: if this flow were forgotten, its reports would be counted again.
     cdef uint32_t number = table.ended.head
@@ -299,8 +299,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
     # `deltas` are then added to the saved counters of a removed connection:
     #
     # * If `saved` is not 0, it is the row with these counters.
-    # * If `saved` is 0, a row for saved counters is created. However, no row is created if `memory_s`
-    #   is 0, or if the flow's totals are enough to restore the connection.
+    # * If `saved` is 0, a row for saved counters is created. However, no row is created if
+    #   `memory_s` is 0, or if the flow's totals are enough to restore the connection.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key
@@ -353,8 +353,8 @@ cdef uint32_t find_saved(const TableState *table, const uint32_t *label_ids) noe
 
 
 cdef uint64_t labels_key(const TableState *table, const uint32_t *label_ids) noexcept nogil:
-    # A hash of the texts of label values. Label IDs would not do, because a label ID can be reused
-    # for another text.
+    # A hash of the texts of label values. Label IDs are not hashed, because a label ID can be
+    # reused for another text.
     cdef const String *string
     cdef uint64_t key = table.seed
     cdef uint32_t i

@@ -2,8 +2,8 @@
 # dormant flows are forgotten.
 #
 # `Table.expire` calls `expire_slice`, which takes the table's mutex. To keep the mutex only for a
-# short time, each call visits at most `max_rows` rows, and functions decrease `max_rows` by the
-# number of rows that they visit.
+# short time, each call visits at most `max_rows` rows and slots of timer wheels. Functions decrease
+# `max_rows` by one for each of them.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether more rows may be due, because `max_rows` is used up.

@@ -51,8 +51,8 @@ cdef struct Lookup:
     uint32_t key                # index of the key in `Report.label_values`
     uint32_t other              # index of the context's other address in `Report.label_values`
     uint32_t point              # index of the context's capture point in `Report.label_values`
-    uint32_t column             # number of the lookup's first column; its columns are adjacent
-    uint32_t columns            # number of the lookup's columns
+    uint32_t column             # index of the lookup's first column; its columns are adjacent
+    uint32_t columns            # how many columns the lookup has
     uint32_t label_set          # index of the first lookup that is equal under `same_labels`
     Py_ssize_t length           # minimum length of a result
 
@@ -169,8 +169,7 @@ cdef void omit_lifecycle(Report *report, uint32_t field) noexcept nogil:
 
 
 cdef inline bint is_omitted(const OmittedFields *omitted, uint32_t field) noexcept nogil:
-    # For the first field of value `i`, `field` is 2 * i. For its second field, `field` is 2 * i +
-    # 1.
+    # `field` is 2 * i for the first field of value `i`, or 2 * i + 1 for its second field.
     return omitted.fields[field & 1] >> (field >> 1) & 1
 
 

@@ -175,7 +175,7 @@ cdef void find_groups(TableState *table, const TopK *top, Groups *groups) noexce
             copy_values(table, view, row, groups.values)
             group_add(groups, group_of(groups, table, row), 1, rank, groups.values)
         if groups.count > groups.limit or groups.is_full:
-            # `remove_half` takes milliseconds, so it must not run under the lock.
+            # `remove_half` takes milliseconds, so it must not run under the mutex.
             pthread_mutex_unlock(&table.lock)
             remove_half(groups)
             pthread_mutex_lock(&table.lock)
@@ -288,7 +288,7 @@ cdef tuple top_groups(TableState *table, uint32_t family, uint32_t count, tuple 
 
 
 cdef void choose_groups(Groups *groups, TopK *top) noexcept nogil:
-    # Find the groups with the highest ranks, and add all other groups to `other`.
+    # Finds the groups with the highest ranks, and adds all other groups to `other`.
     cdef uint32_t i
     cdef int64_t rank
     for i in range(groups.count):

@@ -451,7 +451,7 @@ cdef inline char *put_labels(const TableState *table, const Family *family, cons
 
 
 cdef inline char *put_copy(char *out, const char **text, uint32_t length) noexcept nogil:
-    # Copy `text` to `out`, and set `text` to the copy.
+    # Copies `text` to `out`, and sets `text` to the copy.
     memcpy(out, text[0], length)
     text[0] = out
     return out + length

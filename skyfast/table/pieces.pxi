@@ -31,7 +31,7 @@ cdef enum:
     KIND = 7 << 28              # mask of the kind
 
 cdef enum:
-    # Numbers for the source FIXED. The lower numbers stand for the literals of a family.
+    # Numbers of fixed texts (see FIXED). Lower numbers stand for the literals of a family.
     FIXED_NAME = MAX_VIEW_COLUMNS + 2
     FIXED_SUM
     FIXED_COUNT

@@ -305,7 +305,7 @@ cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *change
 
 cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
                    uint32_t string) noexcept nogil:
-    # Returns False if out of memory.
+    # Adds a move. Returns False if out of memory.
     cdef Move *move
     if not reserve(<void **>&changes.moves, changes.move_count, &changes.move_capacity,
                    sizeof(Move)):

@@ -2,8 +2,8 @@
 #
 # The first report of a row sets its start time. Later reports do not change it, because a changed
 # start time would look like a counter reset. Reported times come from an agent's clock, which may
-# be ahead. Therefore a start time is never later than the local system time. This code needs the
-# table's mutex.
+# be ahead. Therefore start times are limited to the local system time. This code needs the table's
+# mutex.
 
 cdef inline int64_t *start_of(const View *view, Connection *row) noexcept nogil:
     # The location of a row's start time. An unknown start time is 0. Before the row's first report,
@@ -34,9 +34,9 @@ cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) n
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
-    # The start time of a removed connection that is restored from a dormant flow's totals. The
-    # result must not be later than earlier samples of the connection, which would look like a
-    # counter reset. Therefore it is at most the estimated time of the flow's previous report.
+    # The start time of a removed connection that is restored from a dormant flow's totals. If the
+    # start time were later than earlier samples of the connection, it would look like a counter
+    # reset. Therefore the result is at most the estimated time of the flow's previous report.
     # `dormant_s` is the time at which the flow became dormant.
     cdef double reported_s = dormant_s - floor(table.min_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)

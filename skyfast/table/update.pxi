@@ -20,7 +20,7 @@ cdef struct Targets:
 
 cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *readers, list flows,
                              Py_ssize_t start, double now, list owned) except -1:
-    # Returns the index in `flows` of the first flow that was not applied.
+    # Returns the index in `flows` after the last flow that was applied or skipped.
     cdef Py_ssize_t position = start
     cdef int done
     begin_update(table, batch, now)
