@@ -179,8 +179,8 @@ cdef inline void count_new_flow(const View *view, Connection *row) noexcept nogi
 
 cdef inline void add_deltas(const TableState *table, const View *view, Connection *row,
                             const int64_t *deltas, const int64_t *values) noexcept nogil:
-    # Add `deltas` to the counters of a row, and combine `values` with its gauges. The gauges of an
-    # overflow row do not change.
+    # Adds `deltas` to the counters of a row, and combines `values` with its gauges. The gauges of
+    # an overflow row do not change.
     cdef int64_t *sums = values_of(view, row)
     cdef int64_t value
     cdef uint32_t i

@@ -55,7 +55,7 @@ cdef bint ensure_conversation(TableState *table, const Report *report,
 
 cdef void discard_new_conversation(TableState *table, uint32_t number,
                                    uint32_t before) noexcept nogil:
-    # Undo `ensure_conversation`, which may have changed the row from `before` to `number`.
+    # Undoes `ensure_conversation`, which may have changed the row from `before` to `number`.
     if number != before:
         release_conversation(table, number)
 
