@@ -104,10 +104,12 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
-    # Must not be called for the first view. If the view is full, returns the overflow row, or 0 if
-    # the table has no overflow rows. Also returns 0 if memory runs out. A result of 0 means that
-    # memory ran out if `created` is set or the table has overflow rows. Otherwise, 0 means that the
-    # view is full.
+    # Returns the row with these labels in any view except the first. If there is no such row, adds
+    # a row and sets `created`. However, if the view is full, returns the overflow row instead.
+    # Returns 0 in two cases:
+    #
+    # * Memory has run out. Then `created` is true, or the table has overflow rows.
+    # * The view is full. Then `created` is false, and the table has no overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)

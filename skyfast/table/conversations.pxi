@@ -32,8 +32,8 @@ cdef uint32_t find_conversation(const TableState *table, uint64_t key) noexcept 
 
 cdef bint is_owned_by_other(const TableState *table, uint32_t number,
                             const Report *report) noexcept nogil:
-    # Whether another capture point than the report's owns the conversation in row `number` (0: no
-    # row).
+    # Whether the conversation in row `number` (0: no row) is owned by a capture point other than
+    # the report's.
     cdef const Conversation *row
     if number == 0:
         return False

@@ -1,7 +1,7 @@
 # Histograms: the distribution of a value over the flows of a row.
 #
-# A histogram observes each flow on one of two *events*: the flow's first value above 0, or the
-# flow's closing report. Flags in the row of a stored flow prevent a second observation. The first
+# Each histogram observes flows on one of two *events*: a flow's first value above 0, or a flow's
+# closing report. Flags in the row of a stored flow prevent a second observation. The first
 # view has no histograms. An observation needs the table's mutex, and extends the deadline of the
 # row that has the histogram.
 

@@ -43,9 +43,10 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 
 cdef bint intern_labels(TableState *table, const LabelValue *label_values,
                         Labels *labels) noexcept nogil:
-    # Sets `labels`, which are valid until `release_interned`. Only strings that the lookup step has
-    # not found get a reference: no other string is removed while a batch is applied. If memory runs
-    # out, returns False, and the caller must not call `release_interned`.
+    # Sets `labels`, which are valid until `release_interned`. Strings that the lookup step has
+    # found need no new reference, because they are not removed while a batch is applied. All other
+    # strings get one. If memory runs out, returns False, and the caller must not call
+    # `release_interned`.
     cdef char digits[32]
     cdef uint32_t i, length, number
     labels.interned_count = 0

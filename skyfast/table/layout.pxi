@@ -25,7 +25,8 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
 
 
 cdef list state_init(TableState *table, plan, bytes overflow_label):
-    # The caller must keep `overflow_label` alive. Returns the names of fields from `number_fields`.
+    # Returns the field names that `number_fields` returns. The caller must keep `overflow_label`
+    # alive.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) + len(plan.closing_gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
