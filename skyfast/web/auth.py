@@ -2,10 +2,13 @@
 
 This module is imported only with ``--web.config.file``.
 
-Password guessing must neither succeed nor slow down other clients. A single low-priority thread
-computes the hashes. At most `MAX_CHECKS` checks run or are queued. Results are cached under a keyed
-hash, so that the same credentials are checked only once. Each client address can try new
-credentials only at a limited rate.
+Password guessing must neither succeed nor slow down other clients:
+
+* A single thread with low priority computes the password hashes.
+* At most `MAX_CHECKS` password checks run or are queued.
+* The results of the checks are cached, so that the same credentials are checked only once. The
+  cache contains keyed hashes instead of credentials.
+* Each client address can try new credentials only at a limited rate.
 """
 
 import asyncio
@@ -33,22 +36,24 @@ MAX_PASSWORD_BYTES = 72
 """bcrypt uses only this many bytes of a password, and ignores the rest."""
 
 MAX_CHECKS = 16
-"""Maximum number of password checks running or queued; further requests get status 503."""
+"""Maximum number of password checks that run or are queued. Further requests get status 503."""
 
 MAX_VERIFIED = 128
-"""Maximum number of valid credentials in the cache, which drops the least recently used ones."""
+"""Maximum number of valid credentials in the cache. The least recently used are dropped first."""
 
 MAX_FAILED = 4096
-"""Maximum number of invalid credentials in the cache, which drops the least recently used ones."""
+"""Maximum number of invalid credentials in the cache. The least recently used are dropped first."""
 
 MAX_ADDRESSES = 4096
-"""Maximum number of addresses whose attempts are counted. The least recently used are dropped."""
+"""Maximum number of client addresses whose attempts are counted.
+
+The addresses that have not tried new credentials for the longest time are dropped first."""
 
 WRONG_BURST = 10
 """Maximum number of different wrong passwords that an address can try in a burst."""
 
 WRONG_INTERVAL_S = 5.0
-"""After the burst, an address can try one more password per interval."""
+"""After a burst, an address can try one more password per interval of this length."""
 
 IPV6_PREFIX = 64
 """All addresses of an IPv6 network with this prefix length count as one client."""
@@ -78,7 +83,7 @@ class _Bucket:
         return True
 
     def wait_s(self) -> int | None:
-        """Return the seconds until the next token, rounded up; None if there will be no token."""
+        """Return the seconds until the next token, rounded up; None if there is never a token."""
         if not self.limit.burst:
             return None
         return max(math.ceil((1 - self._tokens) * self.limit.interval_s), 1)
@@ -89,14 +94,15 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """``retry_after_s`` is None if a retry cannot succeed."""
+    """The reason to reject an HTTP request."""
 
     status: HTTPStatus
     retry_after_s: int | None = None
+    """The time after which the client can retry; None if a retry cannot succeed."""
 
 
 class PasswordChecker:
-    """Checks credentials on the event loop; only hashes are computed in a thread."""
+    """Checks users and passwords. Runs on the event loop, but computes hashes in a thread."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         import bcrypt
@@ -104,9 +110,10 @@ class PasswordChecker:
         self._check_password = bcrypt.checkpw
         self._now = now
         self._secret = secrets.token_bytes(32)
-        self._verified: dict[bytes, None] = {}  # in LRU order
-        self._failed: dict[bytes, None] = {}  # in LRU order
-        self._buckets: dict[str, _Bucket] = {}  # in LRU order
+        # The least recently used item is the first in each of these three dicts.
+        self._verified: dict[bytes, None] = {}
+        self._failed: dict[bytes, None] = {}
+        self._buckets: dict[str, _Bucket] = {}
         self._check_s = 1.0  # duration of the latest check
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
         self._log_limit = LogLimit()
@@ -121,7 +128,7 @@ class PasswordChecker:
     async def authenticate(
         self, users: Mapping[bytes, bytes], authorization: str | None, address: str
     ) -> Rejection | None:
-        """Return the rejection of a request, or None if its ``authorization`` header is valid."""
+        """Return None if the header ``authorization`` is valid, otherwise a rejection."""
         user, password = _credentials(authorization)
         if user is None:
             return Rejection(HTTPStatus.UNAUTHORIZED)
@@ -154,7 +161,7 @@ class PasswordChecker:
             )
             self._checks[digest] = task
             task.add_done_callback(lambda _: self._checks.pop(digest, None))
-        # The check continues if the client disconnects.
+        # The check continues even if the client disconnects.
         if await asyncio.shield(self._checks[digest]):
             return None
         _remember(self._failed, failed, MAX_FAILED)
@@ -172,7 +179,7 @@ class PasswordChecker:
             self._thread, self._timed_check, password, expected
         )
         if not matches or not known:
-            # The result is stored even if the client has disconnected in the meantime.
+            # The failure is stored here, because the client may already have disconnected.
             _remember(self._failed, self._digest(client.encode(), digest), MAX_FAILED)
             return False
         if bucket := self._buckets.get(client):
@@ -206,7 +213,7 @@ class PasswordChecker:
 
 
 def _remember(memory: dict[bytes, None], digest: bytes, limit: int) -> None:
-    """Move ``digest`` to the end of ``memory``, and keep at most ``limit`` digests."""
+    """Put ``digest`` at the end of ``memory``. Keep at most ``limit`` digests."""
     memory.pop(digest, None)
     if len(memory) >= limit:
         del memory[next(iter(memory))]
@@ -214,7 +221,7 @@ def _remember(memory: dict[bytes, None], digest: bytes, limit: int) -> None:
 
 
 def _credentials(authorization: str | None) -> tuple[bytes | None, bytes]:
-    """Return user and password; the user is None if the header is missing or invalid."""
+    """Return user and password. The user is None if the header is missing or invalid."""
     scheme, _, encoded = (authorization or "").partition(" ")
     if scheme.lower() != "basic":
         return None, b""
@@ -240,10 +247,10 @@ def _client(address: str) -> str:
 
 
 class WebSecurity:
-    """TLS, authentication and rate limit, as set by the web configuration in use."""
+    """TLS, authentication and rate limit, according to the web configuration in use."""
 
     def __init__(self, path: str, *, now: Callable[[], float] = time.monotonic) -> None:
-        """Read the file at ``path``. This blocks. Raises ConfigError if the file is invalid."""
+        """Read the file at ``path`` (blocking). Raises ConfigError if the file is invalid."""
         self._now = now
         self._passwords: PasswordChecker | None = None
         self._bucket: _Bucket | None = None
@@ -276,7 +283,7 @@ class WebSecurity:
     async def authenticate(
         self, authorization: str | None, address: str, *, public: bool
     ) -> Rejection | None:
-        """Return the rejection of a request, or None if the request is authorized.
+        """Return None if a request is authorized, otherwise a rejection.
 
         A ``public`` request needs no authentication, but counts towards the rate limit.
         """
@@ -288,7 +295,7 @@ class WebSecurity:
         return await self._passwords.authenticate(config.users, authorization, address)
 
     def allows_certificate(self, certificate: Mapping[str, Any] | None) -> bool:
-        """Return whether a client certificate has an allowed SAN.
+        """Return whether a client certificate has an allowed SAN, or all SANs are allowed.
 
         ``certificate`` is the result of `ssl.SSLSocket.getpeercert`.
         """

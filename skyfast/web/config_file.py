@@ -1,7 +1,7 @@
 """The web configuration file: TLS, users, headers and a rate limit of the HTTP server.
 
-The format is that of Prometheus's exporter-toolkit (see its ``docs/web-configuration.md``).
-Settings that Python's `ssl` or aiohttp do not support are errors or warnings. This module is
+The file has the format of Prometheus's exporter-toolkit (see its ``docs/web-configuration.md``).
+Settings that Python's `ssl` or aiohttp does not support cause errors or warnings. This module is
 imported only with ``--web.config.file``.
 """
 
@@ -40,10 +40,10 @@ MAX_COST = 18
 """The highest accepted cost of bcrypt. With this cost, checking a password takes about 15 s."""
 
 SLOW_COST = 16
-"""The highest cost of bcrypt without a warning: checking a password takes about 4 s.
+"""The highest cost of bcrypt without a warning. With this cost, checking a password takes about 4 s.
 
 A check that takes longer than 10 s continues after the deadline of the response. The next request
-with the same credentials uses the result of this check.
+with the same credentials uses the result of the check.
 """
 
 
@@ -65,7 +65,7 @@ _CIPHERS = {
     "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
 }
 
-# The default for TLS 1.2: authenticated encryption with forward secrecy.
+# The default suites of TLS 1.2: those with authenticated encryption and forward secrecy.
 _DEFAULT_CIPHERS = [cipher for name, cipher in _CIPHERS.items() if "_CBC_" not in name]
 
 _CURVES = {
@@ -113,7 +113,7 @@ log = logging.getLogger("skyfast.web_config")
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """Allows one request per ``interval_s``, and at most ``burst`` requests at once."""
+    """Allows one request per ``interval_s``, and bursts of at most ``burst`` requests."""
 
     interval_s: float
     burst: int
@@ -123,9 +123,9 @@ class RateLimit:
 class WebConfig:
     tls: ssl.SSLContext | None
     allowed_sans: frozenset[str]
-    """A client certificate must have one of these names; an empty set allows any name."""
+    """The SANs of which a client certificate must have one. An empty set allows any SAN."""
     users: Mapping[bytes, bytes] = field(repr=False)
-    """Password hashes by user; empty if no authentication is required."""
+    """The password hashes by user name; empty if no authentication is required."""
     headers: Mapping[str, str]
     rate_limit: RateLimit | None
     warnings: tuple[str, ...]
@@ -151,9 +151,9 @@ class WebConfig:
 
 
 def read(path: str, *, files: Files | None = None) -> WebConfig:
-    """Read the file at ``path`` and the files that it names. This blocks.
+    """Read the file at ``path``, and the certificate and key files that it names (blocking).
 
-    Adds the paths of all these files to ``files``, even on errors. Logs warnings.
+    Adds the paths of all read files to ``files``, even if a file is invalid. Logs warnings.
 
     Raises:
         ConfigError: A file is invalid. The text contains file, line and key, and no secrets.
@@ -210,7 +210,7 @@ class _Reader:
     def errors_at(
         self, node: YamlNode, path: str, *, secret: bool = False
     ) -> AbstractContextManager[None]:
-        """Convert an `InvalidValue` about ``node``, at the key path ``path``, to a ConfigError."""
+        """Convert an `InvalidValue` to a ConfigError about ``node``, which has the key ``path``."""
         return self.origin(node).errors_at(path, hides=hide_all if secret else hide_nothing)
 
     def add_warning(self, node: YamlNode, path: str, text: str) -> None:
@@ -225,9 +225,9 @@ class _Reader:
             return mapping_of(node.value, known=known, what="a mapping")
 
     def file(self, value: YamlValue) -> str:
-        """Return the path of a readable file.
+        """Return the path of the file that ``value`` names. Check that the file is readable.
 
-        ``value`` can be relative to the configuration file.
+        A relative path starts at the directory of the web configuration file.
         """
         path = str(Path(self._path).parent / parse_str(value))
         self._files[path] = file_state(path)
@@ -318,7 +318,7 @@ class _Reader:
                 raise section.error(key, problem, shown=False) from None
 
     def _clients(self, section: "_Section", context: ssl.SSLContext) -> frozenset[str]:
-        """Set up the verification of client certificates; return the allowed SANs."""
+        """Set up the verification of client certificates. Return the allowed SANs."""
         mode = section.get("client_auth_type", _to_client_auth, ssl.CERT_NONE)
         path = section.get("client_ca_file", self.file, "")
         text = section.get("client_ca", _to_pem, "")
@@ -481,8 +481,8 @@ def _to_hash(value: YamlValue) -> bytes:
     text = value if isinstance(value, str) else ""
     match = _HASH.fullmatch(text)
     try:
-        # For some invalid hashes that match the pattern, bcrypt raises ValueError. The lowest cost
-        # makes this check fast.
+        # For some invalid hashes that match the pattern, bcrypt raises ValueError. The check is
+        # fast, because the lowest cost replaces the cost of the hash.
         if not match or not bcrypt.hashpw(b"", f"$2b$04${match[2]}".encode()):
             raise InvalidValue(_NOT_A_HASH)
     except ValueError:
@@ -500,7 +500,7 @@ def _cost(hashed: bytes) -> int:
 
 
 def _to_duration_s(value: YamlValue) -> float:
-    """Parse a duration, at least 0, in the format of Go's ``time.ParseDuration``."""
+    """Return the seconds of a duration in the format of Go's ``time.ParseDuration``."""
     text = parse_str(value)
     if text == "0":
         return 0.0

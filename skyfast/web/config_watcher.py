@@ -18,13 +18,13 @@ class WebConfigFile:
     """The web configuration in use.
 
     While the process runs, TLS cannot be switched on or off, and authentication cannot be switched
-    off. Otherwise, an editor that empties the file before writing would disable security.
+    off. Otherwise, an editor that empties the file before it writes would disable security.
     """
 
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
-        """Read the file at ``path``. This blocks.
+        """Read the file at ``path`` (blocking).
 
-        ``on_change`` is called with this configuration, and again after each reload.
+        ``on_change`` is called with the configuration, and again after each reload.
 
         Raises:
             ConfigError: The file is invalid.
@@ -36,7 +36,7 @@ class WebConfigFile:
         self.use(read(path))
 
     def read(self) -> WebConfig:
-        """Read the file again without applying it. This blocks.
+        """Read the file again without applying it (blocking).
 
         Raises:
             ConfigError: The file is invalid, or the change requires a restart.
@@ -47,7 +47,7 @@ class WebConfigFile:
             config = read(self._path, files=files)
             self._check_change(config)
         except ConfigError:
-            self._files = files  # so that `refresh` tries again only after a change
+            self._files = files  # so that `refresh` tries again only after a file has changed
             raise
         return config
 
@@ -66,7 +66,7 @@ class WebConfigFile:
         self._files = config.files
 
     async def refresh(self) -> WebConfig:
-        """Return the configuration in use, reloaded if its files have changed and are valid."""
+        """Return the configuration in use. If its files have changed, try to reload it first."""
         if self._changed():
             async with self._lock:
                 if self._changed():

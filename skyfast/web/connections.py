@@ -1,17 +1,19 @@
 """HTTP connections: how skyfast limits and closes them.
 
-At any time, a connection has exactly one deadline: for the request head, the response, or the next
-request. When the deadline passes, skyfast closes the connection. aiohttp only parses requests and
-encodes responses; this module enforces all limits.
+At any time, a connection has exactly one deadline: for example, for the end of the request head, of
+the response, or of the idle time before the next request. When the deadline passes, skyfast closes
+the connection. aiohttp only parses requests and encodes responses. This module enforces all limits.
 
-Only this module uses undocumented features of aiohttp. They were tested with aiohttp 3.14.5:
+No other module uses undocumented features of aiohttp. This module uses the following features,
+which were tested with aiohttp 3.14.5:
 
 * ``web.RequestHandler``: the base class of `HttpConnection`, with the parameters in ``_OPTIONS``
 * ``web.RequestHandler.connection_made``, ``web.RequestHandler.connection_lost``,
   ``web.RequestHandler.data_received``, ``web.RequestHandler.eof_received``,
   ``web.RequestHandler.handle_error``: extended or replaced
 * ``web.RequestHandler.close``: closes the connection after the response to the current request
-* ``web.RequestHandler._force_close``: set to stop parsing without closing the connection
+* ``web.RequestHandler._force_close``: if true, aiohttp parses no further data, but does not close
+  the connection
 * ``web.RequestHandler._waiter``: not None while aiohttp waits for a complete head of a request
 * ``web.Server``: provides the request handler to connections, with the parameters
   ``request_factory`` and ``handler_cancellation``
@@ -43,9 +45,9 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 HEAD_TIMEOUT_S = 5.0
-"""Timeout of a request's head (the request line and the headers), from its first byte.
+"""The time from the first byte of a request's head (request line and headers) until its last byte.
 
-A new connection has the same timeout for the TLS handshake and the first byte together."""
+On a new connection, the same timeout applies to the TLS handshake and the first byte together."""
 
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.
@@ -55,7 +57,9 @@ would close the connection while the next request is in transit. If ``web.max_co
 reached, idle connections are closed first."""
 
 BODY_TIMEOUT_S = 1.0
-"""How long the rest of a request's body is discarded before the connection is closed."""
+"""How long the rest of a request's body is received and discarded.
+
+After this time, the connection is closed."""
 
 MAX_REQUEST_BYTES = 64 * 1024
 """Maximum size of unprocessed data from a client: head, body and pipelined requests.
@@ -85,7 +89,7 @@ WRITE_BUFFER_BYTES = 64 * 1024
 """Writing a page pauses when the write buffer exceeds this size."""
 
 TLS_CLOSE_TIMEOUT_S = 0.5
-"""How long to wait for the client's TLS close_notify; then the connection is aborted."""
+"""How long to wait for the client's TLS close_notify before the connection is aborted."""
 
 FEW_DESCRIPTORS = 8
 """A warning is logged if at most this many file descriptors are free.
@@ -125,9 +129,10 @@ class HttpConnections:
         self._log_limit = LogLimit()
 
     def add(self, connection: "HttpConnection") -> None:
-        """Add ``connection``. At the limit, first close the connection that has been idle longest.
+        """Add ``connection``.
 
-        If no connection is idle, close ``connection`` itself.
+        If ``limit`` connections are open, first close the connection that has been idle longest. If
+        no connection is idle, close ``connection`` instead of adding it.
         """
         if self._closed:  # pragma: no cover - accepted during a stop
             connection.reset()
@@ -149,10 +154,10 @@ class HttpConnections:
         self._idle[connection] = None
 
     def check_descriptors(self, latest: int) -> None:
-        """Warn if few descriptors are free.
+        """Warn if few file descriptors are free.
 
-        ``latest`` is the newest descriptor. The system assigns the lowest free number, so all lower
-        numbers are in use.
+        ``latest`` is the newest descriptor. Because the system always assigns the lowest free
+        descriptor, all descriptors below ``latest`` are in use.
         """
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         free = limit - 1 - latest
@@ -183,7 +188,7 @@ class HttpConnections:
             self._idle[connection] = None
 
     async def close(self) -> None:
-        """Close all connections, reject new ones, and wait until all are closed."""
+        """Close all connections and reject new connections. Wait until all are closed."""
         self._closed = True
         connections = list(self._open)
         for connection in connections:
@@ -208,14 +213,17 @@ class HttpConnection(web.RequestHandler):
         self._deadline: asyncio.TimerHandle | None = None
         self._responding = False
         self._unprocessed_bytes = 0
-        self._discarded_bytes = -1  # -1 means that no data is discarded
+        self._discarded_bytes = -1  # -1 while received data is not discarded
         self._reset = False
         self._deadline_passed = False
         self.is_forbidden = False
-        """Whether the client's certificate has no allowed name."""
+        """Whether the client's certificate has none of the allowed SANs."""
 
     def start_tls(self, client: socket.socket, security: "WebSecurity") -> None:
-        """Start the TLS handshake. The handshake and the first byte share one deadline."""
+        """Start the TLS handshake.
+
+        The handshake and the first byte of the first request share one deadline.
+        """
         self._security = security
         self._register(_peer(client))
         if self._reset:  # pragma: no cover - closed within microseconds
@@ -268,8 +276,8 @@ class HttpConnection(web.RequestHandler):
             self._connections.handshake_failed(self, "client_certificate", text)
 
     def _register(self, peer: Any) -> None:
-        # There is no peer name if the client has already reset the connection. A dual-stack socket
-        # shows IPv4 addresses as IPv6 addresses with the prefix ::ffff:.
+        # `peer` is None if the client has already reset the connection. A dual-stack socket shows
+        # IPv4 addresses as IPv6 addresses with the prefix ::ffff:.
         self.address = peer[0].removeprefix("::ffff:") if peer else ""
         self._set_deadline(HEAD_TIMEOUT_S)
         self._connections.add(self)
@@ -304,7 +312,7 @@ class HttpConnection(web.RequestHandler):
         has_request = self._responding or self._unprocessed_bytes > 0
         if has_request:
             self.close()  # closes the connection after the response
-        # The event loops do not support half-closed TLS connections.
+        # Neither asyncio nor uvloop supports half-closed TLS connections.
         return has_request and self._security is None
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -345,7 +353,7 @@ class HttpConnection(web.RequestHandler):
     def reset(self) -> None:
         self._reset = True
         if self.lost.done():
-            return  # the descriptor may already be reused
+            return  # a new connection may already use the descriptor
         if self._stream is None:  # pragma: no cover - during a handshake
             self._abort_handshake()
             return
@@ -368,7 +376,7 @@ class HttpConnection(web.RequestHandler):
     ) -> web.StreamResponse:
         """Respond to malformed requests and to exceptions of the handler.
 
-        aiohttp's method logs a traceback for every malformed request.
+        This method replaces a method of aiohttp that logs a traceback for every malformed request.
         """
         if isinstance(exc, ConnectionError):
             raise exc
@@ -446,12 +454,12 @@ def _make_request(
 ) -> web.BaseRequest:
     """Create a request from the message that aiohttp has parsed, with three changes.
 
-    * Versions other than HTTP/1.0 and HTTP/1.1 become HTTP/1.0. aiohttp would respond with the
-      version of the request, such as HTTP/2.0.
-    * With HTTP/1.0, the connection is closed after the response: closing it marks the end of a
-      page.
-    * With the header ``Upgrade``, the connection is closed after the response. aiohttp would parse
-      the data that follows as another protocol.
+    * Versions other than HTTP/1.0 and HTTP/1.1 are replaced with HTTP/1.0. Otherwise, aiohttp would
+      respond with the version of the request, such as HTTP/2.0.
+    * If the version is HTTP/1.0, the connection is closed after the response, because the end of
+      the connection marks the end of a page.
+    * If the request has the header ``Upgrade``, the connection is closed after the response.
+      Otherwise, aiohttp would parse further data as another protocol.
     """
     if message.version not in {HttpVersion10, HttpVersion11}:
         message = message._replace(version=HttpVersion10)

@@ -1,7 +1,7 @@
 """Listening addresses: ``--web.listen-address``, and sockets passed by systemd.
 
-The configuration sets one address. The command line can set several addresses, or use sockets that
-the service manager has passed: see sd_listen_fds(3).
+The configuration sets one address. The command line can set several addresses instead, or make
+skyfast use the sockets that the service manager passes: see sd_listen_fds(3).
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from skyfast.config.schema import LISTEN_ADDRESS, PORT, Key
 from skyfast.config.yaml_nodes import ConfigError
 
 FIRST_DESCRIPTOR: Final = 3
-"""The descriptor of the first passed socket: SD_LISTEN_FDS_START."""
+"""The descriptor of the first passed socket (SD_LISTEN_FDS_START)."""
 
 MAX_SOCKETS: Final = 64
 """The maximum number of passed sockets, and of listening addresses."""
@@ -27,7 +27,8 @@ OPTION: Final = "--web.listen-address"
 SOCKET_OPTION: Final = "--web.systemd-socket"
 
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-# Without IPv6, `localhost` may still resolve to ::1, but bind() fails with one of these errors.
+# On hosts without IPv6, `localhost` may still resolve to ::1. Then bind() fails with one of these
+# errors.
 _UNAVAILABLE: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 _PORT_UNAVAILABLE: Final = (errno.EADDRINUSE, errno.EACCES)
@@ -35,45 +36,44 @@ _PORT_UNAVAILABLE: Final = (errno.EADDRINUSE, errno.EACCES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
-    """Listening addresses or sockets set on the command line.
-
-    ``addresses`` or ``sockets`` override the configuration; ``sockets`` are already listening. With
-    ``any_port``, a free port is used if the configured port is in use.
-    """
+    """How the command line changes where skyfast listens."""
 
     addresses: tuple[Endpoint, ...] = ()
+    """The addresses that replace the address in the configuration, if there are any."""
     sockets: tuple[socket.socket, ...] = ()
+    """Listening sockets that are used instead of any address, if there are any."""
     any_port: bool = False
+    """Whether to listen on a free port if the port of an address is in use."""
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the configuration's address is overridden."""
+        """Whether the command line overrides the address in the configuration."""
         return bool(self.addresses or self.sockets)
 
 
 AS_CONFIGURED: Final = Listen()
-"""Listen on the configuration's address."""
+"""Listen on the address in the configuration."""
 
 
 class ListenError(OSError):
     def __init__(self, error: OSError, address: Endpoint) -> None:
         self.address = address
         self.is_name = isinstance(error, socket.gaierror)
-        # socket.create_server adds the address to the text of its errors.
+        # Use os.strerror, because socket.create_server adds the address to the text of its errors.
         text = os.strerror(error.errno) if error.errno and not self.is_name else error.strerror
         super().__init__(error.errno, text)
 
 
 def configured(config: Config) -> Endpoint:
-    """Return the configuration's address; an empty host means all addresses."""
+    """Return the address in the configuration. An empty host means all addresses."""
     return Endpoint(config.web.listen_address, config.web.port)
 
 
 def sockets(environ: MutableMapping[str, str]) -> tuple[socket.socket, ...]:
-    """Return the sockets passed by the service manager; delete `_VARIABLES` from ``environ``.
+    """Return the sockets passed by the service manager. Delete `_VARIABLES` from ``environ``.
 
     Raises:
-        ConfigError: There are no sockets, or a socket is not a listening TCP socket.
+        ConfigError: No sockets were passed, or a socket is not a listening TCP socket.
 
     """
     pid, count = (environ.get(name, "") for name in _VARIABLES[:2])
@@ -118,7 +118,7 @@ def bound(listener: socket.socket) -> Endpoint:
 
 
 def describe(address: Endpoint) -> str:
-    """Return ``host:port`` for the log; the host ``*`` means all addresses, IPv4 and IPv6."""
+    """Return ``host:port`` for the log. The host ``*`` means all addresses, IPv4 and IPv6."""
     return address.name if address.host else f"*:{address.port}"
 
 
@@ -142,9 +142,9 @@ def _settings(key: Key[int] | Key[str]) -> str:
 
 
 async def listening_sockets(address: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to ``address``; an empty address means all addresses, IPv4 and IPv6.
+    """Return sockets bound to ``address``. An empty address means all addresses, IPv4 and IPv6.
 
-    All sockets have the same port, even if ``port`` is 0, which chooses a free port.
+    All sockets have the same port. If ``port`` is 0, this is a free port.
 
     Raises:
         OSError: An address or the port is unavailable.
@@ -173,7 +173,7 @@ async def listening_sockets(address: str, port: int) -> list[socket.socket]:
 
 
 def _listen_everywhere(port: int) -> socket.socket:
-    # Use a single dual-stack socket, because two sockets would not get the same free port.
+    # Use a single dual-stack socket: if `port` is 0, two sockets would get different ports.
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)

@@ -11,7 +11,7 @@ from skyfast import __version__
 from skyfast.web import html
 
 RETRY_AFTER_S = 1
-"""The ``Retry-After`` header of responses with status 503."""
+"""The value of the header ``Retry-After`` in a `busy_response`."""
 
 _NAME = r"[!#$%&'*+.^_`|~0-9a-z-]+"
 _WEIGHT = r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?"
@@ -25,21 +25,20 @@ _BY_VERSION = 4
 
 @dataclass(frozen=True, slots=True)
 class MediaType:
-    """A media type, such as ``text/plain``, and the value of its parameter ``version``, or ""."""
+    """A media type, such as ``text/plain``, with its version."""
 
     name: str
     version: str = ""
+    """The value of the parameter ``version``, or "" without this parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class _MediaRange:
-    """An element of an ``Accept`` header; ``weight`` is from 0 to 1.
-
-    Parameters other than ``version`` and ``q`` (the weight) are ignored.
-    """
+    """An element of the header ``Accept``. Only the parameters ``version`` and ``q`` are used."""
 
     type: MediaType
     weight: float
+    """The value of the parameter ``q``, from 0 to 1."""
 
 
 _OPENMETRICS = MediaType("application/openmetrics-text", "1.0.0")
@@ -51,7 +50,7 @@ _PLAIN = MediaType("text/plain")
 
 
 def raw_response(status: HTTPStatus, reason: str = "") -> bytes:
-    """Return a complete response as bytes. aiohttp's responses require a parsed request."""
+    """Return a complete response as bytes, for clients that have not sent a valid request."""
     body = f"{status.phrase}{f': {reason}' if reason else ''}.\n".encode()
     headers = {
         hdrs.CONTENT_TYPE: "text/plain; charset=utf-8",
@@ -92,7 +91,7 @@ def busy_response(reason: str) -> web.Response:
 
 
 def header_value(request: web.BaseRequest, name: str) -> str | None:
-    """Return a header's value; None if it is missing. Repeated headers are joined with commas."""
+    """Return a header's value, or None without the header. Join repeated headers with commas."""
     lines = request.headers.getall(name, None)
     return None if lines is None else ",".join(lines)
 
@@ -104,11 +103,14 @@ def wants_json(request: web.BaseRequest) -> bool:
 
 
 def encoding(accept_encoding: str | None) -> str | None:
-    """Choose between ``"gzip"`` and ``"identity"`` by RFC 9110, section 12.5.3.
+    """Choose the encoding of a response by RFC 9110, section 12.5.3.
 
-    If the header is missing, the result is ``"identity"``, because the client may not support gzip.
-    If the client accepts gzip and does not prefer ``identity``, the result is ``"gzip"``. If
-    neither encoding is acceptable, the result is None. Invalid elements are ignored.
+    * ``"identity"`` if the header is missing, because the client may not support gzip
+    * ``"gzip"`` if the client accepts gzip and does not prefer ``identity``
+    * ``"identity"`` if the client accepts only ``identity``, or prefers ``identity``
+    * None if the client accepts neither
+
+    Invalid elements of the header are ignored.
     """
     if accept_encoding is None:
         return "identity"
@@ -129,8 +131,10 @@ def _weight(element: str) -> tuple[str, float] | None:
 def openmetrics_version(accept: str | None, *, with_first: bool) -> int:
     """Return the major version of OpenMetrics for the response; 0 for the text format.
 
-    `prefers` has the general rules. OpenMetrics 2.0 is chosen only if the header contains the
-    version 2.0.0. OpenMetrics 1.0 is chosen only if ``with_first``.
+    The rules of `prefers` apply, with two restrictions:
+
+    * OpenMetrics 2.0 is chosen only if the header ``Accept`` contains the version 2.0.0.
+    * OpenMetrics 1.0 is chosen only if ``with_first`` is true.
     """
     ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, _OPENMETRICS_2)
@@ -149,9 +153,9 @@ def prefers_html(accept: str | None) -> bool:
 def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool:
     """Return whether to respond with ``named`` instead of ``default`` (RFC 9110, section 12.5.1).
 
-    ``named`` is chosen if the header contains this type explicitly, with at least the weight of
-    ``default``. Otherwise, ``default`` is chosen, even if it is not acceptable. Invalid elements
-    are ignored.
+    The result is true if the header contains ``named`` explicitly, not only a wildcard, with at
+    least the weight of ``default``. Otherwise, the result is false, even if the client does not
+    accept ``default``. Invalid elements of the header are ignored.
     """
     ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, named)
@@ -163,7 +167,7 @@ def _media_ranges(accept: str | None) -> list[_MediaRange]:
 
 
 def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, float]:
-    """Return precedence and weight of the range that matches best; (0, 0.0) if none matches."""
+    """Return precedence and weight of the range that matches best; (0, 0.0) if no range matches."""
     return max(
         (
             (_precedence(media_range.type, wanted), media_range.weight)
@@ -175,7 +179,7 @@ def _preference(ranges: Iterable[_MediaRange], wanted: MediaType) -> tuple[int, 
 
 
 def _precedence(named: MediaType, wanted: MediaType) -> int:
-    """Return how specifically a range matches ``wanted``; 0 if it does not match."""
+    """Return how specifically a range matches ``wanted``; 0 if the range does not match."""
     if named.name == wanted.name:
         return {"": _BY_NAME, wanted.version: _BY_VERSION}.get(named.version, 0)
     return {f"{wanted.name.partition('/')[0]}/*": 2, "*/*": 1}.get(named.name, 0)

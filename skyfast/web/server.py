@@ -1,7 +1,7 @@
 """The HTTP server: routes, start and stop.
 
-`skyfast.web.exposition` renders the metrics pages, and `skyfast.web.connections` enforces the
-limits of connections.
+`skyfast.web.exposition` renders the metrics pages. `skyfast.web.connections` limits and closes
+connections.
 """
 
 import asyncio
@@ -75,10 +75,10 @@ RESPONSE_TIMEOUT_S = 10.0
 """Timeout of responses other than metrics pages."""
 
 RANKING_TIMEOUT_S = 5.0
-"""Timeout of the ranking. After this time, the status page is sent without a ranking."""
+"""Timeout of the ranking on the status page. After this time, the page is sent without it."""
 
 MAX_STATUS_PAGES = 8
-"""Maximum number of status pages rendered at once; further requests get status 503."""
+"""Maximum number of status pages rendered at once. Further requests get HTTP status 503."""
 
 MAX_SCRAPE_TIMEOUT_S = 600.0
 """The longest timeout that a scraper can request."""
@@ -87,10 +87,10 @@ STOP_TIMEOUT_S = 1.0
 """Timeout of `WebServer.stop`."""
 
 ACCEPT_PAUSE_S = 0.1
-"""The delay after a failed accept, for example because no file descriptor is free."""
+"""How long to wait after ``accept`` fails, for example because no file descriptor is free."""
 
 BACKLOG = 256
-"""Number of connections that the kernel queues while the event loop is busy."""
+"""Maximum number of connections that the kernel queues while the event loop is busy."""
 
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
 
@@ -100,13 +100,13 @@ FORBIDDEN = "the certificate has no allowed name"
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
 
 FLOWS_PATH = "/metrics/flows"
-"""The only page that accepts the parameter `part`; see `flow_query`."""
+"""The path of the only page that accepts the parameter ``part``: see `flow_query`."""
 
 _READ_METHODS = (hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS)
 _RELOAD_METHODS = (hdrs.METH_POST, hdrs.METH_PUT, hdrs.METH_OPTIONS)
 
 ReloadFunction = Callable[[], Awaitable[str | None]]
-"""Reloads the configuration, and returns the error, or None on success."""
+"""Reloads the configuration. Returns the text of the error, or None on success."""
 
 log = logging.getLogger("skyfast.web")
 
@@ -124,14 +124,17 @@ class WebServer:
         security: "WebSecurity | None" = None,
         listen_at: Listen = AS_CONFIGURED,
     ) -> None:
-        """``ready`` returns whether skyfast is subscribed to an analyzer.
+        """Create a server that does not listen yet: see `start`.
 
-        ``/-/reload`` calls ``reload``, and is disabled if ``reload`` is None. If ``security`` is
-        None, the server uses plain HTTP and serves all requests. `stop` closes ``security``.
+        * ``ready`` returns whether skyfast is subscribed to an analyzer.
+        * ``reload`` is called for requests to ``/-/reload``. If it is None, such requests are
+          refused.
+        * ``security`` is closed by `stop`. If it is None, the server uses plain HTTP without
+          authentication.
         """
         self._listen_at = listen_at
         self.addresses = list(listen_at.addresses) or [configured(config)]
-        """The listening addresses. Before `start`, a port can be 0, for any free port."""
+        """The listening addresses. If a port is 0, `start` replaces it with a free port."""
         self._limits = config.web
         self._reload = reload
         self._security = security
@@ -220,8 +223,11 @@ class WebServer:
     ) -> None:
         """Accept TLS connections.
 
-        `asyncio.Server` is not suitable: it has one SSL context for all connections, and reports a
-        connection only after the handshake. ``web.max_connections`` must also limit handshakes.
+        `asyncio.Server` is not suitable, for two reasons:
+
+        * It uses one SSL context for all connections, but the web configuration can change.
+        * It reports a connection only after the handshake, but ``web.max_connections`` must also
+          limit connections that are still in the handshake.
         """
         loop = asyncio.get_running_loop()
         with listener:
@@ -238,7 +244,7 @@ class WebServer:
                 connection.start_tls(client, security)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Handle a request and send the complete response, so that aiohttp sends nothing."""
+        """Handle a request. Send the complete response, so that aiohttp itself sends nothing."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -333,7 +339,7 @@ class WebServer:
         return text_response("Configuration reloaded.")
 
     async def _status_page(self, request: web.BaseRequest) -> web.Response:
-        """Return the status page; unknown parameters are ignored."""
+        """Return the status page. Unknown parameters are ignored."""
         ranking = self._status.ranking
         parameters = [(name, text) for name, text in request.query.items() if name in PARAMETERS]
         try:
@@ -349,7 +355,7 @@ class WebServer:
                 async with asyncio.timeout(RANKING_TIMEOUT_S):
                     top = (await ranking.top(query)).top
             report = await self._status.report()
-            # Render in a thread: hundreds of rows take tens of milliseconds.
+            # Render in a thread: rendering hundreds of rows takes tens of milliseconds.
             text = await asyncio.get_running_loop().run_in_executor(
                 self._html_executor, status_html.as_html, report, ranking, query, top
             )
@@ -431,10 +437,10 @@ class WebServer:
         if coding == "gzip":
             headers[hdrs.CONTENT_ENCODING] = coding
         if request.method == hdrs.METH_HEAD:
-            # Send no page in response to HEAD: the client would read it as the next response.
+            # Send no page in response to HEAD: the client would mistake it for the next response.
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
-            # The limits of concurrent scrapes do not apply to this small page, so that it stays
+            # The limits of concurrent scrapes do not apply to this page. It is small, and must stay
             # available under overload.
             self_page = await self._exposition.self_page(openmetrics=openmetrics)
             body = exposition.compress(self_page) if coding == "gzip" else self_page
@@ -453,7 +459,7 @@ class WebServer:
             self._scrapers -= Counter((connection.address,))
 
     def _scrape_limit(self, address: str, *, parts: int) -> str:
-        """Return which limit of concurrent scrapes is reached, as text; "" if no limit is reached.
+        """Return a text about the limit of concurrent scrapes that is reached; "" if none is.
 
         ``parts`` is the number of parts in which the scraper reads the page.
         """
@@ -475,7 +481,7 @@ class WebServer:
         part: Part,
         query: FlowQuery,
     ) -> web.StreamResponse:
-        """If an error occurs after the first byte, the TCP connection is reset."""
+        """Send the page. If an error occurs after the first byte, reset the TCP connection."""
         timeout_s = _scrape_timeout_s(
             request.headers.get(SCRAPE_TIMEOUT_HEADER), default_s=self._limits.scrape_timeout_s
         )
@@ -526,7 +532,7 @@ class Route:
     handle: Callable[[WebServer, web.BaseRequest], Awaitable[web.StreamResponse]]
     methods: tuple[str, ...] = _READ_METHODS
     is_health: bool = False
-    """Whether ``web.health_without_auth`` makes this path public."""
+    """Whether the path needs no authentication if ``web.health_without_auth`` is set."""
 
 
 def _page(part: Part) -> Route:
@@ -549,11 +555,11 @@ ROUTES: Final[Mapping[str, Route]] = {
     "/-/reload": Route(WebServer._reload_config, _RELOAD_METHODS),
     "*": Route(WebServer._health),  # for OPTIONS only: RFC 9110, section 7.1
 }
-"""All paths, and ``*``. Other paths get status 404."""
+"""The routes by path. Requests for other paths get status 404."""
 
 
 def _not_found(request: web.BaseRequest) -> web.Response:
-    """Return status 404: a page with links for browsers, and a text for other clients."""
+    """Return a response with status 404: an HTML page for browsers, otherwise plain text."""
     if prefers_html(header_value(request, hdrs.ACCEPT)):
         response = html_response(not_found_html.as_html(request.path), HTTPStatus.NOT_FOUND)
     else:
@@ -563,7 +569,7 @@ def _not_found(request: web.BaseRequest) -> web.Response:
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
-    """Return the timeout that a scraper requests, in seconds; ``default_s`` for invalid values."""
+    """Return the timeout in seconds that a scraper requests; ``default_s`` if it is invalid."""
     try:
         timeout_s = float(value or "")
     except ValueError:

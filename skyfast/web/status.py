@@ -59,7 +59,7 @@ EXPECTED_SKIPS: Final = frozenset(
 """The skip reasons that do not mean lost data."""
 
 SERIES_BYTES: Final = (2_500, 7_000)
-"""The lowest and highest estimate of a series' memory in Prometheus: see docs/scaling.md."""
+"""The lowest and highest estimate of the memory per series in Prometheus: see docs/scaling.md."""
 
 MAX_CAPTURES: Final = 50
 """The maximum number of captures that a report lists."""
@@ -75,11 +75,12 @@ class CaptureSource(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusSource:
-    """``series`` has the maximum number of series of a row, for each view in order."""
+    """What a status report reads, besides `Stats`."""
 
     config: Config
     table: TableCounts
     series: Sequence[int]
+    """The maximum number of series of a row, for each view in the table's order."""
     ranking: Ranking
     interfaces: InterfaceSource
     captures: CaptureSource
@@ -223,7 +224,8 @@ class Status:
         churn = self._churn.counts(
             counts.created_total, counts.expired_total, now_s=time.monotonic()
         )
-        # The created connections are already included: each of them is now current or expired.
+        # Do not add the series of `churn.created`. They are already counted, because each created
+        # connection is now either in the table or expired.
         in_memory = counts.series_at_most + churn.expired * series
         low, high = SERIES_BYTES
         return PrometheusCost(
@@ -236,7 +238,7 @@ class Status:
         )
 
     async def _configuration(self) -> str:
-        """Return the configuration as YAML without secrets; dumped once, in a thread."""
+        """Return the configuration as YAML without secrets. A thread creates the text only once."""
         current = self._source.config
         if self._dump is None or self._dump[0] is not current:
             self._dump = current, await asyncio.to_thread(loader.dump, current)
@@ -250,8 +252,8 @@ def as_json(report: StatusReport) -> bytes:
 def _health(stats: Stats, config: Config, *, ready: bool) -> Health:
     names = {endpoint.name for endpoint in config.subscriber.endpoints if endpoint.follows_dns}
     rows = list(stats.analyzers.values())
-    # A ``dns+`` name counts as one analyzer that is down, until an address of this name is
-    # subscribed. Then only its addresses count.
+    # While skyfast is subscribed to none of the addresses of a ``dns+`` name, the name itself
+    # counts as an analyzer that is down. Otherwise, only the addresses count.
     rows = [row for row in rows if row.name not in names or not row.up]
     up = sum(row.up for row in rows)
     state: Literal["ready", "degraded", "not ready"] = "not ready"
@@ -271,7 +273,7 @@ def _analyzers(
     lags: Mapping[str, tuple[float | None, float | None]],
 ) -> Iterator[Analyzer]:
     total = sum(rates.values())
-    # Analyzers that are down come first, so that they are always listed.
+    # Analyzers that are down come first, so that the limit omits other analyzers.
     by_state: Iterable[AnalyzerStats] = sorted(
         stats.analyzers.values(), key=lambda analyzer: analyzer.up
     )

@@ -1,4 +1,4 @@
-"""The content of ``/api/status``, as dataclasses. `skyfast.web.status` fills them.
+"""The dataclasses of the content of ``/api/status``. `skyfast.web.status` creates the content.
 
 The field names are the keys of the JSON objects: see docs/reference/api.md.
 """
@@ -32,23 +32,28 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analyzer:
-    """The subscription to an analyzer.
-
-    ``share`` is this analyzer's fraction of the ``flows_per_second`` of all analyzers.
-    ``lag_seconds`` and ``data_age_seconds`` are means over ten minutes. ``lost_ratio`` is the
-    fraction of the checked reports whose previous report was lost.
-    """
+    """The subscription to an analyzer."""
 
     name: str
     up: bool
     since_timestamp_seconds: float
+    """The time when ``up`` last changed."""
     flows_per_second: float
     share: float | None
+    """The analyzer's fraction of the ``flows_per_second`` of all analyzers; None if the sum is 0."""
     lag_seconds: float | None
+    """The time from when an agent updates a flow's counters until the report of the flow arrives.
+
+    This is a mean over ten minutes; None without observed reports."""
     data_age_seconds: float | None
+    """The time from a flow's latest packet until the report of the flow arrives.
+
+    This is a mean over ten minutes; None without observed reports."""
     reports_checked_total: int
     reports_lost_total: int
+    """Number of checked reports whose previous report was lost."""
     lost_ratio: float | None
+    """The fraction of checked reports whose previous report was lost; None before the first check."""
     flows_total: int
     messages_total: int
     reconnects_total: int
@@ -58,53 +63,62 @@ class Analyzer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableStatus:
-    """``skipped_total`` maps reasons to numbers of skipped reports.
-
-    ``skipped_expected_total`` has the reasons in `EXPECTED_SKIPS`, and ``skipped_unexpected_total``
-    has all other reasons. Reports dropped by filter rules are only in ``filtered_total``.
-    ``series_at_most`` and ``series_limit`` are sums over all views. ``reports_lost_total`` counts
-    checked reports whose previous report was lost. ``hidden_connections`` is the number of
-    connections that have reached neither ``min_bytes`` nor ``min_packets``, or None without these
-    bounds.
-    """
+    """The state of the table, and the counters of flow reports."""
 
     connections: int
     hidden_connections: int | None
+    """Number of connections that have reached neither ``min_bytes`` nor ``min_packets``.
+
+    None if the configuration sets neither of these bounds."""
     connections_limit: int
     flows: int
     flows_limit: int
     dormant_flows: int
     series_at_most: int
+    """Upper bound on the number of series of all views together."""
     series_limit: int
+    """Number of series of all views together if all views are full."""
     bytes: int
+    """Memory of the table."""
     created_total: int
+    """Number of connections created."""
     expired_total: int
+    """Number of connections expired."""
     rejected_total: int
+    """Number of reports rejected because the table was full."""
     overflowed_total: int
+    """Number of reports added to the overflow connection because the table was full."""
     skipped_total: dict[str, int]
+    """Numbers of skipped reports by reason. Reports dropped by filter rules are not included."""
     skipped_expected_total: dict[str, int]
+    """The items of ``skipped_total`` whose reasons are in `EXPECTED_SKIPS`."""
     skipped_unexpected_total: dict[str, int]
+    """The items of ``skipped_total`` whose reasons are not in `EXPECTED_SKIPS`."""
     filtered_total: int
+    """Number of reports dropped by filter rules."""
     reports_checked_total: int
     reports_lost_total: int
+    """Number of checked reports whose previous report was lost."""
     lost_ratio: float | None
+    """The fraction of checked reports whose previous report was lost; None before the first check."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrometheusCost:
-    """What the series cost in a Prometheus server that scrapes all of them.
-
-    ``created_…`` and ``expired_…`` are the series of the connections that were created or expired
-    in the last ``window_seconds`` (at most three hours). The memory is an estimate for the current
-    and the expired series: see `SERIES_BYTES`.
-    """
+    """What the series cost in a Prometheus server that scrapes all of them."""
 
     series_at_most: int
+    """The same as `TableStatus.series_at_most`."""
     created_series_at_most: int
+    """Upper bound on the number of series of connections created in the last ``window_seconds``."""
     expired_series_at_most: int
+    """Upper bound on the number of series of connections expired in the last ``window_seconds``."""
     window_seconds: float
+    """The time over which created and expired connections are counted: at most three hours."""
     memory_bytes_low: int
+    """The lowest estimate of the memory for current and expired series: see `SERIES_BYTES`."""
     memory_bytes_high: int
+    """The highest estimate of the memory for current and expired series: see `SERIES_BYTES`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,29 +129,29 @@ class ReplayStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scrapes:
-    """Counters of metrics pages.
-
-    ``total`` and ``last_…`` cover pages with flows that were served completely; ``last_…`` is None
-    before the first such page. ``rejected_total`` and ``failed_total`` cover all metrics pages
-    except ``/metrics/self``.
-    """
+    """Counters of metrics pages."""
 
     total: int
+    """Number of pages ``/metrics`` and ``/metrics/flows`` that were served completely."""
     rejected_total: int
+    """Number of refused requests for all metrics pages except ``/metrics/self``."""
     failed_total: int
+    """Number of all metrics pages except ``/metrics/self`` that were not served completely."""
     last_duration_seconds: float | None
+    """How long the latest page counted in ``total`` took; None before the first such page."""
     last_bytes: int | None
+    """Uncompressed size of the latest page counted in ``total``; None before the first such page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterfaceStatus:
-    """``owner`` is the pod, the container or the network namespace that has the interface.
-
-    ``owner`` is empty if the host has the interface, or if the owner is unknown.
-    """
+    """A network interface and its counters."""
 
     labels: dict[str, str]
     owner: str
+    """The pod, the container or the network namespace that has the interface.
+
+    Empty if the host has the interface, or if the owner is unknown."""
     received_bytes: int
     transmitted_bytes: int
     dropped_packets: int
@@ -168,11 +182,13 @@ class NamesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNamesStatus:
-    """``file`` is None if ``names_file`` is not set."""
+    """The own names that ``names`` and ``names_file`` set."""
 
     entries: int
     keys: Sequence[str]
+    """The keys of the ``key=value`` pairs in the entries."""
     file: str | None
+    """The path in ``names_file``, or None if ``names_file`` is not set."""
     last_load_successful: bool
     last_load_success_timestamp_seconds: float
     last_error: LastError | None
@@ -180,18 +196,20 @@ class OwnNamesStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturePointStatus:
-    """An interface on which a capture runs; ``name`` is empty if it is unknown."""
+    """An interface on which a capture runs."""
 
     node_tid: str
     name: str
+    """The name of the interface, or "" if the name is unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureStatus:
-    """The capture ``points`` come from a sample of flows."""
+    """A capture and its statistics."""
 
     capture_id: str
     points: list[CapturePointStatus]
+    """The interfaces on which the capture runs, as far as known from a sample of flows."""
     packets_received: float
     packets_dropped: float
     kernel_flows_dropped: int
@@ -202,44 +220,48 @@ class CaptureStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapturesStatus:
-    """The number of captures, and the first captures in the order of their IDs."""
+    """The captures that agents report."""
 
     count: int
+    """Number of all captures."""
     first: Sequence[CaptureStatus]
+    """The first captures in the order of their IDs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewStatus:
-    """``labels`` does not contain ``direction``, and ``metrics`` contains no histograms."""
+    """A view other than the first view."""
 
     prefix: str
     labels: Sequence[str]
+    """The names of all labels of the view except ``direction``."""
     metrics: Sequence[RankedMetric]
+    """All metrics of the view except histograms."""
     rankings: list[str]
+    """The names of the criteria by which the view can be ranked."""
     min_bytes: int
     min_packets: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """Before the first reload, the fields describe the start of skyfast.
-
-    ``successes_total`` does not count the start. ``last_error`` is from the latest failed reload.
-    """
+    """The reloads of the configuration."""
 
     successful: bool
+    """Whether the latest reload succeeded; true before the first reload."""
     successes_total: int
+    """Number of successful reloads, without the start of skyfast."""
     last_success_timestamp_seconds: float
+    """The time of the latest successful reload, or of the start if no reload has succeeded."""
     changed: Sequence[str]
+    """The configuration keys that the latest successful reload changed."""
     last_error: LastError | None
+    """The error of the latest failed reload, or None if no reload has failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusReport:
-    """The status, without the busiest connections. ``warnings`` are the texts of ``notices``.
-
-    ``labels``, ``metrics`` and ``rankings`` are those of the first view.
-    """
+    """The status of skyfast, without the busiest connections."""
 
     version: str
     python: str
@@ -248,8 +270,10 @@ class StatusReport:
     health: Health
     replay: ReplayStatus | None
     warnings: list[str]
+    """The texts of ``notices``."""
     notices: list[Notice]
     timestamp_seconds: float
+    """The time of the report."""
     uptime_seconds: float
     resident_bytes: int | None
     flows_per_second: float
@@ -263,9 +287,13 @@ class StatusReport:
     captures: CapturesStatus
     history: Series
     labels: Sequence[str]
+    """The names of all labels of the first view except ``direction``."""
     metrics: Sequence[RankedMetric]
+    """All metrics of the first view except histograms."""
     rankings: list[str]
+    """The names of the criteria by which connections can be ranked."""
     views: list[ViewStatus]
+    """All views except the first view."""
     forecast: Forecast | None
     reload: Reload
     configuration_source: str
