@@ -94,7 +94,7 @@ class _Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """The reason to reject an HTTP request."""
+    """The response to a rejected HTTP request."""
 
     status: HTTPStatus
     retry_after_s: int | None = None

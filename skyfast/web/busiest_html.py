@@ -78,7 +78,7 @@ def row_options(chosen: int) -> str:
 
 
 def group_options(ranking: Ranking, query: RankingQuery) -> str:
-    """Return an option for each label of the view, and for each pair ``initiator_x``, ``target_x``.
+    """Return an option for each pair ``initiator_x``, ``target_x``, and for each label of the view.
 
     If connections are ranked, labels that exist only in other views come last.
     """
@@ -136,7 +136,7 @@ def histograms(ranking: Ranking, query: RankingQuery) -> str:
 def table(
     ranking: Ranking, query: RankingQuery, top: Top | None, elements: Elements, *, has_bounds: bool
 ) -> str:
-    """Return the table as HTML. If ``has_bounds``, rows of the ranked view can be hidden."""
+    """Return the table as HTML. ``has_bounds`` tells whether rows of the view can be hidden."""
     view = ranking.views[query.view]
     key = view.keys[query.by]
     columns = [

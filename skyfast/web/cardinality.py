@@ -1,7 +1,7 @@
 """The number of values of each label, and the effect of removing the label.
 
-A scan of the table takes up to hundreds of milliseconds. Therefore scans run in threads, one at a
-time, and their results are cached briefly. All numbers of a view come from the same scan.
+A scan of the table takes up to hundreds of milliseconds. Therefore reports are made in a thread,
+one at a time, and cached briefly. All numbers of a view in a report come from the same scan.
 """
 
 import asyncio
@@ -27,8 +27,8 @@ VALUES_AGE_S: Final = 1.0
 """How long the result of `Cardinality.values` is cached."""
 
 LabelCounts = tuple[int, Sequence[tuple[str, int]], int]
-"""Three facts about a label: its number of values, its most frequent values with the number of rows
-of each, and the number of rows that would remain without the label."""
+"""Three items about a label: the number of its values, its most frequent values (each with its
+number of rows), and the number of rows that would remain without the label."""
 
 
 class CardinalityTable(Protocol):
@@ -56,17 +56,20 @@ class Remaining:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelCardinality:
-    """The numbers in ``without`` are estimates if the report is ``approximate``."""
+    """The values of a label, and the effect of removing the label."""
 
     name: str
     values: int
+    """Number of distinct values."""
     top: tuple[ValueCount, ...]
+    """The most frequent values, at most `TOP_VALUES`."""
     without: Remaining
+    """Estimates if the report is ``approximate``, otherwise exact numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WithoutLabel:
-    """The exact number of connections and series that would remain without a label."""
+    """The exact number of connections and series that would remain without ``label``."""
 
     label: str
     connections: int
@@ -75,10 +78,11 @@ class WithoutLabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewCardinality:
-    """Like `CardinalityReport`, but ``connections`` counts the rows of a view."""
+    """The cardinality of a view other than the first view."""
 
     prefix: str
     connections: int
+    """Number of rows of the view."""
     series_at_most: int
     approximate: bool
     labels: tuple[LabelCardinality, ...]
@@ -86,21 +90,27 @@ class ViewCardinality:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardinalityReport:
-    """The cardinality of the first view (the connections), and of the other ``views``.
+    """The cardinality of the first view (the connections) and of all other views.
 
-    ``series_at_most`` is an upper bound, because a connection has no series for a missing value. A
-    hidden connection (below ``min_bytes`` and ``min_packets``) has no series at all. All numbers
-    except those of ``forecast`` include hidden connections. ``forecast`` is None if the first view
-    does not count bytes.
+    All numbers except those of ``forecast`` include hidden connections, which are below
+    ``min_bytes`` and ``min_packets``.
     """
 
     connections: int
     series_at_most: int
+    """Upper bound on the number of series.
+
+    Hidden connections have no series. All other connections have no series for missing values."""
     approximate: bool
+    """Whether `LabelCardinality.without` of ``labels`` contains estimates."""
     labels: tuple[LabelCardinality, ...]
+    """The labels of the first view."""
     views: tuple[ViewCardinality, ...] = ()
+    """All views except the first view."""
     without: WithoutLabel | None = None
+    """The exact numbers without a certain label, or None if the client has not chosen a label."""
     forecast: Forecast | None = None
+    """None if the first view does not count bytes."""
 
 
 class Cardinality:
@@ -112,11 +122,13 @@ class Cardinality:
         others: Mapping[str, View] | None = None,
         forecaster: Forecaster | None = None,
     ) -> None:
-        """``view`` is the first view, and ``others`` are the other views by prefix, in order."""
+        """``view`` is the first view. ``others`` are the other views by prefix, in table order."""
         self._table = table
         self._forecaster = forecaster
         self.labels = tuple(column.name for column in view.columns)
-        """All label names except ``direction``, which has the same values for all connections."""
+        """All labels of the first view except ``direction``.
+
+        ``direction`` has the same values for all connections."""
         self._series = _max_series_per_row(view)
         self._others = others or {}
         self._scanning = threading.Lock()
@@ -135,7 +147,7 @@ class Cardinality:
             return self._values
 
     async def report(self, without: str | None = None) -> CardinalityReport:
-        """Return a cached report, or make a new one: a thread scans all views.
+        """Return a cached report, or make a new report of all views in a thread.
 
         If ``without`` is one of `labels`, the report also has the exact cardinality without this
         label. Raises BusyError if another report is in progress.

@@ -17,8 +17,8 @@ from skyfast.wording import noun
 
 MIN_SHARE: Final = 0.005
 """If a label has more values than the report lists, only values with at least this share of the
-connections are shown. Rarer values are hidden, because the report lists only some of them,
-chosen arbitrarily."""
+connections are shown. Rarer values are not shown, because the report lists only an arbitrary
+selection of them."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""
@@ -30,8 +30,8 @@ _HEADS: Final = (
     ("number", "change"),
     ("text", "most frequent values, and their {rows}"),
 )
-"""The columns. ``{rows}`` is a noun: "connections" for the first view, and "rows" for all other
-views."""
+"""The alignment and the title of each column. In titles, ``{rows}`` is replaced with "connections"
+for the first view, and with "rows" for all other views."""
 
 
 def as_html(report: CardinalityReport) -> str:

@@ -40,7 +40,7 @@ MAX_COST = 18
 """The highest accepted cost of bcrypt. With this cost, checking a password takes about 15 s."""
 
 SLOW_COST = 16
-"""The highest cost of bcrypt without a warning. With this cost, checking a password takes about 4 s.
+"""The highest cost of bcrypt without a warning. With this cost, a password check takes about 4 s.
 
 A check that takes longer than 10 s continues after the deadline of the response. The next request
 with the same credentials uses the result of the check.
@@ -153,7 +153,7 @@ class WebConfig:
 def read(path: str, *, files: Files | None = None) -> WebConfig:
     """Read the file at ``path``, and the certificate and key files that it names (blocking).
 
-    Adds the paths of all read files to ``files``, even if a file is invalid. Logs warnings.
+    Adds the paths of all these files to ``files``, even if a file is invalid. Logs warnings.
 
     Raises:
         ConfigError: A file is invalid. The text contains file, line and key, and no secrets.
@@ -210,7 +210,7 @@ class _Reader:
     def errors_at(
         self, node: YamlNode, path: str, *, secret: bool = False
     ) -> AbstractContextManager[None]:
-        """Convert an `InvalidValue` to a ConfigError about ``node``, which has the key ``path``."""
+        """Convert an `InvalidValue` to a ConfigError about ``node``, whose key path is ``path``."""
         return self.origin(node).errors_at(path, hides=hide_all if secret else hide_nothing)
 
     def add_warning(self, node: YamlNode, path: str, text: str) -> None:

@@ -66,7 +66,7 @@ class WebConfigFile:
         self._files = config.files
 
     async def refresh(self) -> WebConfig:
-        """Return the configuration in use. If its files have changed, try to reload it first."""
+        """Return the configuration in use. If files have changed, try to reload them first."""
         if self._changed():
             async with self._lock:
                 if self._changed():

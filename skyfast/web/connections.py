@@ -1,8 +1,9 @@
 """HTTP connections: how skyfast limits and closes them.
 
-At any time, a connection has exactly one deadline: for example, for the end of the request head, of
-the response, or of the idle time before the next request. When the deadline passes, skyfast closes
-the connection. aiohttp only parses requests and encodes responses. This module enforces all limits.
+At any time, a connection has exactly one deadline: for example, for receiving the request head, for
+sending the response, or for waiting until the next request. When the deadline passes, skyfast
+closes the connection. aiohttp only parses requests and encodes responses. This module enforces all
+limits.
 
 No other module uses undocumented features of aiohttp. This module uses the following features,
 which were tested with aiohttp 3.14.5:
@@ -241,7 +242,7 @@ class HttpConnection(web.RequestHandler):
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: self, client, ssl=context, ssl_shutdown_timeout=IDLE_TIMEOUT_S
             )
-        except OSError as error:  # includes `ssl.SSLError`
+        except OSError as error:  # `ssl.SSLError` is a subclass
             reason, text = handshake.failure(error)
             if reason:
                 self._connections.handshake_failed(self, reason, text)
@@ -302,10 +303,11 @@ class HttpConnection(web.RequestHandler):
         self._unprocessed_bytes += len(data)
         super().data_received(data)
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's returns None
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's method returns None
         """Return whether to keep the connection open for a response after the client has sent EOF.
 
-        aiohttp would close the connection at once, even in the middle of a page.
+        Without this method, aiohttp would close the connection at once, even in the middle of a
+        page.
         """
         if self._discarded_bytes >= 0:
             return False

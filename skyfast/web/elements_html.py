@@ -1,7 +1,7 @@
 """Elements of the status page: values, titles with values, bars that show limits, and tables.
 
 The attributes of each element contain the path and the format of its value. The script of the page
-uses them to update the value.
+uses these attributes to update the value.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,42 +22,46 @@ _HIDDEN: Final = "table.hidden_connections"
 
 @dataclass(frozen=True, slots=True)
 class HtmlColumn:
-    """A column of a table.
-
-    * ``key`` is the path of the value in a row, and ``format`` is the format of the value.
-    * ``head`` is the content of the header cell, and ``attributes`` are its attributes, as HTML.
-    * If the values in this column can have names, ``name`` is the label in this column, otherwise
-      "". The page shows a name instead of its value, or beside the value if ``is_beside``.
-    * ``bar`` is the path of the length (0 to 1) of a bar in the background, or "" for no bar.
-    * If ``filters``, the value is a link that filters the table by this value.
-    * ``configured`` is a value to mark as the configured value, or 0.
-    * ``single`` is a metric with one value per row, or "". While the table is ranked by this
-      metric, the column is hidden, because the rank column shows the same values.
-    """
+    """A column of a table."""
 
     key: str
+    """The path of the value in a row."""
     format: str
+    """The format of the value: see `skyfast.web.formats`."""
     head: str
+    """The content of the header cell, as HTML."""
     attributes: str = ""
+    """Additional attributes of the header cell, as HTML."""
     name: str = ""
+    """The label in this column if its values can have names, otherwise "".
+
+    The page shows the name of a value instead of the value."""
     is_beside: bool = False
+    """Whether the page shows the name beside the value."""
     bar: str = ""
+    """The path of the length (0 to 1) of a bar in the background, or "" for no bar."""
     filters: bool = False
+    """Whether the value is a link that filters the table by the value."""
     configured: int = 0
+    """A value to mark as the configured value, or 0 to mark no value."""
     single: str = ""
+    """The metric in this column if the metric has one value per row, otherwise "".
+
+    While the table is ranked by the metric, the column is hidden, because the rank column shows the
+    same values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A bar that shows values and their common limit.
-
-    ``keys`` are the paths of the values in the report, and ``limit`` is the path of the limit.
-    """
+    """A bar that shows values and their common limit."""
 
     anchor: str
+    """The anchor of the explanation on ``/help``."""
     title: str
     keys: tuple[str, ...]
+    """The paths of the values in the report."""
     limit: str
+    """The path of the limit in the report."""
 
 
 class Elements:
@@ -116,7 +120,7 @@ class Elements:
         return self.rows(key, columns, _at(self._tree, key))
 
     def rows(self, key: str, columns: Iterable[HtmlColumn], rows: Sequence[Any]) -> str:
-        """Return a table of ``rows``, which is hidden if there are no rows."""
+        """Return a table of ``rows``. If there are no rows, the table is hidden."""
         columns = tuple(columns)
         heads = "".join(
             f'<th scope="col" class="{_side(column.format)}" data-key="{column.key}"'

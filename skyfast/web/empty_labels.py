@@ -1,7 +1,7 @@
 """Finds labels that should show names, but are empty for most of the traffic.
 
-If Skydive's topology lacks names, nearly all connections have empty labels, and their traffic is
-added up in a few series.
+If Skydive's topology lacks names, nearly all connections have the same empty labels. Then a few
+series contain nearly all traffic.
 """
 
 import logging
@@ -37,8 +37,8 @@ _SETS: Final = (
 """The sets of labels to check. A set counts as empty if all its labels are empty.
 
 The labels of initiator and target are in the same set, because usually at least one of the two
-addresses is in the topology. Other labels are often rightly empty: for example, not every address
-belongs to a container."""
+addresses is in the topology. Labels that are in no set are often rightly empty: for example, not
+every address belongs to a container."""
 
 
 class GroupedTable(Protocol):
@@ -86,10 +86,11 @@ def _share(
 
 
 def is_suspicious(empty: EmptyLabels) -> bool:
-    """Return whether to warn about these labels.
+    """Return whether to warn about the labels of ``empty``.
 
-    Often, only one end has a name: for example, if the other end is on the Internet. Therefore, if
-    only the label of one end is exported, it is suspicious only if it is empty for all bytes.
+    * If only the label of one end (initiator or target) is exported: if the label is empty for all
+      bytes. A high share is normal, because many ends have no name, for example on the Internet.
+    * Otherwise: if the labels are empty for at least `MIN_SHARE` of the bytes.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)
@@ -105,7 +106,7 @@ def _empty(empty: EmptyLabels) -> str:
 
 
 def reason(empty: EmptyLabels, names: NameStats) -> str:
-    """Return the reason why the labels are empty, as a clause without a full stop."""
+    """Return why the labels are empty, as a sentence without a full stop."""
     if not names.addresses and not names.nodes:
         return "the topology is empty"
     kind = "capture points" if empty.labels[0].startswith("node_") else "addresses"
@@ -122,16 +123,16 @@ class EmptyLabelCheck:
     def is_due(self, ranking: Ranking, *, is_read: bool) -> bool:
         """Return whether the table of ``ranking`` can be searched.
 
-        ``is_read`` tells whether skyfast has read all names. The result is true only if ``is_read``
-        is true in two successive calls for the same table. Between the two calls, skyfast updates
-        the labels of flows.
+        ``is_read`` tells whether skyfast has read all names. The result is true if ``is_read`` is
+        true in two successive calls for the same table. The time between the two calls allows
+        skyfast to update the labels of flows.
         """
         was_read = self._read_for is not None and self._read_for() is ranking
         self._read_for = weakref.ref(ranking) if is_read else None
         return is_read and was_read
 
     def use(self, found: Sequence[EmptyLabels], names: NameStats) -> None:
-        """Store the suspicious labels of ``found`` in ``names``, and log those that are new."""
+        """Store the suspicious labels of ``found`` in ``names``. Log the labels that are new."""
         known = {empty.labels for empty in names.empty_labels}
         names.empty_labels = tuple(filter(is_suspicious, found))
         for empty in names.empty_labels:

@@ -26,7 +26,7 @@ FIRST_CHUNK_BYTES = 16 * 1024
 """The size of a page's first chunk: small, so that the first byte is sent early."""
 
 CHUNK_BYTES = 512 * 1024
-"""The size of a chunk, which is rendered and compressed without the GIL."""
+"""The size of all further chunks. Each chunk is rendered and compressed without the GIL."""
 
 COMPRESSED_BYTES = 128 * 1024
 """The minimum size of a compressed chunk, except the first and the last.
@@ -34,7 +34,7 @@ COMPRESSED_BYTES = 128 * 1024
 Smaller chunks would wake the event loop too often."""
 
 QUEUE_CHUNKS = 4
-"""The maximum number of chunks rendered ahead of the reader."""
+"""The maximum number of rendered chunks that wait for the reader."""
 
 GZIP_LEVEL = 1
 """isal's compression level, from 0 to 3. Level 1 shrinks pages to a tenth, at 1.1 GB/s."""
@@ -49,23 +49,23 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
 
 DIRECT_CONNECTIONS = 1_000
-"""isal compresses pages with fewer connections, and `TablePage.deflate` compresses larger pages.
+"""The minimum number of connections of a page for `TablePage.deflate`.
 
-`TablePage.deflate` needs about 2 MiB of memory, even for a small page."""
+isal compresses smaller pages, because `TablePage.deflate` always needs about 2 MiB of memory."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-"""OpenMetrics 1.0, which is offered if all counters have standard names."""
+"""The content type of OpenMetrics 1.0, which is offered if all counters have standard names."""
 
 OPENMETRICS_2 = "application/openmetrics-text; version=2.0.0; charset=utf-8"
-"""OpenMetrics 2.0, which is offered to scrapers that ask for this version."""
+"""The content type of OpenMetrics 2.0, which is offered to scrapers that ask for this version."""
 
 CONTENT_TYPES = (TEXT_FORMAT, OPENMETRICS, OPENMETRICS_2)
-"""The content types; the index is the major version of OpenMetrics, or 0 for the text format."""
+"""The content types by the major version of OpenMetrics. Index 0 is the text format."""
 
 _END = b"# EOF\n"
-"""The end of an OpenMetrics page; a page without this end is incomplete."""
+"""The end of an OpenMetrics page. A page without this end is incomplete."""
 
 
 class TablePage(Protocol):
@@ -78,7 +78,7 @@ class TablePage(Protocol):
         """Return about ``size`` bytes of text, and the same text as blocks of a deflate stream.
 
         The next call overwrites the text. At the end of the page, the text is empty. The last
-        blocks end with a full byte, so that other blocks can follow. Releases the GIL.
+        blocks end at a byte boundary, so that other blocks can follow. Releases the GIL.
         """
 
     def distinct_values(self, label: str, /) -> list[str]:
@@ -101,10 +101,12 @@ class ExpositionTable(TableCounts, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeflatedText:
-    """A chunk of a page: the ``text``, and the same text as ``blocks`` of a deflate stream."""
+    """A chunk of a page, uncompressed and compressed."""
 
     text: memoryview
+    """The uncompressed text."""
     blocks: bytes
+    """The same text as blocks of a deflate stream."""
 
     def __len__(self) -> int:
         return len(self.text)
@@ -132,38 +134,39 @@ class Part(Flag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpositionSource:
-    """``views`` are the prefixes of all views except the first view.
-
-    ``table_families`` are the names of the table's families in the order of the page. If
-    ``interface_info`` is set, at least one view has the label ``node_tid``.
-
-    If ``standard_names``, OpenMetrics 1.0 is offered. If ``start_timestamps``, OpenMetrics 1.0
-    includes the start times of the table's counters. OpenMetrics 2.0 always includes these times.
-    """
+    """What the metrics pages are rendered from, besides `Stats`."""
 
     table: ExpositionTable
     cardinality: Cardinality
     views: tuple[str, ...]
+    """The prefixes of all views except the first view, in the table's order."""
     table_families: tuple[str, ...]
+    """The names of the table's families, in the order of the page."""
     interface_info: InterfaceInfo | None
+    """None if there are no info series. Otherwise, at least one view has the label ``node_tid``."""
     interfaces: RenderedPart
     captures: RenderedPart
     standard_names: bool
+    """Whether all counters have standard names. If not, OpenMetrics 1.0 is not offered."""
     start_timestamps: bool
+    """Whether pages in OpenMetrics 1.0 include the start times of the table's counters.
+
+    Pages in OpenMetrics 2.0 always include the start times."""
 
     @property
     def flow_families(self) -> tuple[str, ...]:
-        """The names of all families of ``/metrics/flows``, in their order."""
+        """The names of all families of ``/metrics/flows``, in the order of the page."""
         info = self.interface_info
         return self.table_families if info is None else (*self.table_families, info.name)
 
 
 class Exposition:
-    """``source`` can be replaced at any time; pages in progress continue with the previous one."""
+    """Renders the metrics pages."""
 
     def __init__(self, *, source: ExpositionSource, stats: Stats, now: Callable[[], float]) -> None:
         """``now`` returns the time of the table's clock in seconds."""
         self.source = source
+        """Can be replaced at any time. Pages in progress still use the previous source."""
         self._stats = stats
         self._now = now
 
@@ -182,8 +185,8 @@ class Exposition:
     ) -> "Stream":
         """Start rendering ``parts`` in a thread, and return the stream of chunks.
 
-        With ``gzip`` and ``direct``, the table compresses the flows. With only ``gzip``, isal
-        compresses the whole page.
+        With ``gzip`` and ``direct``, the table compresses the flow families of large pages. In all
+        other cases with ``gzip``, isal compresses the whole page.
         """
         direct = direct and gzip
         chunks = self._chunks(parts, direct=direct, openmetrics=openmetrics, query=query)
@@ -192,11 +195,11 @@ class Exposition:
     def _chunks(
         self, parts: Part, *, direct: bool, openmetrics: int, query: FlowQuery
     ) -> Iterator[Chunk]:
-        """Return an iterator that renders ``parts`` in any thread, from the current source."""
+        """Return an iterator that renders ``parts`` of the current source, in any thread."""
         source = self.source
         counts = b""
         if Part.SELF in parts:
-            # Must run on the event loop: see self_metrics.render.
+            # Call self_metrics.render here, because it must run on the event loop.
             counts = self_metrics.render(
                 self._stats,
                 source.table,
@@ -219,7 +222,7 @@ def _chunks(
     openmetrics: int,
     query: FlowQuery,
 ) -> Iterator[Chunk]:
-    """Yield the page; ``counts`` are the self metrics rendered on the event loop."""
+    """Yield the page. ``counts`` are the self metrics that were rendered on the event loop."""
     if Part.FLOWS in parts:
         yield from _flows(source, query, now, direct=direct, openmetrics=openmetrics)
     for part, rendered in (
@@ -256,8 +259,8 @@ def _flows(
         names=query.names,
     )
     info = source.interface_info
-    # If a page is read in parts, the first part has all info series, because one scan finds the
-    # capture points of all parts.
+    # If a page is read in parts, the first part has the info series of all parts, because a single
+    # scan finds all capture points.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
     # Find the capture points before reading the page, so that no series of the page lacks its info
@@ -280,7 +283,7 @@ def _rendered(page: TablePage) -> Iterator[bytes]:
 
 
 def _deflated(page: TablePage) -> Iterator[DeflatedText]:
-    """Yield the page; the last chunk has no text."""
+    """Yield the page. The last chunk has no text."""
     size = FIRST_CHUNK_BYTES
     text = True
     while text:
@@ -291,19 +294,19 @@ def _deflated(page: TablePage) -> Iterator[DeflatedText]:
 
 
 class Stream:
-    """A page, transferred from the thread that renders it to the event loop that sends it.
+    """Transfers a page from the thread that renders it to the event loop that sends it.
 
-    Iterating yields non-empty chunks, and raises the exception if rendering fails. Leaving the
-    context stops the thread after its current chunk.
+    Iterating yields non-empty chunks. If rendering fails, iterating raises the exception. Leaving
+    the context stops the thread after its current chunk.
 
-    The thread sleeps while its queue is full, and wakes the event loop only if the reader is
-    waiting. An executor would wake the event loop for every chunk.
+    The thread sleeps while the queue is full. The thread wakes the event loop only if the reader is
+    waiting, while an executor would wake the event loop for every chunk.
     """
 
     def __init__(self, chunks: Iterator[Chunk], *, gzip: bool) -> None:
         """Start the thread. Must be called on the event loop that reads the chunks."""
         self.page_bytes = 0
-        """Bytes rendered, before compression."""
+        """Number of bytes rendered so far, before compression."""
         self._queue: deque[bytes] = deque()
         self._lock = threading.Lock()  # threads hold the lock only briefly
         self._not_full = threading.Condition(self._lock)
@@ -378,7 +381,7 @@ class Stream:
         self._resolve(self._ended)
 
     def _put(self, chunk: bytes) -> bool:
-        """Add ``chunk`` when the queue has room; return False if the stream is closed."""
+        """Wait until the queue has room. Add ``chunk``, or return False if the stream is closed."""
         with self._lock:
             while len(self._queue) >= QUEUE_CHUNKS and not self._closed:
                 self._not_full.wait()

@@ -9,10 +9,11 @@ from skyfast._table import MAX_PARTS
 from skyfast.runtime.logs import printable
 
 PART: Final = "part"
-"""The parameter with the value ``I/N``: show only part I of N parts. I is from 0 to N - 1."""
+"""The parameter that selects a part of the page. The value ``I/N`` selects part I of N parts, with
+I from 0 to N - 1."""
 
 NAME: Final = "name[]"
-"""The parameter with the name of a family. It can be repeated to select several families."""
+"""The parameter with the name of a family. Clients can repeat it to select several families."""
 
 PARAMETERS: Final = (PART, NAME)
 
@@ -20,16 +21,19 @@ _PART: Final = re.compile(r"(0|[1-9][0-9]?)/([1-9][0-9]?)", re.ASCII)
 
 
 class FlowQueryError(ValueError):
-    """The text is the reason and the allowed values, in one line."""
+    """A query is invalid. The text is the reason and the allowed values, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowQuery:
-    """A part of the page, and the ``names`` of the families to show; None means all families."""
+    """Which part and which families of the page are shown."""
 
     part: int = 0
+    """The index of the part, from 0 to ``parts`` - 1."""
     parts: int = 1
+    """Number of parts of the page."""
     names: frozenset[str] | None = None
+    """The names of the families to show, or None for all families."""
 
     def shows(self, name: str) -> bool:
         return self.names is None or name in self.names
@@ -39,7 +43,7 @@ ALL_FLOWS: Final = FlowQuery()
 
 
 def parse(parameters: Iterable[tuple[str, str]], *, families: Collection[str]) -> FlowQuery:
-    """Parse a query; ``families`` are the names of all families of the page.
+    """Parse a query. ``families`` are the names of all families of the page.
 
     Raises FlowQueryError if the query is invalid.
     """

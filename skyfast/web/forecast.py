@@ -39,46 +39,51 @@ class ForecastTable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundForecast:
-    """How much of the first view would remain with this ``min_bytes``.
-
-    ``connections`` counts only connections that would have series. ``bytes`` and ``series`` are
-    sums over these connections. ``bytes_share`` is ``bytes`` as a fraction of the bytes of all
-    connections.
-    """
+    """How much of the first view would remain with a certain ``min_bytes``."""
 
     min_bytes: int
     connections: int
+    """Number of connections that would have series."""
     series: int
+    """Number of series of the connections that would have series."""
     bytes: int
+    """Total bytes of the connections that would have series."""
     bytes_share: float
+    """``bytes`` as a fraction of the bytes of all connections, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """How much of the first view would remain with different bounds.
-
-    * ``unbounded`` has no bounds, and ``current`` has the configured bounds.
-    * ``bounds`` are forecasts for the values `LISTED` of ``min_bytes`` and for the configured
-      ``min_bytes``, in ascending order. Each of them assumes the configured ``min_packets``.
-    * ``other_series`` is the number of series of all other views.
-    * ``proposed`` is the forecast for the lowest value of `PROPOSED` with which all views together
-      have at most ``max_series`` series. ``proposed.min_bytes`` is 0 if no bound is needed.
-      ``proposed`` is None if ``max_series`` is None, or if no value of `PROPOSED` is high enough.
-    * ``text`` is the proposal as a sentence.
-    """
+    """How much of the first view would remain with different bounds."""
 
     min_packets: int
+    """The configured ``min_packets``. It applies to all forecasts except ``unbounded``."""
     unbounded: BoundForecast
+    """The forecast without bounds."""
     current: BoundForecast
+    """The forecast with the configured bounds."""
     bounds: tuple[BoundForecast, ...]
+    """The forecasts for the values `LISTED` of ``min_bytes`` and for the configured ``min_bytes``.
+
+    The forecasts are sorted by ``min_bytes``."""
     other_series: int
+    """Number of series of all other views."""
     max_series: int | None
+    """The desired maximum number of series of all views together, or None for no maximum."""
     proposed: BoundForecast | None
+    """The forecast for the proposed ``min_bytes``.
+
+    * If ``max_series`` is None: None
+    * If the views together have at most ``max_series`` series even without a bound: ``unbounded``
+    * Otherwise: the forecast for the lowest value of `PROPOSED` that reduces the series of all
+      views together to ``max_series``, or None if no value is high enough
+    """
     text: str
+    """The proposal as a sentence."""
 
     @property
     def hidden_connections(self) -> int | None:
-        """How many connections the configured bounds hide; None if no bounds are configured."""
+        """Number of connections that the configured bounds hide, or None without bounds."""
         if not (self.current.min_bytes or self.min_packets):
             return None
         return self.unbounded.connections - self.current.connections

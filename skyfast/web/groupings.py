@@ -26,8 +26,7 @@ TITLES: Final[Mapping[str, str]] = {
 The labels are given without prefix: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
 
 SINGLE_LABELS: Final[Mapping[str, str]] = {"port": "target_port"}
-"""The groupings that use only the initiator's or only the target's label. Maps a key of `TITLES` to
-this label.
+"""The groupings that use only the label of one end: maps a key of `TITLES` to this label.
 
 Groups by the initiator's port would be too small, because most clients use a new port for each
 connection."""
@@ -35,22 +34,24 @@ connection."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grouping:
-    """A grouping of the rows of a view. If ``group`` is empty, the rows themselves are shown.
-
-    If ``view`` (a prefix) is empty, the first view with all labels in ``group`` is grouped.
-    """
+    """A choice of what the status page ranks: rows of a view, or groups of rows."""
 
     title: str
     group: tuple[str, ...] = ()
+    """The labels to group by. If empty, the rows themselves are shown."""
     view: str = ""
+    """The prefix of the view. If empty, the first view with all labels in ``group`` is used."""
 
 
 def groupings(views: Mapping[str, RankedView]) -> Iterator[Grouping]:
     """Yield the connections, then the groupings that the labels allow, then the other views.
 
     There are groupings by the labels in `TITLES`, and by user-defined labels of initiators and
-    targets. If a view has both labels ``initiator_x`` and ``target_x``, the grouping by x uses
-    both, unless `SINGLE_LABELS` contains x.
+    targets. The grouping by x uses these labels:
+
+    * If `SINGLE_LABELS` contains x: only the label in `SINGLE_LABELS`
+    * Otherwise, if a view has both ``initiator_x`` and ``target_x``: both labels
+    * Otherwise: the first of ``initiator_x``, ``target_x`` and x that a view has
     """
     yield Grouping(title="connection")
     for name, title in {**TITLES, **_defined(views)}.items():

@@ -91,15 +91,14 @@ class ServerContext(ssl.SSLContext):
 
 
 class Handshake:
-    """One client's handshake, from its beginning to `close`.
-
-    ``first`` has the client's first bytes. After a failure, ``alert`` contains OpenSSL's alert.
-    """
+    """One client's handshake, from its beginning to `close`."""
 
     def __init__(self, client: socket.socket) -> None:
-        """After this call, the same task must start TLS on ``client``."""
+        """Prepare for the handshake. Then the same task must start TLS on ``client``."""
         self.first = b""
+        """The first bytes from the client, at most `FIRST_BYTES`."""
         self.alert = b""
+        """After a failure, the TLS alert that OpenSSL has written."""
         self._client: socket.socket | None = None
         # Use a duplicate, because the event loop closes `client` before the alert is sent.
         with contextlib.suppress(OSError):  # if no descriptor is free, no alert is sent
@@ -114,10 +113,10 @@ class Handshake:
         return _reason(error) in _HTTP or _REQUEST.match(self.first) is not None
 
     def failure(self, error: BaseException) -> tuple[str, str]:
-        """Return why the handshake failed, and a text for the log.
+        """Return the reason of the failure, and a text for the log.
 
-        The reason is one of `skyfast.stats.HANDSHAKE_FAILURES`. Reason and text are empty if the
-        client has sent nothing, as in health checks of a TCP port.
+        The reason is one of `skyfast.stats.HANDSHAKE_FAILURES`. If the client has sent nothing, as
+        in health checks of a TCP port, the reason and the text are empty.
         """
         if not self.first:
             return "", ""

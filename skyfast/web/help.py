@@ -13,10 +13,11 @@ from skyfast.web import html
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
-    """``page`` is where to read more: a path in ``docs``, with an anchor."""
+    """The explanation of a figure."""
 
     title: str
     page: str
+    """Where to read more: a path in ``docs``, with an anchor."""
     text: str
 
 

@@ -1,6 +1,6 @@
 """Stores the history that the status page shows.
 
-`History` has some counters of the last ten minutes. `Churn` counts the connections that were
+`History` stores some values of the last ten minutes. `Churn` counts the connections that were
 created or expired in the last three hours.
 """
 
@@ -30,24 +30,27 @@ MAX_GAP_S: Final = 2 * INTERVAL_S
 """If two samples are further apart, the process was paused, and the chart has a gap."""
 
 RATE_INTERVALS: Final = 6
-"""The analyzers' rates are averages over this many intervals: half a minute."""
+"""The number of intervals (half a minute) over which the analyzers' rates are averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """The last ten minutes: lists with an entry for each interval, oldest first.
+    """Values of the last ten minutes. Each list has an entry for each interval, oldest first.
 
-    ``scrape_…`` has the values of the last scrape in the interval, or None if there was no scrape.
-    The last entry has the current values, as shown on the status page. Otherwise, a current value
+    The last entries are the current values that the status page shows. Otherwise, a current value
     could exceed the maximum of its chart.
     """
 
     interval_seconds: float
     age_seconds: list[float]
+    """The time since the end of each interval."""
     connections: list[int]
+    """Number of connections at the end of each interval."""
     flows_per_second: list[float]
     scrape_duration_seconds: list[float | None]
+    """The duration of the last scrape in each interval, or None if there was no scrape."""
     scrape_bytes: list[int | None]
+    """The size of the last scrape in each interval, or None if there was no scrape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +58,14 @@ class _Sample:
     at_s: float
     connections: int
     flows: Mapping[str, int]
-    """Flow reports received, by analyzer. A total would decrease when an analyzer is removed."""
+    """Number of flow reports received, by analyzer.
+
+    A total over all analyzers would decrease when an analyzer is removed."""
     ages: Mapping[str, tuple[int, float, int, float]]
-    """By analyzer: count and sum of the observed lags, then count and sum of the ages of data."""
+    """For each analyzer, four numbers about observed reports.
+
+    The first two are the number of observed lags and their sum in seconds. The last two are the
+    number of observed data ages and their sum in seconds."""
     scrapes: int
     scrape_duration_s: float
     scrape_bytes: int
@@ -74,8 +82,8 @@ class History:
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
         """Return the history of the ten minutes before ``now_s``, ending with the current state.
 
-        The last rate is the total of `rates`, because the page shows this total in other places
-        too. The last interval is incomplete, so its own rate would be a different number.
+        The last rate is the total of `rates`, which the page also shows in other places. The rate
+        of the last interval would be a different number, because the interval is incomplete.
         """
         every = [*self._samples, _sample(stats, connections, now_s)]
         rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
@@ -103,7 +111,7 @@ class History:
         )
 
     def lags(self) -> Mapping[str, tuple[float | None, float | None]]:
-        """Return the mean lag and age of data of each analyzer in the last ten minutes, in seconds.
+        """Return each analyzer's mean lag and mean age of data in seconds, over ten minutes.
 
         A mean is None if no report was observed.
         """
@@ -164,6 +172,8 @@ def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChurnCounts:
+    """The connections that were created and expired in the last ``seconds``."""
+
     created: int
     expired: int
     seconds: float

@@ -16,7 +16,7 @@ MIN_BAR_PERCENT: Final = 1.0
 """The length of the shortest visible bar, in percent of the cell."""
 
 PAGES: Final = {"./": "Status", "cardinality": "Cardinality", "help": "Help", "metrics": "Metrics"}
-"""The navigation of all pages: titles by relative path."""
+"""The links at the top of each page: titles by relative path."""
 
 
 def read(name: str) -> str:
@@ -50,7 +50,7 @@ POLICY = (
 def document(*, title: str, body: str, script: str = "") -> str:
     """Return a complete page. ``script`` is the name of a script file, or "" for no script.
 
-    ``title`` and ``body`` are HTML, so the caller must escape untrusted text.
+    ``title`` and ``body`` are HTML: the caller must escape untrusted text.
     """
     return f"""\
 <!DOCTYPE html>
@@ -71,10 +71,13 @@ def document(*, title: str, body: str, script: str = "") -> str:
 
 
 def header(current: str, details: str, *, root: str = "", updates: bool = True) -> str:
-    """Return the header of a page, and the element for the message that the page is stale.
+    """Return the header of a page.
 
-    ``current`` is a path of `PAGES`, or empty. ``details`` is HTML that follows the heading.
-    ``root`` is the relative path of the status page. If ``updates``, a script updates the page.
+    * ``current`` is the path of the page in `PAGES`, or "".
+    * ``details`` is HTML that follows the heading.
+    * ``root`` is the relative path of the status page.
+    * If ``updates`` is true, a script updates the page. The header then has a button that pauses
+      the updates, and is followed by an element for the message that the page is stale.
     """
     links = " ".join(
         f'<a href="{escape(root + path.removeprefix("./")) or "./"}"'

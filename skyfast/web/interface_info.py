@@ -12,7 +12,7 @@ from skyfast.flows.catalog import INTERFACE_INFO, NODE_NAMES, NODE_TID_LABEL
 from skyfast.text_format import label_text
 
 CHUNK_SERIES: Final = 1000
-"""The number of series in a chunk of the page: about 250 KB."""
+"""The number of series in a chunk of the page. A chunk has about 250 KB."""
 
 _NAMES: Final = {
     "interface_name": "name",
@@ -23,7 +23,7 @@ _NAMES: Final = {
     "node_pod": "pod",
     "node_workload": "workload",
 }
-"""The labels other than ``node_tid``, and the item of `NODE_NAMES` that each label shows.
+"""The labels other than ``node_tid``. Each label is mapped to the item of `NODE_NAMES` it shows.
 
 Prometheus adds the labels of the scrape target to each series, such as ``namespace`` and ``pod`` in
 Kubernetes. If skyfast exports a label of the same name, Prometheus renames skyfast's label, for
@@ -43,7 +43,7 @@ class InterfaceInfo:
         *,
         naming: Literal["compatible", "standard"] = "compatible",
     ) -> None:
-        """``names`` maps each ``NodeTID`` to its `NODE_NAMES`, which can be empty.
+        """``names`` maps each ``NodeTID`` to its `NODE_NAMES`, which can be empty strings.
 
         The names may change while a page is rendered.
         """

@@ -129,7 +129,7 @@ def url(address: Endpoint, *, secure: bool) -> str:
 
 
 def hint(error: ListenError) -> str:
-    """Return a hint to set another address or port; "" if that would not help."""
+    """Return a hint to set another address or port; "" if neither would help."""
     if error.errno in _PORT_UNAVAILABLE:
         return f"; set another port with {_settings(PORT)}"
     if error.is_name or error.errno == errno.EADDRNOTAVAIL:
@@ -144,7 +144,7 @@ def _settings(key: Key[int] | Key[str]) -> str:
 async def listening_sockets(address: str, port: int) -> list[socket.socket]:
     """Return sockets bound to ``address``. An empty address means all addresses, IPv4 and IPv6.
 
-    All sockets have the same port. If ``port`` is 0, this is a free port.
+    All sockets have the same port: ``port``, or a free port if ``port`` is 0.
 
     Raises:
         OSError: An address or the port is unavailable.

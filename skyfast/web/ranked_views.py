@@ -9,7 +9,7 @@ from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.text_format import MetricType
 
 RATES: Final = ("bytes", "packets")
-"""The metrics that can be ranked by rate. Each rate needs up to two snapshots of each view."""
+"""The metrics that can be ranked by rate. A ranking by rate needs up to two snapshots."""
 
 PER_SECOND: Final = "_per_second"
 
@@ -20,54 +20,63 @@ Values = tuple[int | None, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedMetric:
-    """``directions`` is 2 if each direction has its own value."""
+    """A metric of a view, but not a histogram."""
 
     name: str
+    """The name in the configuration."""
     family: str
+    """The name on the metrics page."""
     type: MetricType
     unit: Unit
     directions: int
+    """2 if each direction has its own value, otherwise 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankingKey:
-    """A ranking criterion: ``metric``, or the rate of ``metric`` if ``is_rate``.
-
-    ``family`` is the index of the metric's family among the families of all views. The values of
-    the family are integers: the values on the page multiplied by ``10 ** decimals``.
-    ``is_complete`` means that every row has a value of the criterion.
-    """
+    """A ranking criterion: a metric, or the rate of a metric."""
 
     name: str
     metric: RankedMetric
     family: int
+    """The index of the metric's family among the families of all views."""
     decimals: int
+    """The table stores the values on the page as integers, multiplied by ``10 ** decimals``.
+
+    For example, if ``decimals`` is 3, the value 1.5 on the page is 1500 in the table."""
     is_rate: bool
+    """Whether rows are ranked by the rate of ``metric`` instead of its value."""
     is_complete: bool
+    """Whether every row has a value of the criterion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedView:
-    """A view whose rows can be ranked; ``prefix`` is empty for the first view.
-
-    ``labels`` are all label names except ``direction``. ``metrics`` exclude histograms, whose names
-    are in ``histograms``. ``decimals`` are the `RankingKey.decimals` of each metric. ``keys`` are
-    the criteria by name: all metrics in their order, then the rates.
-
-    The ranking shows names for the values of the labels ``addresses`` and ``nodes``. ``addresses``
-    are the labels with the initiator's or target's address, unless another label shows its name.
-    ``nodes`` are the labels with a ``NodeTID``. If the ranking shows no names, both sets are empty.
-    """
+    """A view whose rows can be ranked."""
 
     index: int
+    """The index of the view in the table. The first view has index 0."""
     prefix: str
+    """The prefix of the view, or "" for the first view."""
     labels: tuple[str, ...]
+    """The names of all labels except ``direction``."""
     metrics: tuple[RankedMetric, ...]
+    """All metrics except histograms."""
     histograms: tuple[str, ...]
+    """The names of all histograms, which cannot be ranked."""
     decimals: tuple[int, ...]
+    """The `RankingKey.decimals` of each metric in ``metrics``."""
     keys: Mapping[str, RankingKey]
+    """The criteria by name: all metrics in the order of ``metrics``, then the rates."""
     addresses: frozenset[str]
+    """The labels with the initiator's or the target's address that the ranking shows with names.
+
+    A label is left out if another label already shows the name of the address. If the ranking shows
+    no names, the set is empty."""
     nodes: frozenset[str]
+    """The labels with a ``NodeTID``, which the ranking shows with the name of the capture point.
+
+    If the ranking shows no names, the set is empty."""
 
     @property
     def default(self) -> str:
@@ -84,7 +93,11 @@ def ranked_view(
     first_family: int,
     has_names: bool,
 ) -> RankedView:
-    """``metrics`` are the family names of ``view`` in order."""
+    """Return ``view`` with its ranking criteria.
+
+    ``metrics`` are the names of the families of ``view`` in order. ``first_family`` is the index of
+    the first of these families among the families of all views.
+    """
     numbered = [
         (number, family, _metric(name, family))
         for number, (family, name) in enumerate(

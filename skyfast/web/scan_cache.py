@@ -20,12 +20,13 @@ class ScanCache(Generic[Key, Result]):
     """The results of scans by key. Must be used on the event loop."""
 
     def __init__(self, *, keep_s: float, max_results: int, queue: bool) -> None:
-        """Keep each result for ``keep_s`` seconds; 0 keeps none.
+        """Create an empty cache.
 
-        ``max_results`` limits the sum of cached results, running scans and waiting scans.
-
-        With ``queue``, requests wait until the running scan ends. Requests with the same key share
-        one scan. Without ``queue``, a request raises BusyError if a scan is running.
+        * Results are kept for ``keep_s`` seconds. If ``keep_s`` is 0, results are not kept.
+        * ``max_results`` limits the number of cached results, running scans and waiting scans
+          together.
+        * If ``queue`` is true, requests wait until the running scan ends, and requests with the
+          same key share one scan. If ``queue`` is false, requests during a scan raise BusyError.
         """
         self._keep_s = keep_s
         self._max_results = max_results
@@ -43,11 +44,12 @@ class ScanCache(Generic[Key, Result]):
 
         A scan continues even if the request that started the scan is cancelled. If the scan raises
         an exception, all waiting requests raise the exception, and nothing is cached. After a
-        success, no reference to ``scan`` is kept: it refers to a table, which must be freed when
-        another table replaces it.
+        success, the cache keeps no reference to ``scan``. Otherwise, the table to which ``scan``
+        refers could not be freed when another table replaces it.
 
         Raises:
-            BusyError: A scan is running and ``queue`` is false, or ``max_results`` is exceeded.
+            BusyError: A scan is running and ``queue`` is false, or ``max_results`` would be
+                exceeded.
 
         """
         result = self._results.get(key)

@@ -20,29 +20,32 @@ from skyfast.text_format import MetricFamily, Sample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """``process`` is None if the system does not report resource usage."""
+    """What the samples are read from."""
 
     stats: Stats
     table: TableCounts
     views: Sequence[str]
+    """The prefixes of all views except the first view, in the table's order."""
     process: ProcessUsage | None
+    """None if the system does not report resource usage."""
 
 
 Samples = Callable[[Sources], Iterable[Sample] | None]
 """Returns a family's samples, or None to leave the family out of the page."""
 
 Histograms = Callable[[Sources], Iterable[tuple[Mapping[str, str], HistogramStats]]]
-"""Returns a family's histograms with their labels."""
+"""Returns a family's histograms, each with its labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfMetric:
     family: MetricFamily
     standard: MetricFamily
+    """The family with its standard name."""
     samples: Samples
 
     def render(self, source: Sources, *, standard_names: bool, openmetrics: int) -> str:
-        """Return the family as text; "" if there are no samples."""
+        """Return the family as text, or "" if `samples` returns None."""
         samples = self.samples(source)
         if samples is None:
             return ""
@@ -56,7 +59,7 @@ class HistogramMetric:
     histograms: Histograms
 
     def render(self, source: Sources, *, standard_names: bool, openmetrics: int) -> str:
-        """Return the family as text, with the same name in both naming schemes."""
+        """Return the family as text. ``standard_names`` does not change the name of a histogram."""
         return self.family.render_histograms(self.histograms(source), openmetrics=openmetrics)
 
 
@@ -75,17 +78,17 @@ def histogram(name: str, help_text: str, histograms: Histograms) -> HistogramMet
 
 
 def single(read: Callable[[Sources], float]) -> Samples:
-    """A single sample without labels."""
+    """One sample without labels."""
     return lambda source: [({}, read(source))]
 
 
 def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samples:
-    """A sample for each value of ``label``."""
+    """One sample for each value of ``label``."""
     return lambda source: [({label: key}, value) for key, value in read(source).items()]
 
 
 def of_names(read: Callable[[NameStats], float]) -> Samples:
-    """A number from `NameStats`, if labels need names from the topology."""
+    """One sample from `NameStats`, but no family if no names from the topology are needed."""
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
     )
@@ -100,14 +103,14 @@ def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float
 
 
 def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
-    """A number from `OwnNameStats`, if there are own names or labels that show own names."""
+    """One sample from `OwnNameStats`, but no family without own names and labels for them."""
     return lambda source: (
         None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )
 
 
 def by_view(read: Callable[[TableCounts], Sequence[int]]) -> Samples:
-    """A sample for each view except the first view."""
+    """One sample for each view except the first view."""
     return by_label("view", lambda source: dict(zip(source.views, read(source.table), strict=True)))
 
 

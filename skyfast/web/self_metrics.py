@@ -488,10 +488,12 @@ def render(
 ) -> bytes:
     """Return the families ``skyfast_*`` and ``process_*`` that need no scan of the table.
 
-    ``views`` are the prefixes of all views except the first view, in the table's order. The format
-    is 0.0.4, or OpenMetrics without ``# EOF``. OpenMetrics 1.0 requires ``standard_names``.
+    * ``views`` are the prefixes of all views except the first view, in the table's order.
+    * ``openmetrics`` is the major version of OpenMetrics, or 0 for the text format 0.0.4. The end
+      ``# EOF`` is not included. Version 1 requires ``standard_names``.
+
     Counters have no start times, because some counters restart at 0 when a reload replaces the
-    table. Call this function on the event loop: it reads the counters without a lock.
+    table. Call this function on the event loop, because it reads the counters without a lock.
     """
     try:
         usage = process_usage()
@@ -506,10 +508,10 @@ def render(
 
 
 def render_hidden(hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: int = 0) -> bytes:
-    """Return the families ``skyfast_hidden_…``; nothing if no view has bounds.
+    """Return the families ``skyfast_hidden_…``, or b"" if no view has bounds.
 
-    ``hidden`` maps the prefix of each view to the number and the bytes of its hidden connections. A
-    view without bounds has None.
+    For each view, by prefix, ``hidden`` has the number and the bytes of the view's hidden
+    connections. For a view without bounds, ``hidden`` has None.
     """
     counts = {view: count for view, count in hidden.items() if count is not None}
     if not counts:

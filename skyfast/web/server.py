@@ -75,7 +75,7 @@ RESPONSE_TIMEOUT_S = 10.0
 """Timeout of responses other than metrics pages."""
 
 RANKING_TIMEOUT_S = 5.0
-"""Timeout of the ranking on the status page. After this time, the page is sent without it."""
+"""Timeout of the ranking. After this time, the status page is sent without a ranking."""
 
 MAX_STATUS_PAGES = 8
 """Maximum number of status pages rendered at once. Further requests get HTTP status 503."""
@@ -127,14 +127,14 @@ class WebServer:
         """Create a server that does not listen yet: see `start`.
 
         * ``ready`` returns whether skyfast is subscribed to an analyzer.
-        * ``reload`` is called for requests to ``/-/reload``. If it is None, such requests are
-          refused.
-        * ``security`` is closed by `stop`. If it is None, the server uses plain HTTP without
-          authentication.
+        * ``reload`` is called for requests to ``/-/reload``. If ``reload`` is None, such requests
+          are refused.
+        * ``security`` is closed by `stop`. If ``security`` is None, the server uses plain HTTP
+          without authentication.
         """
         self._listen_at = listen_at
         self.addresses = list(listen_at.addresses) or [configured(config)]
-        """The listening addresses. If a port is 0, `start` replaces it with a free port."""
+        """The listening addresses. If a port is 0, `start` replaces the 0 with a free port."""
         self._limits = config.web
         self._reload = reload
         self._security = security
@@ -202,7 +202,7 @@ class WebServer:
         return listeners
 
     async def stop(self) -> None:
-        """Close all connections within `STOP_TIMEOUT_S`; reset connections in mid-response."""
+        """Close all connections within `STOP_TIMEOUT_S`. Reset connections with open responses."""
         for server in self._servers:
             server.close()
         for acceptor in self._acceptors:
@@ -437,11 +437,12 @@ class WebServer:
         if coding == "gzip":
             headers[hdrs.CONTENT_ENCODING] = coding
         if request.method == hdrs.METH_HEAD:
-            # Send no page in response to HEAD: the client would mistake it for the next response.
+            # Send no page in response to HEAD. The client would mistake the page for the next
+            # response.
             return web.StreamResponse(headers=headers)
         if part is Part.SELF:
-            # The limits of concurrent scrapes do not apply to this page. It is small, and must stay
-            # available under overload.
+            # The limits of concurrent scrapes do not apply to /metrics/self: this page is small,
+            # and must stay available under overload.
             self_page = await self._exposition.self_page(openmetrics=openmetrics)
             body = exposition.compress(self_page) if coding == "gzip" else self_page
             return web.Response(body=body, headers=headers)
@@ -459,7 +460,7 @@ class WebServer:
             self._scrapers -= Counter((connection.address,))
 
     def _scrape_limit(self, address: str, *, parts: int) -> str:
-        """Return a text about the limit of concurrent scrapes that is reached; "" if none is.
+        """Return which limit of concurrent scrapes is reached, as text; "" if no limit is reached.
 
         ``parts`` is the number of parts in which the scraper reads the page.
         """
@@ -569,7 +570,7 @@ def _not_found(request: web.BaseRequest) -> web.Response:
 
 
 def _scrape_timeout_s(value: str | None, *, default_s: float) -> float:
-    """Return the timeout in seconds that a scraper requests; ``default_s`` if it is invalid."""
+    """Return the timeout that a scraper requests, or ``default_s`` if ``value`` is invalid."""
     try:
         timeout_s = float(value or "")
     except ValueError:

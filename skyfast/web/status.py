@@ -238,7 +238,7 @@ class Status:
         )
 
     async def _configuration(self) -> str:
-        """Return the configuration as YAML without secrets. A thread creates the text only once."""
+        """Return the configuration as YAML without secrets, created once and in a thread."""
         current = self._source.config
         if self._dump is None or self._dump[0] is not current:
             self._dump = current, await asyncio.to_thread(loader.dump, current)

@@ -1,8 +1,8 @@
 """The status page as HTML.
 
-The page is complete without its script, which updates the same elements from ``/api/status`` and
-``/api/top``. In each element, ``data-key`` is the path of the value in the JSON, and
-``data-format`` is its format.
+The page is complete without its script. The script updates elements of the page with values from
+``/api/status`` and ``/api/top``. In each of these elements, ``data-key`` is the path of the value
+in the JSON, and ``data-format`` is the format of the value.
 """
 
 from dataclasses import replace
@@ -113,7 +113,7 @@ _IGNORED = (
 
 
 def as_html(report: StatusReport, ranking: Ranking, query: RankingQuery, top: Top | None) -> str:
-    """``top`` is None if the ranking timed out or raised BusyError."""
+    """Return the page. ``top`` is None if the ranking timed out or raised BusyError."""
     elements = Elements(msgspec.to_builtins(report), report.timestamp_seconds, query)
     body = _PAGE.substitute(
         header=_header(elements),
@@ -159,7 +159,7 @@ def as_html(report: StatusReport, ranking: Ranking, query: RankingQuery, top: To
 
 
 def _title_of(report: StatusReport) -> str:
-    """Return the page's title, which shows the state in a background tab."""
+    """Return the page's title. It shows the state even while the tab is in the background."""
     warning = "▲ " if report.notices else ""
     health = "" if report.health.state == "ready" else f"{report.health.text} · "
     return f"{warning}{health}skyfast · {report.host_id}"
@@ -191,7 +191,7 @@ def _replay_note(report: StatusReport) -> str:
 
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
-    """Return the page's structure as JSON: if it changes, the script reloads the page."""
+    """Return the structure of the page as JSON: the script reloads the page if it changes."""
     # Use the labels and metrics of `ranking`, as the page does. During a reload, `report` may
     # belong to another configuration.
     parts = (
@@ -209,7 +209,7 @@ def _page_shape(report: StatusReport, ranking: Ranking) -> str:
 
 
 def _has_bounds(report: StatusReport, prefix: str) -> bool:
-    """Return whether the view can hide rows; an empty ``prefix`` means the first view."""
+    """Return whether the view can hide rows. An empty ``prefix`` means the first view."""
     if not prefix:
         return any(_bounds(report) or ())
     # During a reload, the report may not contain the view.
@@ -218,7 +218,7 @@ def _has_bounds(report: StatusReport, prefix: str) -> bool:
 
 
 def _bounds(report: StatusReport) -> tuple[int, int] | None:
-    """Return ``min_bytes`` and ``min_packets``; None if the first view does not count bytes."""
+    """Return the bounds of the first view, or None if the first view does not count bytes."""
     forecast = report.forecast
     return None if forecast is None else (forecast.current.min_bytes, forecast.min_packets)
 

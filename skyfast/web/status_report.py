@@ -1,4 +1,4 @@
-"""The dataclasses of the content of ``/api/status``. `skyfast.web.status` creates the content.
+"""The content of ``/api/status``, as dataclasses. `skyfast.web.status` fills them.
 
 The field names are the keys of the JSON objects: see docs/reference/api.md.
 """
@@ -40,20 +40,20 @@ class Analyzer:
     """The time when ``up`` last changed."""
     flows_per_second: float
     share: float | None
-    """The analyzer's fraction of the ``flows_per_second`` of all analyzers; None if the sum is 0."""
+    """The analyzer's fraction of all flow reports; None if there are no reports."""
     lag_seconds: float | None
-    """The time from when an agent updates a flow's counters until the report of the flow arrives.
+    """The mean time from when an agent updates a flow's counters until the flow's report arrives.
 
-    This is a mean over ten minutes; None without observed reports."""
+    The mean is over ten minutes. None if no report was observed."""
     data_age_seconds: float | None
-    """The time from a flow's latest packet until the report of the flow arrives.
+    """The mean time from a flow's latest packet until the flow's report arrives.
 
-    This is a mean over ten minutes; None without observed reports."""
+    The mean is over ten minutes. None if no report was observed."""
     reports_checked_total: int
     reports_lost_total: int
     """Number of checked reports whose previous report was lost."""
     lost_ratio: float | None
-    """The fraction of checked reports whose previous report was lost; None before the first check."""
+    """The fraction of checked reports whose previous report was lost; None without checks."""
     flows_total: int
     messages_total: int
     reconnects_total: int
@@ -100,7 +100,7 @@ class TableStatus:
     reports_lost_total: int
     """Number of checked reports whose previous report was lost."""
     lost_ratio: float | None
-    """The fraction of checked reports whose previous report was lost; None before the first check."""
+    """The fraction of checked reports whose previous report was lost; None without checks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +138,9 @@ class Scrapes:
     failed_total: int
     """Number of all metrics pages except ``/metrics/self`` that were not served completely."""
     last_duration_seconds: float | None
-    """How long the latest page counted in ``total`` took; None before the first such page."""
+    """Duration of the latest page counted in ``total``; None before the first one."""
     last_bytes: int | None
-    """Uncompressed size of the latest page counted in ``total``; None before the first such page."""
+    """Uncompressed size of the latest page counted in ``total``; None before the first one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

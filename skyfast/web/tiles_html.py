@@ -10,17 +10,20 @@ from skyfast.web.elements_html import Elements
 from skyfast.web.formats import formatted
 from skyfast.web.history import INTERVAL_S, MAX_GAP_S, SAMPLES, Series
 
+# The size of a sparkline's coordinate system.
 _WIDTH: Final = 600
 _HEIGHT: Final = 40
-"""The size of a sparkline's coordinate system."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     title: str
     key: str
+    """The path of the current value in the report."""
     format: str
+    """The format of the value: see `skyfast.web.formats`."""
     series: str
+    """The field of `Series` with the values of the last ten minutes."""
     is_bars: bool = False
 
 
@@ -58,7 +61,7 @@ def _gaps(ages_s: Sequence[float]) -> str:
 def _segments(
     ages_s: Sequence[float], values: Sequence[float | None]
 ) -> list[list[tuple[str, str]]]:
-    """Return the coordinates of the values, in segments separated by gaps over `MAX_GAP_S`.
+    """Return the coordinates of the values in segments. Gaps over `MAX_GAP_S` separate segments.
 
     The x axis covers the last ten minutes, and the y axis goes from 0 to the highest value.
     """

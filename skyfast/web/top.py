@@ -1,9 +1,12 @@
 """Ranks connections, rows of other views, or groups of rows, for ``/api/top`` and the status page.
 
-Scans run in a thread, one at a time, and requests for the same ranking within a second share the
-result. Rates compare the table with a snapshot. It is taken on the first request for rates, and
-released some minutes after the last such request. Rates are available when the snapshot is as old
-as the agents' ``flow.update``: by then, agents have reported all flows.
+Scans of the table run in a thread, one at a time. Requests for the same ranking within a second
+share one scan.
+
+Rates compare the table with a snapshot of the table. The first request for rates takes the
+snapshot. Some minutes after the last request for rates, the snapshot is released. Rates are
+available when the snapshot is as old as the agents' ``flow.update``: by then, agents have reported
+all flows again.
 """
 
 import asyncio
@@ -34,30 +37,34 @@ from skyfast.web.scan_cache import ScanCache
 PARAMETERS: Final = ("by", "n", "filter", "group", "view")
 
 DEFAULT_ENTRIES: Final = 50
+"""The default number of connections or groups in a response."""
+
 MAX_ENTRIES: Final = 1000
-"""The default and the maximum number of connections or groups in a response."""
+"""The maximum number of connections or groups in a response."""
 
 MAX_FILTER_CHARS: Final = 200
 
 MAX_GROUPS: Final = 65_536
-"""The maximum number of groups. Further groups, those with the lowest ``rank``, are in `Other`.
+"""The maximum number of groups of a ranking.
 
-For example, the groups of a view with two counters (each for both directions) and one gauge need up
-to 24 MiB."""
+If a scan finds more groups, the half with the lowest ``rank`` is added to `Other`. The groups of a
+view with two counters (each for both directions) and one gauge need up to 24 MiB of memory."""
 
 RESULT_AGE_S: Final = 1.0
 """How long a result is shared with requests for the same ranking."""
 
 MAX_RESULTS: Final = 8
-"""The maximum number of rankings running, queued or cached."""
+"""The maximum number of rankings that are running, queued or cached."""
 
 SNAPSHOT_IDLE_S: Final = 300.0
 """After the last request for rates, snapshots are kept for ``flow.update`` plus this time.
 
-This is longer than the usual intervals of programs that poll ``/api/top``."""
+The time is longer than the usual intervals of programs that poll ``/api/top``."""
 
 SNAPSHOT_INTERVAL_S: Final = 60.0
-"""The time between two snapshots is at least this time, and at least ``flow.update``."""
+"""The minimum time between two snapshots, if ``flow.update`` is not longer.
+
+Otherwise, ``flow.update`` is the minimum."""
 
 Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
@@ -95,42 +102,47 @@ class TopTable(Protocol):
 
 
 class RankingQueryError(ValueError):
-    """The text is the reason, in one line."""
+    """A query is invalid. The text is the reason, in one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankingQuery:
-    """A query for at most ``n`` connections.
-
-    The text ``filter`` must occur in a label value, or in the name that is shown for a label value.
-
-    With ``group``, the query asks for groups of these connections. With ``view``, the query asks
-    for rows of the view with this prefix instead of connections.
-    """
+    """A query for the busiest connections, rows of a view, or groups of rows."""
 
     by: str
+    """The name of the ranking criterion."""
     n: int = DEFAULT_ENTRIES
+    """The maximum number of connections, rows or groups in the response."""
     filter: str = ""
+    """Text that must occur in a label value, or in the topology's name for a label value.
+
+    If empty, all rows are ranked."""
     group: tuple[str, ...] = ()
+    """The labels to group by. If empty, the rows themselves are ranked."""
     view: str = ""
+    """The prefix of the view. If empty, the rows of the first view (the connections) are ranked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedEntry:
-    """A connection or a group: its labels, and its values by metric, in the metric's unit.
-
-    A missing value is None. ``rank`` is the value of the ranking criterion. ``names`` are the known
-    names of label values, by label. ``connections`` is 1, or the number of connections of the
-    group. ``hidden`` means that the connection has no series because it has reached neither
-    ``min_bytes`` nor ``min_packets``. For groups, ``hidden`` is false.
-    """
+    """A connection, a row of another view, or a group of rows."""
 
     rank: float
+    """The value of the ranking criterion."""
     labels: dict[str, str]
+    """The label values by label. For a group, only the labels of the query's ``group``."""
     names: dict[str, str]
+    """The known names of label values, by label."""
     connections: int
+    """Number of connections (or rows) of the group; 1 if the entry is not a group."""
     hidden: bool
+    """Whether the connection has no series: it reaches neither ``min_bytes`` nor ``min_packets``.
+
+    For groups, always false."""
     values: dict[str, list[float | None]]
+    """Maps each metric to its value, or to its two values (one for each direction).
+
+    Values have the unit of the metric. A missing value is None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,43 +151,51 @@ class Other:
 
     connections: int
     rank: float | None
+    """The ranking criterion's value for all these connections together; None without a value."""
     values: dict[str, list[float | None]]
+    """The values of all these connections together: see `RankedEntry.values`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
-    """If nothing matches the filter, or if rates are not yet available, ``note`` says so.
-
-    ``window_seconds`` is the age of the snapshot. ``rates_in_seconds`` is the time until rates are
-    available, or None if they are available. ``flow_update_seconds`` is the agents'
-    ``flow.update``. These three fields are None if the criterion ``by`` is not a rate.
-
-    If ``view`` is not empty, "connections" are the rows of this view. If ``group`` is empty,
-    ``groups`` and ``other`` are None. If the scan has found more than `MAX_GROUPS` groups,
-    ``approximate`` is true. Values can then be too low, by at most the values of ``other``.
-    """
+    """The response to a `RankingQuery`."""
 
     by: str
     unit: Unit
+    """The unit of the criterion's metric. If ``by`` is a rate, the values are per second."""
     view: str
+    """The prefix of the view, or "". If not empty, "connections" are the rows of this view."""
     filter: str
     matches: bool
+    """Whether any connection matches ``filter``; true if ``filter`` is empty."""
     group: tuple[str, ...]
     groups: int | None
+    """Number of groups, or None if ``group`` is empty."""
     approximate: bool
+    """Whether the scan has found more than `MAX_GROUPS` groups.
+
+    If true, values can be too low, by at most the values of ``other``."""
     window_seconds: float | None
+    """The age of the snapshot, or None if ``by`` is not a rate."""
     rates_in_seconds: float | None
+    """The time until rates are available.
+
+    None if rates are already available, or if ``by`` is not a rate."""
     flow_update_seconds: float | None
+    """The agents' ``flow.update``, or None if ``by`` is not a rate."""
     note: str | None
+    """A sentence if nothing matches ``filter`` or rates are not yet available, otherwise None."""
     took_seconds: float
     connections: int
+    """Number of all connections, whether or not they match ``filter``."""
     entries: list[RankedEntry]
     other: Other | None
+    """The connections that are in no group of ``entries``, or None if ``group`` is empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankingResult:
-    """A `Top`, and its JSON encoding, which takes 1 ms for a thousand entries."""
+    """A `Top` and its JSON encoding. Encoding a thousand entries takes 1 ms."""
 
     top: Top
     json: bytes
@@ -198,16 +218,19 @@ class Ranking:
         names: KnownNames | None = None,
         flow_update_s: Callable[[], float] = lambda: FLOW_UPDATE_S,
     ) -> None:
-        """``view`` is the first view, and ``metrics`` are the names of its families, in order.
+        """Rank the rows of ``table``.
 
-        ``others`` are the other views by prefix, in order, each with the names of its families.
+        * ``view`` is the first view, and ``metrics`` are the names of its families in order.
+        * ``others`` are the other views by prefix, in the table's order. Each view has the names of
+          its families in order.
+        * ``flow_update_s`` returns the agents' ``flow.update`` in seconds.
         """
         self._table = table
         self._flow_update_s = flow_update_s
         self.names = names
         self.views: dict[str, RankedView] = {}
-        """The views by prefix, which is empty for the first view. Views that have only histograms
-        are omitted."""
+        """The views by prefix. The prefix of the first view is empty. Views that have only
+        histograms are omitted."""
         families = 0
         every = {"": (view, metrics), **(others or {})}
         for index, (prefix, (planned, named)) in enumerate(every.items()):
@@ -240,14 +263,17 @@ class Ranking:
         n: int = DEFAULT_ENTRIES,
         any_by: bool = False,
     ) -> RankingQuery:
-        """Parse the ``parameters`` of a URL; ``n`` is used if the parameter ``n`` is missing.
+        """Parse the ``parameters`` of a URL. If the parameter ``n`` is missing, use ``n``.
 
-        Without the parameters ``view`` and ``group``, connections are ranked. With only ``group``,
-        `_view_of` chooses a view.
+        The query chooses a view as follows:
 
-        If the chosen view does not have the criterion ``by``, the query is invalid. However, with
-        ``any_by``, a criterion of another view is replaced with the default criterion of the chosen
-        view.
+        * With the parameter ``view``: the view with this prefix
+        * With only the parameter ``group``: the result of `_view_of`
+        * With neither parameter: the first view, whose rows are the connections
+
+        If the chosen view does not have the criterion ``by``, the query is usually invalid. But if
+        ``any_by`` is true and another view has the criterion, the query is valid. In this case, the
+        default criterion of the chosen view is used.
 
         Raises RankingQueryError if the query is invalid.
         """
@@ -294,7 +320,7 @@ class Ranking:
         return [self.views[prefix]]
 
     async def top(self, query: RankingQuery) -> RankingResult:
-        """Return the ranking for ``query``. Raises BusyError if `MAX_RESULTS` are in progress."""
+        """Return the ranking. Raises BusyError if `MAX_RESULTS` rankings are in progress."""
         return await self._results.get(query, lambda: self._scan(query))
 
     def close(self) -> None:
@@ -393,7 +419,7 @@ class Ranking:
         return RankingResult(top, msgspec.json.encode(top))
 
     def _matches(self, key: RankingKey, view: RankedView, search: Mapping[str, Any]) -> bool:
-        """Return whether any row matches the search, after a ranking has found no row."""
+        """Return whether any row matches the search. The ranking must have found no rows before."""
         if not search["containing"]:
             return True
         if key.is_complete:
@@ -402,7 +428,7 @@ class Ranking:
         return connections > 0
 
     def _values_like(self, text: str, view: RankedView) -> list[tuple[str, bytes]]:
-        """Return ``also`` for `TopTable.top`: the label values whose names contain ``text``."""
+        """Return the label values whose names contain ``text``, as ``also`` of `TopTable.top`."""
         if self.names is None or not text:
             return []
         folded = text.casefold()
@@ -420,8 +446,9 @@ class Ranking:
     def _baseline(self, family: int, now_s: float, update_s: float) -> _Snapshot:
         """Return the snapshot to compare with: the older of at most two snapshots.
 
-        When the newer snapshot is one interval old, it replaces the older snapshot. Therefore, with
-        at least one request per interval, the returned snapshot is one to two intervals old.
+        When the newer snapshot is one interval old, the older snapshot is dropped, and a new one is
+        taken. Therefore, if requests are frequent, the returned snapshot is one to two intervals
+        old, except at the beginning.
         """
         interval_s = max(SNAPSHOT_INTERVAL_S, update_s)
         taken = self._snapshots.setdefault(family, [])
@@ -467,7 +494,7 @@ class Ranking:
 def _note(
     query: RankingQuery, *, update_s: float, wait_s: float | None, matches: bool
 ) -> str | None:
-    """Return a sentence that explains why there are no entries, or None if there can be entries."""
+    """Return a sentence that explains why there are no entries. None if there can be entries."""
     if not matches:
         return f"No {'row' if query.view else 'connection'} matches “{query.filter}”."
     if wait_s is None:
@@ -479,7 +506,12 @@ def _note(
 
 
 def _view_of(views: Sequence[RankedView], group: Sequence[str], by: str | None) -> RankedView:
-    """Return the first view with all labels of ``group``, if possible with the criterion ``by``."""
+    """Return the view for a query.
+
+    * If ``group`` is empty: the first of ``views``
+    * Otherwise: the first view that has all labels of ``group`` and the criterion ``by``
+    * If no view has all of these: the first view that has all labels of ``group``
+    """
     if not group:
         return views[0]
     found = [view for view in views if {*group} <= {*view.labels}]
