@@ -1,7 +1,7 @@
-# The data structures of the table: sizes, units and ownership of memory.
+# The structs of the table: sizes, units, and owners of memory.
 #
-# The table owns all this memory, and allocates it with C functions. Structures refer to rows by row
-# number, because a number takes 4 bytes and a pointer takes 8. Row number 0 means "none".
+# The memory of structs is allocated with C functions. A struct refers to a row by the row's number,
+# because a number takes 4 bytes and a pointer takes 8. Row number 0 means "none".
 
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -10,51 +10,56 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 # Limits of a plan, a flow and a table. Python code can read them: see _table.pyi.
 cpdef enum:
     MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID, in bytes
-    MAX_ROWS = 1 << 27          # half of 2^28 row numbers: a table can slightly exceed its limits
+    # Maximum of `max_connections` and of `max_flows`: half of the 2^28 row numbers, because a table
+    # can slightly exceed its limits.
+    MAX_ROWS = 1 << 27
     MAX_VIEWS = 16
-    MAX_VALUES = 64             # counters and gauges per plan
-    MAX_COLUMNS = 64            # per plan: labels, plus fields that lookups use
-    MAX_VIEW_VALUES = 32        # counters and gauges per view
+    MAX_VALUES = 64             # maximum number of counters and gauges per plan
+    MAX_COLUMNS = 64            # maximum number of labels, plus fields that lookups use, per plan
+    MAX_VIEW_VALUES = 32        # maximum number of counters and gauges per view
     MAX_VIEW_COLUMNS = 32
-    MAX_RANKED = 1 << 16
-    MAX_PARTS = 64              # parts that a page can be divided into
-    MAX_BOUNDS = 20             # upper bounds of the buckets of a histogram
+    MAX_RANKED = 1 << 16        # maximum number of results of `Table.top` and `Table.top_groups`
+    MAX_PARTS = 64              # maximum number of parts of a page
+    MAX_BOUNDS = 20             # maximum number of upper bounds of a histogram's buckets
 
 
 cdef struct RowHead:
-    # The first fields of every kind of row. `next` is the next row in the same bucket of the index,
-    # or the next free row.
+    # The first fields of every kind of row.
     uint32_t hash
+    # In a row in use: the next row in the same bucket of the index. In a free row: the next free
+    # row.
     uint32_t next
 
 
 cdef struct Arena:
-    # The memory for slabs and index segments, in large blocks that are freed with the table. All
-    # blocks except the first use huge pages. With small pages, almost every visit of a row would
-    # miss the TLB, because rows are visited in random order.
+    # Memory for slabs and index segments, in large blocks that are freed with the table.
+    #
+    # All blocks except the first use huge pages. Rows are visited in random order, so with small
+    # pages, almost every visit of a row would miss the TLB.
     char **blocks
     uint32_t block_count
-    uint32_t block_capacity
-    char *free                  # unused part of the newest block
-    size_t free_bytes
-    size_t bytes                # size of the slabs, segments and long strings
+    uint32_t block_capacity     # number of pointers for which `blocks` has space
+    char *free                  # start of the unused part of the newest block
+    size_t free_bytes           # size of the unused part of the newest block
+    size_t bytes                # total size of the slabs, segments and long strings
 
 
 cdef struct Rows:
     # A slab allocator for rows of one size, with an index by hash. The index uses linear hashing:
     # it grows by one bucket at a time.
     Arena *arena
-    char **slabs                # SLAB_ROWS rows each; not moved, and freed only with the table
+    char **slabs                # arrays of SLAB_ROWS rows; not moved, and freed only with the table
     uint32_t slab_count
-    uint32_t slab_capacity
-    uint32_t stride             # bytes per row
-    uint32_t end                # lowest row number that has never been used; numbers start at 1
-    uint32_t used
-    uint32_t free_head
-    uint32_t **segments         # SEGMENT_BUCKETS buckets each: the number of its first row
+    uint32_t slab_capacity      # number of pointers for which `slabs` has space
+    uint32_t stride             # size of a row, in bytes
+    uint32_t end                # lowest row number that has never been used; rows start at 1
+    uint32_t used               # number of rows in use
+    uint32_t free_head          # row number of the first free row
+    # Arrays of SEGMENT_BUCKETS buckets. A bucket is the row number of its first row.
+    uint32_t **segments
     uint32_t segment_count
-    uint32_t segment_capacity
-    uint32_t buckets
+    uint32_t segment_capacity   # number of pointers for which `segments` has space
+    uint32_t buckets            # number of buckets
     uint32_t mask               # 2^k - 1, with buckets <= mask < 2 * buckets
 
 
@@ -64,61 +69,74 @@ cdef struct String:
     uint32_t hash
     uint32_t next
     uint32_t refs               # number of references (see `strings.pxi`); 0 in a free row
-    uint32_t length             # bytes
+    uint32_t length             # size of the string, in bytes
     char inline[48]             # the string, or a pointer to it if it is longer than 48 bytes
 
 
 cdef struct TimerWheel:
-    # One list of row numbers per second, in a ring of slots.
-    uint32_t *slots
-    uint32_t mask
+    # A ring of slots. Each slot is for one second, and has a list of rows.
+    uint32_t *slots             # row number of the first row of each list
+    uint32_t mask               # number of slots - 1
     uint32_t next_s             # the next second whose slot is visited
 
 
 cdef struct DormantList:
-    uint32_t head               # the row that is forgotten first
-    uint32_t tail
-    uint32_t count
+    uint32_t head               # row number of the row that was added first
+    uint32_t tail               # row number of the row that was added last
+    uint32_t count              # number of rows
 
 
 cdef struct Flow:
-    # One flow, as an agent reports it, with its latest totals. The key is the flow's UUID. A row
-    # takes 32 bytes, plus 8 per counter and 4 per link (64 with the default plan).
+    # One flow with its latest totals, or the saved counters of a removed connection.
     #
-    # A dormant flow (see `_table.pyx`) is in a `DormantList`, not in a connection or the timer
-    # wheel. Its `connection` is the previous row of the list, and its `wheel_next` is the next row.
-    # `deadline_s` is the time at which the flow was added to the list. Instead of a flow, a dormant
-    # row can store the counters of a removed connection. The key of such a row is a hash of the
-    # connection's labels, and its `last_ms` is a result of `pack_saved`.
+    # A row is *live* or *dormant* (see `_table.pyx`). Saved counters are always in a dormant row.
+    # Dormant rows are in a `DormantList`, and use some fields for another purpose than live rows. A
+    # row takes 32 bytes, plus 8 per counter and 4 per link (64 with the default plan).
     uint32_t hash               # low half of the key
     uint32_t next
-    uint32_t key_high           # high half of the key; for a string key, the string's number
-    uint32_t connection         # row of the first view, and the flags below; 0 in a free row
-    uint32_t deadline_s         # time of the table's clock at which the flow becomes dormant
-    uint32_t wheel_next         # next flow in the same slot of the timer wheel
-    int64_t last_ms             # highest `Last` of its reports, Unix milliseconds
-    # After the struct: int64_t totals[counters]. A total is ABSENT if no report contained it. Then
-    # uint32_t links in this order:
-    # * the flow's conversation, if there are conversations
-    # * only valid in live flows: the flow's rows in views with `linked_from_flow`
-    # * only valid in live flows: the strings that lookups use as keys and context
+    # High half of the key. The key of a flow is a hash of the UUID, if the UUID is a 64-bit number.
+    # For any other UUID, the high half of the key is the number of the interned UUID. The key of
+    # saved counters is a hash of the removed connection's labels.
+    uint32_t key_high
+    # In a live row: the row of the first view, and the flags below. In a dormant row: the previous
+    # row of the list, and the flags below. In a free row: 0.
+    uint32_t connection
+    # In a live row: the time of the table's clock at which the flow becomes dormant. In a dormant
+    # row: the time at which the row was added to its list.
+    uint32_t deadline_s
+    # In a live row: the next row in the same slot of the timer wheel. In a dormant row: the next
+    # row of the list.
+    uint32_t wheel_next
+    # In the row of a flow: the highest `Last` of the flow's reports, in Unix milliseconds. In a row
+    # with saved counters: a result of `pack_saved`.
+    int64_t last_ms
+    # After the struct: int64_t totals[counters]. A total is ABSENT if no report contained the
+    # counter.
+    #
+    # After the totals: uint32_t links, in this order:
+    # * if there are conversations: the row of the flow's conversation
+    # * only valid in live rows: the flow's rows in views with `linked_from_flow`
+    # * only valid in live rows: the numbers of the strings that lookups use as keys and context
     # * if there are histograms: the flags FIRST_OBSERVED and CLOSING_OBSERVED
     #
     # Flags in `connection`:
     # * STRING_KEY: the UUID is not a 64-bit number.
-    # * LABELS_KEY: the key is a hash of labels; the row has the counters of a removed connection.
-    # * DORMANT: the flow is not live.
+    # * LABELS_KEY: the row has saved counters.
+    # * DORMANT: the row is dormant.
     # * ENDED: the flow's latest report was its closing report.
 
 
 cdef struct Connection:
-    # One row of a view: a label tuple and its values, as pages show them. A row takes 32 bytes,
-    # plus 8 per value and 4 per label (96 with the default plan).
+    # One row of a view: a label tuple and its values, as pages show them.
+    #
+    # If the plan has only one view, a row takes 32 bytes, plus 8 per value and 4 per label (96 with
+    # the default plan).
     uint32_t hash
     uint32_t next
-    uint32_t deadline_s         # from this time on, pages do not show the row; 0 in a free row
-    uint32_t flows              # number of flow rows that link here, and the flag RESTORED
-    uint32_t created_seq        # sequence number of the row's creation, modulo 2^32
+    # Pages show the row before this time of the table's clock. In a free row: 0.
+    uint32_t deadline_s
+    uint32_t flows              # number of the row's live flows, and the flag RESTORED
+    uint32_t created_seq        # sequence number of the row, modulo 2^32 (see `connections.pxi`)
     # In the first view: the rows that this row links to in other views. In any other view: the next
     # row in the same slot of the timer wheel.
     uint32_t links[1]
@@ -129,84 +147,107 @@ cdef struct Connection:
     # * the view's histograms
     # * uint32_t label_ids[columns]
     #
-    # Flag RESTORED: this row of the first view started with the counters of a removed connection.
+    # Flag in `flows`:
+    # * RESTORED: the row is in the first view, and started with the counters of a removed
+    #   connection.
 
 
 cdef struct NamesRow:
-    # A result of a lookup, and its labels. A row takes 36 bytes, plus 4 per label, rounded up to a
-    # multiple of 8.
+    # A result of a lookup, and the interned labels from this result. A row takes 36 bytes, plus 4
+    # per label, rounded up to a multiple of 8.
     uint32_t hash
     uint32_t next
-    PyObject *result            # the tuple; the row owns a reference
-    uint32_t label_set          # which labels of the result: see `Lookup.label_set`
-    uint32_t count              # number of these labels
+    PyObject *result            # the result, a tuple; the row owns a reference
+    uint32_t label_set          # which items of the result are labels: see `Lookup.label_set`
+    uint32_t count              # number of labels
     uint32_t deadline_s         # time of the table's clock at which the row is removed
     uint32_t wheel_next         # next row in the same slot of the timer wheel
-    uint32_t strings[1]         # interned labels
+    uint32_t strings[1]         # numbers of the interned labels
 
 
 cdef struct Conversation:
-    # The capture point whose flows are counted for a conversation: see `table/conversations.pxi`.
-    # The row exists while any live or dormant flow links to it.
-    uint32_t hash               # low half of the key
+    # A conversation, and the capture point whose flows are counted for the conversation (see
+    # `table/conversations.pxi`). The row exists while any live or dormant flow links to the row.
+    uint32_t hash               # low half of the conversation's hash
     uint32_t next
-    uint32_t key_high
-    uint32_t flows              # number of live flow rows that link here
+    uint32_t key_high           # high half of the conversation's hash
+    uint32_t flows              # number of live flows that link to the row
     uint64_t point              # hash of the capture point
-    uint32_t dormant            # number of dormant flow rows that link here
-    uint32_t claimant           # row of the flow that claims the conversation, or 0, or SUPERSEDED
+    uint32_t dormant            # number of dormant flows that link to the row
+    # Row number of the flow that claims the conversation. 0: no flow claims the conversation.
+    # SUPERSEDED: another row has replaced this row.
+    uint32_t claimant
 
 
 cdef struct LabelValue:
-    # A label value of a report, only valid for one batch: its text is borrowed.
-    const char *text            # NULL: the value is an integer, or `string` comes from a `NamesRow`
-    uint32_t length
-    uint32_t hash
-    uint32_t string             # number of the interned string, 0 if not known
+    # A label value of a report. It is only valid for one batch, because the text is borrowed.
+
+    # NULL if the value is an integer, or if `string` comes from a `NamesRow`.
+    const char *text
+    uint32_t length             # size of the text, in bytes
+    uint32_t hash               # hash of the text
+    uint32_t string             # number of the interned string, or 0 if the number is not known
     bint escapes                # whether the text needs escapes as a label value
-    bint repeats                # whether the previous report with labels has the same string
-    int64_t number
+    bint repeats                # whether the previous report with labels has the same text
+    int64_t number              # the value, if it is an integer
 
 
 cdef struct OmittedFields:
     # The values of a report that are omitted because a field is invalid. A value is read from one
-    # or two fields, for example one per direction. `fields[0]` has a bit for each value whose first
-    # field is invalid, and `fields[1]` for each value whose second field is invalid.
+    # or two fields, for example one per direction.
+
+    # Item 0 has a bit for each value whose first field is invalid. Item 1 has a bit for each value
+    # whose second field is invalid.
     uint64_t fields[2]
 
 
 cdef struct FlowKey:
-    uint64_t number             # hash of the UUID by `mix64`; undefined if `string` is set
+    uint64_t number             # hash of the UUID; undefined if `string` is not NULL
     const char *string          # the UUID, borrowed; NULL if the UUID is a 64-bit number
-    uint32_t length
+    uint32_t length             # size of `string`, in bytes; undefined if `string` is NULL
 
 
 cdef struct Report:
     # The fields of one decoded flow, as read for one batch.
     FlowKey key
     int64_t last_ms
-    uint32_t flow               # row number, 0 if the flow is unknown
+    uint32_t flow               # row number of the flow, or 0 if the flow is unknown
     bint dormant                # whether the flow was dormant when the batch was read
     int skip                    # reason to skip the report, or SKIP_NONE
-    int finish                  # FinishType
-    # counters, gauges, and closing gauges (only set in closing reports); owned by the batch
+    int finish                  # FinishType, or 4 if FinishType is higher
+    # Values of the counters, the gauges, and the closing gauges, owned by the batch. Closing gauges
+    # are only set in closing reports.
     int64_t *values
-    # the fields up to `last_update` are only read if the flow is not live
-    uint32_t connection_hash    # hash of the labels; 0 unless all labels are interned
-    int skip_if_not_live        # reason to skip the report if the flow is not live
+
+    # The fields from here to `last_update` are only set if the flow was not live when the batch was
+    # read.
+
+    # Hash of the labels. 0 if the number of a label's interned string is not known.
+    uint32_t connection_hash
+    # Reason to skip the report, SKIP_NONE, or APPLY_STOP. It does not apply if an earlier report of
+    # the batch makes the flow live.
+    int skip_if_not_live
     int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
     bint repeats                # whether this is a closing report that repeats the previous report
-    int64_t age_ms              # ms from the flow's start to its last update; -1: unknown
-    int64_t start_ms            # start of the flow, or 0; not set if INITIAL_UNREAD
-    int64_t update_start_ms     # start of the last update, or 0; not set if INITIAL_UNREAD
+    int64_t age_ms              # time from the flow's start to its last update, or -1 if unknown
+    # Start of the flow in Unix milliseconds, or 0 if unknown. Not set if `initial_delta` is
+    # INITIAL_UNREAD.
+    int64_t start_ms
+    # Start of the flow's last update in Unix milliseconds, or 0 if unknown. Not set if
+    # `initial_delta` is INITIAL_UNREAD.
+    int64_t update_start_ms
     uint64_t conversation       # hash of the conversation
-    uint64_t point
-    LabelValue *label_values    # labels, then strings of lookups; owned by the batch
+    uint64_t point              # hash of the capture point
+    LabelValue *label_values    # the labels, then the strings of lookups; owned by the batch
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
-    # omitted values
-    bint has_omissions          # whether any value is omitted; if not, no field below is set
-    # set when the report is applied: omissions are only counted in fields that the report uses
+
+    # Omitted values. Omissions in fields that the report does not use are not counted.
+
+    bint has_omissions          # whether any value is omitted; if not, `omitted_...` are not set
+    # Whether the report uses lifecycle fields other than FinishType. Set when the report is
+    # applied.
     bint uses_lifecycle
+    # Whether the report uses values of the last update. Set when the report is applied.
     bint uses_last_update
     uint32_t omitted_lifecycle  # one bit per omitted lifecycle field
     OmittedFields omitted_values
@@ -215,85 +256,96 @@ cdef struct Report:
 
 cdef struct ChangedKey:
     # A lookup key whose labels have changed.
-    uint32_t string
-    uint32_t position           # index in the list of keys
-    bint found                  # if false, no flow has the key, and no field below is set
+    uint32_t string             # number of the key's interned string
+    uint32_t position           # index of the key in the list of the pass's keys
+    # Whether a flow with the key has been found. If not, the next two fields are not set.
+    bint found
     bint ambiguous              # whether the labels depend on the context
-    uint32_t change             # number of the change (see `Changes`); 0: ambiguous or invalid
+    # Number of the change with the new labels (see `Changes`). 0 if the key is ambiguous, or if its
+    # names are invalid.
+    uint32_t change
 
 
 cdef struct Move:
-    # A flow whose labels may change, because one of its lookups has a changed key. A flow with
-    # several changed keys has several moves.
-    uint32_t flow
-    uint32_t lookup             # index in `TableState.lookups`
-    uint32_t key                # index in `Changes.keys`
+    # A flow, and one of its lookups whose key has changed labels. A flow has one move per such
+    # lookup.
+    uint32_t flow               # row number of the flow
+    uint32_t lookup             # index of the lookup in `TableState.lookups`
+    uint32_t key                # index of the key in `Changes.keys`
     uint32_t change             # number of the change; 0 if the labels stay the same
 
 
 cdef struct Context:
     # An ambiguous key of a flow, and the strings that its labels depend on.
-    uint32_t strings[3]         # the key, the other address, the capture point
-    uint32_t move               # index in `Changes.moves`
+    uint32_t strings[3]         # numbers of the strings: key, other address, capture point
+    uint32_t move               # index of the flow's move in `Changes.moves`
 
 
 cdef struct Literal:
-    # A constant part of a line. The text is padded, so that whole 16-byte blocks can be copied.
-    char *text
-    uint32_t length
+    # A constant part of a line.
+    char *text                  # followed by padding, so that blocks of 16 bytes can be copied
+    uint32_t length             # size of the text without padding, in bytes
 
 
 cdef struct Histogram:
-    # At `offset`, a row has int64_t counts[bound_count + 1] and the int64_t sum of the values.
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
     uint32_t event              # observes flows on this event: FIRST_OBSERVED or CLOSING_OBSERVED
-    uint32_t sources[2]         # indexes of the observed values in `Report.values`
-    uint32_t source_count
-    uint32_t bound_count
+    uint32_t sources[2]         # indexes in `Report.values` of the values that are added up
+    uint32_t source_count       # number of values that are added up: 1 or 2
+    uint32_t bound_count        # number of upper bounds, without +Inf
     int64_t limits[MAX_BOUNDS]  # the highest value in each bucket except the last
-    uint32_t offset             # offset in a row, in bytes
+    # Offset of the histogram in a row, in bytes. At this offset, a row has
+    # int64_t counts[bound_count + 1], then the int64_t sum of the observed values.
+    uint32_t offset
 
 
 cdef struct HistogramText:
-    # The literals of a histogram's lines, except those between its label values. The first five are
-    # the beginnings of five kinds of lines, up to the first label.
-    Literal bucket
-    Literal sum
-    Literal count
-    Literal created             # for the sample with the start time in OpenMetrics 1.0
-    Literal name                # for the single sample of OpenMetrics 2.0
-    Literal bounds[MAX_BOUNDS + 1]  # the label `le` and the end of the labels
-    Literal limits[MAX_BOUNDS + 1]  # the bound in the single sample of OpenMetrics 2.0
+    # The literals of a histogram's lines, except the literals between label values.
+    Literal bucket              # beginning of a bucket's line, up to the first label
+    Literal sum                 # beginning of the sum's line, up to the first label
+    Literal count               # beginning of the count's line, up to the first label
+    # Beginning of the line with the start time in OpenMetrics 1.0, up to the first label.
+    Literal created
+    Literal name                # beginning of OpenMetrics 2.0's single line, up to the first label
+    Literal bounds[MAX_BOUNDS + 1]  # by bucket: the label `le` and the end of the labels
+    Literal limits[MAX_BOUNDS + 1]  # by bucket: the bound in the single line of OpenMetrics 2.0
     Literal end                 # the end of the labels in lines without `le`
 
 
 cdef struct Family:
-    char *heads[3]              # metadata lines for the text format, OpenMetrics 1.0 and 2.0
-    uint32_t head_lengths[3]
-    uint32_t view
-    uint32_t directions         # series per connection: 1, or 2 with a direction label
-    uint32_t values[2]          # indexes of the row's values, or FLOWS
-    int64_t absent              # only values above this number have a series
-    uint32_t decimals           # values are divided by 10^decimals
+    # Metadata lines in the text format, in OpenMetrics 1.0 and in OpenMetrics 2.0.
+    char *heads[3]
+    uint32_t head_lengths[3]    # sizes of the metadata lines, in bytes
+    uint32_t view               # index of the view
+    uint32_t directions         # number of series per connection: 1, or 2 with a direction label
+    # By direction: index of the value in a row's values, or FLOWS. Not used in a family of
+    # histograms.
+    uint32_t values[2]
+    int64_t absent              # a series exists only if its value is above this number
+    uint32_t decimals           # pages show values divided by 10^decimals
     bint is_counter
-    uint32_t name_length
-    Literal created             # the name of the samples with start times in OpenMetrics 1.0
-    Literal *literals           # columns + 1 literals: before, between and after label values
-    Literal second              # replaces the literal at `direction_index` for the second direction
-    # In a family of histograms, `values` is not used. The histogram of the first direction has this
-    # index in `View.histograms`. The histogram of the second direction has the next index.
+    uint32_t name_length        # size of the metric name, in bytes
+    Literal created             # name of the samples with start times in OpenMetrics 1.0
+    # An array of columns + 1 literals: one before each label value, and one before the sample's
+    # value.
+    Literal *literals
+    # The literal with the second direction. In lines of the second direction, `second` replaces the
+    # literal at `View.direction_index`.
+    Literal second
+    # Only used in a family of histograms: index in `View.histograms` of the first direction's
+    # histogram. The second direction's histogram has the next index.
     uint32_t histogram
     HistogramText *text         # NULL if the family is not a histogram
 
 
 cdef struct Amount:
     # The bytes or packets of a row: one counter, or the sum of two.
-    uint32_t values[2]          # indexes of the row's values
-    uint32_t count              # 0 if the view does not count the amount
+    uint32_t values[2]          # indexes of the counters in the row's values
+    uint32_t count              # number of counters; 0 if the view does not count the amount
 
 
 cdef struct Bounds:
-    # A page shows a row if the row reaches at least one of these bounds. 0 means no bound. If both
+    # A page shows a row if the row reaches at least one bound. A bound of 0 is ignored. If both
     # bounds are 0, all rows are shown.
     int64_t min_bytes
     int64_t min_packets
@@ -301,28 +353,36 @@ cdef struct Bounds:
 
 cdef struct View:
     Rows rows
-    TimerWheel wheel            # rows by deadline; not used in the first view
+    TimerWheel wheel            # the view's rows by deadline; not used in the first view
     double timeout_s
-    uint32_t columns
-    uint32_t plan_columns[MAX_VIEW_COLUMNS]  # indexes of the plan's columns
-    uint32_t counters
+    uint32_t columns            # number of columns
+    uint32_t plan_columns[MAX_VIEW_COLUMNS]  # by column: its index in all columns of the plan
+    uint32_t counters           # number of counters
     uint32_t values             # number of counters and gauges
-    uint32_t sources[MAX_VIEW_VALUES]    # indexes of the plan's counters, then gauges
-    bint counts_new_flows       # whether the number of new flows follows the counters and gauges
+    # By value: its index in the plan's counters and gauges, counted together.
+    uint32_t sources[MAX_VIEW_VALUES]
+    bint counts_new_flows       # whether rows have a number of new flows after their gauges
     Amount bytes
     Amount packets
-    Bounds bounds               # a writer needs the GIL and the mutex, a reader one of them
+    # Code that changes the bounds must have both the GIL and the mutex. Code that reads the bounds
+    # must have at least one of the two.
+    Bounds bounds
     Histogram *histograms
     uint32_t histogram_count
-    # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows
+    # Flags (FIRST_OBSERVED, ...) of the events on which at least one histogram observes flows.
     uint32_t events
-    uint32_t values_offset      # offset in a row, like the next two fields
-    uint32_t start_offset
-    uint32_t label_ids_offset
+    uint32_t values_offset      # offset of the values in a row, in bytes
+    uint32_t start_offset       # offset of the start time in a row, in bytes
+    uint32_t label_ids_offset   # offset of the label IDs in a row, in bytes
     bint identifies_connection  # whether the labels include both addresses and both ports
-    bint linked_from_flow       # whether flow rows link to this view; if not, connection rows do
-    uint32_t link               # index of the link to this view, in the links of the linking row
-    uint32_t direction_index    # index of the literal that contains the direction
-    uint32_t overflow
-    uint32_t deadline_s         # deadline for rows with a report in the current call of `update`
-    uint64_t rejected           # reports that required a new row when the view was full
+    # Whether flow rows link to rows of this view. If not, rows of the first view do. Not used in
+    # the first view.
+    bint linked_from_flow
+    # Index of the link to a row of this view, in the links of a flow row or of a row of the first
+    # view.
+    uint32_t link
+    uint32_t direction_index    # index in `Family.literals` of the literal with the direction
+    uint32_t overflow           # row number of the overflow row, or 0 if there is none yet
+    uint32_t deadline_s         # deadline for rows with a report in the latest call of `update`
+    # Number of reports that required a new row when the view was full. Not used in the first view.
+    uint64_t rejected

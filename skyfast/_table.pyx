@@ -1,73 +1,89 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
-"""The table: flows, connections, expiry and rendering, without clock, sockets or logging.
+"""The table: it counts flows, adds them to connections, and renders pages of connections.
+
+The table uses no clock, no sockets and no logging: callers pass times and reports.
 
 Data structures
-    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. Its key
-    is the flow's UUID, and it stores the flow's latest totals. A *connection* row represents one
-    label tuple on the page. Each report adds its *deltas*, the increase of its flow's totals, to
-    connection rows.
+    There are two levels of rows. A *flow* row represents one flow, as an agent reports it. The key
+    of a flow row is the flow's UUID, and the row stores the flow's latest totals. A *connection*
+    row represents one label tuple on the page. Each report of a flow adds its *deltas* to
+    connection rows: the increase of the flow's totals.
 
-    A *plan* defines which labels and metrics are exported. It has one or more *views*. A view is a
-    set of metrics with the same labels, and has its own connection rows. Each flow row links to one
-    row of the first view. If all labels of another view are also labels of the first view, rows of
-    the first view link to rows of that view. Otherwise, flow rows link to rows of that view.
+    A *plan* defines which labels and metrics are exported. Each plan has one or more *views*. A
+    view is a set of metrics with the same labels, and has its own connection rows. Each live flow
+    has a link to its row in each view:
+
+    * The link to the first view is in the flow row.
+    * If all labels of a view are also labels of the first view, the link is in the flow's row of
+      the first view.
+    * For all other views, the link is in the flow row.
 
     Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
-    and index (`Rows`). The index splits one bucket at a time, so no insert has to rehash all rows.
+    and index (`Rows`). An index splits one bucket at a time, so no insert has to rehash all rows.
 
-    Flows expire with a timer wheel (see ``table/timer_wheel.pxi``). A connection of the first view
-    is removed with its last live flow. Each other view has its own wheel, because its connections
-    can outlive their flows.
+    Flows expire with a timer wheel (see ``table/timer_wheel.pxi``). When a connection of the first
+    view has no live flows left, it is removed. Connections of all other views can outlive their
+    flows, so each of these views has its own timer wheel.
 
-    A *dormant* flow keeps its row, its key and its totals, but is not part of a connection. When
-    the flow's next report arrives, only the increase over the stored totals is added. Each dormant
-    row is in one of three lists: flows that claim a conversation (see ``table/conversations.pxi``),
-    flows that have ended, and all others. The oldest rows of a list are forgotten first: after a
-    limited time, or when a new flow needs the space. If the totals of a connection's last flow are
-    not enough to restore the connection's counters, a separate dormant row stores these counters.
+    An expired flow becomes *dormant*: it keeps its row, its key and its totals, but does not belong
+    to a connection. When the next report of a dormant flow arrives, only the increase over the
+    stored totals is added. If the counters of a removed connection cannot be restored from the
+    totals of its last flow, a separate dormant row stores the counters.
+
+    Each dormant row is in one of three lists: flows that claim a conversation (see
+    ``table/conversations.pxi``), flows that have ended, and all others. Dormant rows are forgotten
+    after a limited time, or when a new flow needs the space. In each list, the oldest rows are
+    forgotten first.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
-    new or dormant flow takes two searches, plus one per label string. If the table knows the result
-    of a lookup from a recent report, one search finds all labels of this result. Expiry takes time
-    in proportion to the number of expired rows. In addition, each live flow is added to the wheel
+    new or dormant flow takes two searches, plus one search per label string. If a recent report had
+    the same result of a lookup, one search finds all labels of this result. The time for expiry is
+    proportional to the number of expired rows. In addition, each live flow is added to the wheel
     again once per timeout. For each family, a page visits all connections of the family's view
     once.
 
 Memory
     Slabs and index segments are allocated from an arena of large blocks (`Arena`), and kept until
-    the table is destroyed. The table keeps no Python objects per flow or connection. Its only
-    Python objects are the plan, the names and types of fields, and up to MAX_NAMES results of
-    lookups. If an allocation fails, `update` raises MemoryError, and the report that is being
-    applied has no effect.
+    the table is destroyed. The table keeps no Python objects per flow or connection. It keeps the
+    plan, the names and types of fields, and up to MAX_NAMES results of lookups. If an allocation
+    fails, `update` raises MemoryError, and the current report has no effect.
 
 Lock
-    There is one mutex. A thread holds it for one slice of work at a time. A slice is a batch of
-    reports, some rows that expire or are relabeled, or RENDER_ROWS connections of a page or scan.
+    Each table has one mutex. A thread holds the mutex for one slice of work at a time:
+
+    * a batch of reports
+    * some rows that expire or are relabeled
+    * up to RENDER_ROWS connections of a page or scan
+
     Only one thread, *the thread that updates*, may call `update`, `expire` and `Relabeling.step`.
-    No other thread changes rows, so this thread may read rows without the mutex. Any thread may
-    read pages. A thread that holds the mutex never waits for the GIL: a thread that has the GIL may
-    be waiting for the mutex. Therefore all code under the mutex is plain C. Even memory is
-    allocated with C functions: Python's allocators may take the GIL if allocations are traced.
+    No other thread changes rows, so the thread that updates may read rows without the mutex. Any
+    thread may read pages.
+
+    A thread that holds the mutex must not wait for the GIL, because the thread that has the GIL may
+    be waiting for the mutex. Therefore all code under the mutex is plain C, and allocates memory
+    with C functions. Python's allocators may take the GIL if allocations are traced.
 
 Files
-    This file contains `Table` (the interface for Python), the struct with its state, and the
-    constants that several files share. The methods of `Table` are implemented in ``table/``, one
-    file per concern, as free functions on `TableState`. They cannot be methods, because ``include``
-    is not possible in a class body. Cython includes the files, because the C compiler only inlines
-    functions of the same compilation unit.
+    This file contains the class `Table` (the interface for Python), the struct `TableState`, and
+    the constants that several files share. The files in ``table/`` implement the methods of `Table`
+    as functions on `TableState`. The functions are not methods, because ``include`` is not possible
+    in a class body. The files are included, because the C compiler only inlines functions of the
+    same compilation unit.
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
-        decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``counter``.
+        decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``counter`` and
+        ``distinct_sample`` (numbers of label values).
     Kinds of rows:
         ``labels``, ``names``, ``flows``, ``connections``, ``start_times``, ``conversations``,
         ``dormant``, ``overflow``, ``histograms``.
     Implementation of the methods of `Table`:
-        ``layout`` (finds the offsets of a plan's values in rows), ``reports``, ``lookup`` and
-        ``update`` (the three steps of an update), ``expiry``, ``relabel``, ``render``, ``pieces``
-        and ``deflate`` (pages), ``search``, ``top_k``, ``scan`` (label values, top connections,
+        ``lock``, ``layout`` (locations of values in rows), ``readers`` (locations of values in
+        decoded flows), ``reports``, ``lookup`` and ``update`` (the three steps of an update),
+        ``expiry``, ``relabel`` and ``moves`` (changed names), ``render``, ``pieces`` and
+        ``deflate`` (pages), ``search``, ``top_k``, ``scan`` (label values, top connections,
         snapshots), ``bounds`` (hidden rows) and ``groups``.
 """
 
@@ -137,8 +153,8 @@ cdef extern from "stdlib.h" nogil:
 
 cdef extern from *:
     """
-    /* GCC removes calls to functions that only prefetch, because it sees no side effect in them.
-       The empty assembler statement counts as a side effect. */
+    /* GCC removes a call to a function that only prefetches, because GCC sees no side effect. The
+       empty assembler statement counts as a side effect. */
     #define prefetch(address) do { __builtin_prefetch(address); __asm__ volatile (""); } while (0)
     #define likely(x) __builtin_expect(!!(x), 1)
     #define unlikely(x) __builtin_expect(!!(x), 0)
@@ -151,29 +167,31 @@ cdef extern from *:
 MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the same as MAX_INTEGER
 
 cdef enum:
-    # The *lifecycle* fields show whether a report is the first or the last report of its flow. The
-    # last two fields are times of `LastUpdateMetric`. An invalid field counts as missing.
-    LIFECYCLE_FINISH
-    LIFECYCLE_START
-    LIFECYCLE_UPDATE_START
-    LIFECYCLE_UPDATE_LAST
-    LIFECYCLE_FIELDS
+    # The *lifecycle* fields show whether a report is the first or the last report of its flow. An
+    # invalid lifecycle field counts as missing.
+    LIFECYCLE_FINISH            # FinishType
+    LIFECYCLE_START             # Start
+    LIFECYCLE_UPDATE_START      # LastUpdateMetric.Start
+    LIFECYCLE_UPDATE_LAST       # LastUpdateMetric.Last
+    LIFECYCLE_FIELDS            # number of lifecycle fields
 
 cdef enum:
     MAX_LABEL_BYTES = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
-    MAX_FIELDS = 4 * MAX_VALUES + LIFECYCLE_FIELDS     # fields whose values can be omitted
-    INLINE_STRING = 48
+    # Maximum number of fields whose values can be omitted.
+    MAX_FIELDS = 4 * MAX_VALUES + LIFECYCLE_FIELDS
+    INLINE_STRING = 48          # maximum size of a string that is stored in its row, in bytes
     FLOW_TYPES = 4
-    BATCH = 128                 # reports per acquisition of the lock
-    MAX_EVICTIONS = 2           # dormant rows that one report can evict
-    BUCKETS_PER_ROW = 2         # in the index: takes 8 bytes per row, and keeps chains short
-    NAMES_AHEAD = 4             # names are prefetched this many reports ahead
+    BATCH = 128                 # maximum number of reports per batch
+    MAX_EVICTIONS = 2           # maximum number of dormant rows that one report can evict
+    # Number of index buckets per row. Two buckets take 8 bytes per row, and keep chains short.
+    BUCKETS_PER_ROW = 2
+    NAMES_AHEAD = 4             # names are prefetched this number of reports before their use
     CACHE_LINE = 64
 
-# Sizes and steps of growth. _checked.pyx defines smaller ones, so that every kind of growth occurs
-# in tests with a few rows.
+# Sizes and steps of growth. _checked.pyx defines smaller numbers, so that every kind of growth
+# occurs in tests with a few rows.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -200,22 +218,23 @@ cdef extern from *:
     #define SEGMENT_BUCKETS (1 << SEGMENT_SHIFT)
     """
     enum:
-        RENDER_ROWS             # connections per acquisition of the lock
-        RELABEL_ROWS            # flow rows that a step may visit per unit of its budget
-        AHEAD                   # connections and buckets are prefetched this many steps ahead
+        RENDER_ROWS             # maximum number of rows per slice of a page or scan
+        # Maximum number of flow rows that `Relabeling.step` visits per unit of its budget.
+        RELABEL_ROWS
+        AHEAD                   # rows and buckets are prefetched this number of steps before use
         MAX_NAMES               # maximum number of lookup results whose labels stay interned
-        SLAB_SHIFT
-        SLAB_ROWS
-        SEGMENT_SHIFT
-        SEGMENT_BUCKETS
+        SLAB_SHIFT              # binary logarithm of SLAB_ROWS
+        SLAB_ROWS               # number of rows per slab
+        SEGMENT_SHIFT           # binary logarithm of SEGMENT_BUCKETS
+        SEGMENT_BUCKETS         # number of buckets per index segment
         MAX_WHEEL_SLOTS
-        SAMPLE_KEYS             # keys of a distinct sample; a power of two
+        SAMPLE_KEYS             # maximum number of keys in a distinct sample; a power of two
         HUGE_PAGE_BYTES
-        FIRST_BLOCK_BYTES
-        BLOCK_BYTES
-        DEFLATE_SLICE           # bytes of text per slice
+        FIRST_BLOCK_BYTES       # minimum size of an arena's first block
+        BLOCK_BYTES             # minimum size of an arena's later blocks
+        DEFLATE_SLICE           # maximum bytes of text per slice
         DEFLATE_CHUNK           # maximum bytes of text per call of `Page.deflate`
-        MIN_SAMPLE              # a family with this many bytes of text gets its own Huffman codes
+        MIN_SAMPLE              # minimum bytes of text from which Huffman codes are learnt
     void row_unused(void *address, size_t size) noexcept nogil
     void row_used(void *address, size_t size) noexcept nogil
 
@@ -245,25 +264,27 @@ cdef extern from *:
     static const double MAX_REPORT_DELAY_S = 15.0;
     """
     const uint32_t IS_STRING        # flag of a label ID: the other bits are the number of a string
-    const uint32_t STRING_KEY       # this flag and the next three are in `Flow.connection`
-    const uint32_t LABELS_KEY
-    const uint32_t DORMANT
-    const uint32_t ENDED
+    const uint32_t STRING_KEY       # flag in `Flow.connection`
+    const uint32_t LABELS_KEY       # flag in `Flow.connection`
+    const uint32_t DORMANT          # flag in `Flow.connection`
+    const uint32_t ENDED            # flag in `Flow.connection`
     const uint32_t ROW              # mask of the row number in `Flow.connection`
     const uint32_t RESTORED         # flag in `Connection.flows`
-    const uint32_t SUPERSEDED       # `Conversation.claimant` of a row that another row replaced
+    const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row has replaced the row
     const int64_t ABSENT            # a total that no report contained
-    const int64_t NO_START          # start time of a row that no report has been added to
-    const uint32_t FLOWS            # in `Family.values`: stands for a row's number of flows
+    const int64_t NO_START          # start time of a row before the row's first report
+    const uint32_t FLOWS            # in `Family.values`: the number of a row's flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # argument of `scan_until`: visit all rows
-    const uint64_t SHARD_SEED       # must never change: shards of different versions would overlap
-    const uint64_t PART_SEED        # must be odd; another number would move rows to other parts
+    # Must never change. Otherwise, shards that run different versions of skyfast would overlap.
+    const uint64_t SHARD_SEED
+    # Must be odd, and must never change. Otherwise, connections would move to other parts.
+    const uint64_t PART_SEED
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # the same as MAX_NUMBER
     const uint64_t EACH_BYTE        # the number 1 in each byte
-    # The maximum delay of a report, on top of the agent's update interval. An analyzer keeps a
-    # batch for up to 5 s. The other 10 s cover transport and sockets that have not been read yet.
+    # Maximum delay of a report, in addition to the agent's update interval. An analyzer keeps a
+    # batch for up to 5 s. The network and waiting in a socket can add 10 s.
     const double MAX_REPORT_DELAY_S
 
 cdef enum:
@@ -277,8 +298,8 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    SKIP_REQUIRED               # from here on: one reason per requirement of the plan
-    MAX_SKIPS = 32
+    SKIP_REQUIRED               # reason for the plan's first requirement; the others follow
+    MAX_SKIPS = 32              # maximum number of reasons
 
 cdef tuple SKIP_NAMES = (
     "", "invalid", "no_uuid", "out_of_range", "text_too_long", "late", "duplicate", "table_full",
@@ -287,15 +308,15 @@ cdef tuple SKIP_NAMES = (
 cdef tuple FINISH_NAMES = ("other", "timeout", "fin", "rst")
 
 cdef enum:
-    CLOSING = 1                 # FinishType of a flow's last report; 0, 2 and 3 do not end the flow
+    CLOSING = 1                 # FinishType of a closing report; other numbers do not end the flow
 
 cdef enum:
-    # `Report.initial_delta`: what a report of an unknown flow adds to a row, unless
-    # `adds_whole_total` is true.
+    # What a report of an unknown flow adds to a row (see `Report.initial_delta`). If
+    # `adds_whole_total` is true for the row, the report adds its totals instead.
     INITIAL_UNREAD              # unknown: the struct lacks the lifecycle fields
     INITIAL_TOTAL               # the totals in the report
     INITIAL_LAST_UPDATE         # the deltas of the flow's last update
-    INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, but the struct lacks them
+    INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, which the struct lacks
 
 cdef enum:
     # How a report changes the totals of a known flow.
@@ -304,18 +325,19 @@ cdef enum:
     STARTED_OVER
 
 cdef enum:
-    # What a histogram observes of a flow.
+    # The value of a flow that a histogram observes.
     OBSERVE_FIRST               # the first value above 0
     OBSERVE_TOTAL               # the value in the closing report
-    OBSERVE_AGE                 # `last_ms` minus the time in another field of the report
+    OBSERVE_AGE                 # `last_ms` of the closing report, minus a time in the same report
 
 cdef enum:
-    # Flags of a flow for histograms (see `histograms.pxi`): the events on which the flow has
-    # already been observed.
-    FIRST_OBSERVED = 1
-    CLOSING_OBSERVED = 2
+    # Flags of a flow: histograms have already observed the flow on an event (see
+    # `histograms.pxi`).
+    FIRST_OBSERVED = 1          # on the first value above 0
+    CLOSING_OBSERVED = 2        # on the closing report
 
 cdef enum:
+    # Which of a flow's values a gauge keeps.
     KEEP_LATEST
     KEEP_LEAST
     KEEP_MOST
@@ -339,34 +361,36 @@ include "table/distinct_sample.pxi"
 
 
 cdef struct FoundNames:
-    PyObject *key               # borrowed; NULL if there was no lookup
-    PyObject *result            # borrowed; NULL if the lookup failed
+    PyObject *key               # the key, borrowed; NULL if there was no lookup
+    PyObject *result            # the result, borrowed; NULL if the lookup failed
     uint32_t row                # row of the result, or 0 if its labels are not interned
 
 
 cdef struct Batch:
     # Up to BATCH reports, which are read, looked up and applied together.
     Report reports[BATCH]
-    uint32_t size
-    # each report has pointers into `values`, `last_update` and `label_values`
-    int64_t *values             # BATCH x `all_values`
-    int64_t *last_update        # BATCH x the plan's counters
-    LabelValue *label_values    # BATCH x the plan's label values
-    FoundNames *names           # BATCH x the plan's lookups
+    uint32_t size               # number of reports
+    int64_t *values             # array for `Report.values` of all reports
+    int64_t *last_update        # array for `Report.last_update` of all reports
+    LabelValue *label_values    # array for `Report.label_values` of all reports
+    FoundNames *names           # for each report: one item per lookup of the plan
     uint32_t *missed            # indexes in `names` of results that do not have a row yet
     uint32_t missed_count
-    # String keys of flows that are removed while the batch is applied. The strings are released
-    # after the batch, because the labels of a later report may already refer to the same string.
+    # UUIDs (strings) of flows that are removed while the batch is applied. These strings are
+    # released after the batch, because the labels of a later report may refer to the same string.
     # Each report can remove its own flow and up to MAX_EVICTIONS other flows.
     uint32_t strings_to_release[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t strings_to_release_count
-    int64_t oldest_ms, newest_ms    # range of `Last` in the latest `update`
+    int64_t oldest_ms           # lowest `Last` in the latest `update`, in Unix milliseconds
+    int64_t newest_ms           # highest `Last` in the latest `update`, in Unix milliseconds
 
 
 cdef struct TableState:
     pthread_mutex_t lock
-    uint32_t waiting            # threads in `lock_with_priority`
-    # rows
+    uint32_t waiting            # number of threads that wait in `lock_with_priority`
+
+    # Rows
+
     Arena arena
     Rows strings
     Rows flow_rows
@@ -376,57 +400,72 @@ cdef struct TableState:
     Rows names                  # results of lookups, with interned labels
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
-    DormantList dormant         # dormant flows outside the next two lists, and saved counters
-    DormantList ended           # flows that have sent their closing report
+    DormantList dormant         # dormant flows that are not in `ended` or `claims`; saved counters
+    DormantList ended           # flows whose latest report was their closing report
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
-    uint32_t saved_connections  # rows of `dormant` that have a connection's counters
+    uint32_t saved_connections  # number of rows in `dormant` that have a connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
-    # layout: set when the table is created
+
+    # Layout: set when the table is created
+
     uint64_t seed               # seed of all hashes except the hashes for sharding
-    uint32_t counters, values   # `values` includes gauges
-    uint32_t all_values         # counters, gauges and closing gauges
-    uint32_t columns
-    uint32_t label_value_count  # labels, and strings that lookups use
-    uint32_t lookup_columns     # labels from lookups; they are the first columns
+    uint32_t counters           # number of counters
+    uint32_t values             # number of counters and gauges
+    uint32_t all_values         # number of counters, gauges and closing gauges
+    uint32_t columns            # number of columns
+    uint32_t label_value_count  # number of columns, plus strings that lookups use
+    uint32_t lookup_columns     # number of columns from lookups; they are the first columns
     uint32_t lookup_count
-    uint32_t requirements
+    uint32_t requirements       # number of requirements
     bint counts_new_flows       # whether any view or histogram depends on new flows
-    # flags (FIRST_OBSERVED, ...): the events on which at least one histogram observes flows
+    # Flags (FIRST_OBSERVED, ...) of the events on which at least one histogram observes flows.
     uint32_t events
-    uint32_t first_value        # index of the value that OBSERVE_FIRST observes
-    uint32_t flags_link         # index of the link that contains a flow's flags FIRST_OBSERVED, ...
-    bint optional[MAX_VALUES]
-    int gauge_kinds[MAX_VALUES]  # KEEP_LATEST, ...
+    uint32_t first_value        # index in `Report.values` of the value that OBSERVE_FIRST observes
+    uint32_t flags_link         # index in a flow's links of its flags FIRST_OBSERVED, ...
+    bint optional[MAX_VALUES]   # by counter: whether reports can lack the counter
+    int gauge_kinds[MAX_VALUES]  # by value: KEEP_LATEST, ... (only set for gauges)
     bint has_conversations
-    uint64_t shard, shards
+    uint64_t shard              # index of the table's shard
+    uint64_t shards             # number of shards
     uint32_t links_offset       # offset of the links in a flow row, in bytes
-    uint32_t first_lookup_string  # index of the first lookup string in the links
+    uint32_t first_lookup_string  # index in a flow's links of the first string that lookups use
     Family *families
     uint32_t family_count
-    size_t max_lines            # maximum size of a connection's lines, in bytes
-    # indexes in `omitted_counts` for three groups: values, values of the last update, lifecycle
-    # fields
+    # Maximum size of a family's metadata lines, and of a connection's lines in one family, in
+    # bytes.
+    size_t max_lines
+    # For the two fields of each value: index of the field in `omitted_counts`.
     uint32_t value_fields[2 * MAX_VALUES]
+    # For the two fields of each counter's last update: index of the field in `omitted_counts`.
     uint32_t last_update_fields[2 * MAX_VALUES]
+    # For each lifecycle field: index of the field in `omitted_counts`.
     uint32_t lifecycle_fields[LIFECYCLE_FIELDS]
-    # limits
+
+    # Limits
+
     uint32_t max_flows, max_connections
-    double memory_s             # time until a dormant flow is forgotten
+    double memory_s             # time until a dormant flow that has not ended is forgotten
     double min_timeout_s        # shortest timeout that the first view has ever had
-    double flow_update_s
+    double flow_update_s        # see `Table.flow_update_s`
     bint has_horizon
     double horizon_s            # an unknown flow that began after this time has never been counted
-    # overflow
+
+    # Overflow
+
     bint has_overflow_rows
-    bint overflowed
+    bint overflowed             # whether any report has been added to an overflow row
     const char *overflow_text   # label value of overflow rows
-    uint32_t overflow_length
-    # current or latest call of `update`
-    Batch *batch                # NULL unless a batch is being applied
+    uint32_t overflow_length    # size of the label value of overflow rows, in bytes
+
+    # The current or latest call of `update`
+
+    Batch *batch                # the batch that is being applied, or NULL
     double now                  # time of the latest `update` or `expire`
     int64_t wall_ms             # system time of the latest `update` or `step`, Unix ms; 0: unknown
-    bint met_unknown
-    # counts
+    bint met_unknown            # see `Table.met_unknown_flow`
+
+    # Counts
+
     uint64_t connections_created
     uint64_t expired
     uint64_t rejected
@@ -434,11 +473,15 @@ cdef struct TableState:
     uint64_t omitted_counts[MAX_FIELDS]
     uint64_t skips[MAX_SKIPS]
     uint64_t finishes[4]
-    # lookups: set when the table is created
+
+    # Lookups: set when the table is created
+
     Lookup lookups[MAX_COLUMNS]
-    uint32_t name_indexes[MAX_COLUMNS]  # per lookup column: index of its label in the result
-    uint32_t key_columns[MAX_COLUMNS]   # per lookup string: the column with the same value
-    bint key_is_column[MAX_COLUMNS]     # per lookup string: whether a column has the same value
+    uint32_t name_indexes[MAX_COLUMNS]  # by column from a lookup: index of its label in the result
+    # By index of a label value: the column with the same value as a string that lookups use.
+    uint32_t key_columns[MAX_COLUMNS]
+    # By index of a label value: whether a column has the same value as a string that lookups use.
+    bint key_is_column[MAX_COLUMNS]
 
 
 include "table/lock.pxi"
