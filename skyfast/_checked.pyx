@@ -1,16 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
-"""The table with invariant checks, for tests only. It replaces ``skyfast._table``.
+"""The table with invariant checks, for tests only. This module replaces ``skyfast._table``.
 
-This module consists of ``_table.pyx``, all files that it includes, and five additions:
+This module includes ``_table.pyx``, and adds or changes the following:
 
 * `check` checks that a whole table is consistent.
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
 * `after_unlock` calls a function whenever the mutex is released.
 * `page_slices` returns the pieces of a page (see ``table/pieces.pxi``). `deflate_pieces` compresses
   a text that a test has split into pieces.
-* Rows that are not in use are filled with garbage, and AddressSanitizer reports reads of such rows.
-  The table grows in small steps, so that every kind of growth occurs with a dozen rows. If the
+* Free rows are filled with garbage, and AddressSanitizer reports reads of free rows.
+* The table grows in small steps, so that every kind of growth occurs with a dozen rows. If the
   environment variable SKYFAST_STEPS is ``usual`` at import, the table grows in its usual steps.
 
 Add checks here for every new structure of the core.
@@ -55,10 +55,11 @@ cdef extern from *:
         (void)address, (void)size;
     }
 
-    /* The numbers of memory blocks in use, of allocations before the next requested failure, and
-       of requested failures that have not happened yet. */
+    /* The number of memory blocks in use. */
     static long skyfast_blocks = 0;
+    /* The number of allocations before the next requested failure. */
     static long skyfast_before_failure = 0;
+    /* The number of requested failures that have not happened yet. */
     static long skyfast_failures = 0;
 
     static int skyfast_fails(void) {
@@ -127,7 +128,7 @@ def blocks():
 
 
 def fail_allocation(long nth, long times=1):
-    """Make `times` allocations fail, starting with the `nth` from now (1: the next one)."""
+    """Make `times` allocations in a row fail, after the next ``nth - 1`` allocations."""
     global skyfast_before_failure, skyfast_failures
     if nth < 1 or times < 1:
         raise ValueError("allocations are counted from 1")
@@ -136,7 +137,7 @@ def fail_allocation(long nth, long times=1):
 
 
 def stop_failing():
-    """Let allocations succeed again; return how many of the requested failures did not happen."""
+    """Request no more failures; return how many of the requested failures did not happen."""
     global skyfast_failures
     cdef long left = skyfast_failures
     skyfast_failures = 0
@@ -151,7 +152,7 @@ cdef object interruption = None
 
 cdef void interrupt() noexcept with gil:
     global skyfast_after_unlock
-    skyfast_after_unlock = NULL         # no recursion if the function itself releases a mutex
+    skyfast_after_unlock = NULL         # prevents recursion if `interruption` releases a mutex
     interruption()
     if interruption is not None:
         skyfast_after_unlock = interrupt
@@ -160,8 +161,8 @@ cdef void interrupt() noexcept with gil:
 def after_unlock(function):
     """Call `function` whenever the mutex of a table is released; None stops the calls.
 
-    `function` may call methods of tables. So a test can do what another thread could do between any
-    two slices of a call.
+    `function` may call methods of tables. A test can use `function` to do what another thread could
+    do between two slices of a call.
     """
     global interruption, skyfast_after_unlock
     interruption = function
@@ -178,7 +179,7 @@ MAX_SLICE = DEFLATE_SLICE
 
 
 def page_slices(Page page not None):
-    """Read a page; return its slices of text and their pieces, for `deflate_pieces`."""
+    """Read a page; return slices of its text, with their pieces, for `deflate_pieces`."""
     cdef TableState *table = &page.table.state
     cdef Cursor *cursor = &page.cursor
     cdef Deflater *deflater
@@ -204,11 +205,11 @@ def page_slices(Page page not None):
 def deflate_pieces(slices, long_from=None):
     """Compress slices of text that are split into the given pieces; return the deflate blocks.
 
-    :param slices: pairs: a text of up to `MAX_SLICE` bytes, and a list of up to `MAX_SLICE` / 2
-        pieces. A piece is a pair of a length and a source.
-    :param long_from: the index of a slice. The slice is compressed as if it began 1000 bytes before
-        position 4 GiB of the page, where 32-bit positions wrap around. The slices before it must
-        have at least 32 KiB of text.
+    :param slices: a pair for each slice: a text of up to `MAX_SLICE` bytes, and a list of up to
+        `MAX_SLICE` / 2 pieces. A piece is a pair of a length and a source.
+    :param long_from: the index of a slice to compress as if it began at position 4 GiB of the page
+        minus 1000 bytes, because 32-bit positions wrap around at 4 GiB. The slices before this
+        slice must have at least 32 KiB of text.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
     cdef bytearray memory = bytearray(HISTORY + DEFLATE_CHUNK + 64)
@@ -252,7 +253,7 @@ def set_next_seq(Table table not None, uint64_t next_seq):
 
 
 def pack_and_unpack(int64_t new_flows, int64_t start_ms):
-    """Pack a number of new flows and a start time; return both after unpacking."""
+    """Pack a number of new flows and a start time; return both numbers after unpacking."""
     cdef Flow row
     row.last_ms = pack_saved(new_flows, start_ms)
     return saved_new_flows(&row), saved_start(&row)
@@ -269,7 +270,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 
 def peak_rows(Table table not None):
-    """Return the peak number of rows, summed over all kinds. `check` visits this many rows."""
+    """Return the peak number of rows, summed over all kinds except conversations."""
     cdef uint32_t i, rows = table.state.strings.end + table.state.flow_rows.end
     rows += table.state.names.end
     for i in range(table.state.view_count):
@@ -278,7 +279,7 @@ def peak_rows(Table table not None):
 
 
 def longest_chains(Table table not None):
-    """Map each kind of row to the length of the longest chain in its index."""
+    """Return the length of the longest chain in three indexes, by kind of row."""
     return {
         "strings": longest_chain(&table.state.strings),
         "flows": longest_chain(&table.state.flow_rows),
@@ -301,7 +302,7 @@ cdef uint32_t longest_chain(const Rows *rows):
 def check(Table table not None):
     """Check that a table is consistent. Only the thread that updates the table may call this.
 
-    Takes some microseconds per row.
+    Takes some microseconds per row (see `peak_rows`).
 
     :raises BrokenError: the table is inconsistent.
     """
@@ -314,11 +315,11 @@ cdef size_t padded(size_t size):
 
 cdef class _Check:
     cdef Table table
-    cdef set strings, flows, conversations, names
-    cdef set live, dormant, claims      # flow rows
-    cdef list rows                      # sets of row numbers, by view
-    cdef dict references                # number of references found, by string
-    cdef size_t bytes                   # memory found
+    cdef set strings, flows, conversations, names   # row numbers in use
+    cdef set live, dormant, claims      # row numbers of flow rows
+    cdef list rows                      # for each view: the set of row numbers in use
+    cdef dict references                # by number of a string: number of references found so far
+    cdef size_t bytes                   # size of the memory found so far, in bytes
 
     def __cinit__(self, Table table):
         self.table = table
@@ -349,8 +350,8 @@ cdef class _Check:
         expect(not self.table.batch_objects, "the table still holds values of a batch")
 
     cdef set members(self, str kind, Rows *rows):
-        # Check that each row in use is in exactly one chain: the one in which the row is looked up.
-        # All other rows must be in the list of free rows. Returns the numbers of the rows in use.
+        # Check that each row in use is only in the chain of its bucket, and that all other rows are
+        # in the list of free rows. Returns the row numbers in use.
         cdef uint32_t bucket, number
         cdef set used = set()
         cdef set unused = set()
@@ -573,8 +574,8 @@ cdef class _Check:
         return 0
 
     cdef int check_histograms(self, View *view, Connection *row) except -1:
-        # Check that the sum is possible for the counts of the buckets. A sum that reaches INT64_MAX
-        # stays there.
+        # Check that the sum of each histogram is possible with the counts of its buckets. A sum
+        # that reaches INT64_MAX no longer changes.
         cdef const Histogram *histogram
         cdef const int64_t *counts
         cdef uint32_t i, j
@@ -689,8 +690,8 @@ cdef class _Check:
                            "the slot of a row is after its deadline",
                            (i, number, slot_s, row.deadline_s))
                     number = row.links[0]
-            # The overflow row is also in the wheel if the row existed before it became the overflow
-            # row.
+            # A row that existed before it became the overflow row is in the wheel. A row that was
+            # created as the overflow row is not.
             expect(in_wheel | {view.overflow} == <set>self.rows[i] | {view.overflow},
                    "rows are missing in the wheel", (i, <set>self.rows[i] - in_wheel))
         return 0

@@ -1,26 +1,30 @@
 """Types of the compiled core. The docstrings are in ``_table.pyx``.
 
-The core does not import other modules of skyfast. The parts of plans and flow types that the core
-reads are declared here; `skyfast.flows.plan` and `skyfast.flows.fields` provide them.
+The core does not import other modules of skyfast. Therefore, the protocols in this file declare the
+parts of plans and flow types that the core reads. Classes in `skyfast.flows.plan` and
+`skyfast.flows.fields` match these protocols.
 """
 
 from collections.abc import Container, Hashable, Iterable, Sequence
 from typing import Any, Protocol, Self, final
 
 MAX_TEXT_BYTES: int
-"""The maximum size of a label value or UUID, in UTF-8 bytes. Flows with longer ones are skipped."""
+"""The maximum size of a label value or UUID in UTF-8, in bytes.
+
+Flows with a longer label value or UUID are skipped.
+"""
 
 MAX_NUMBER: int
 """The largest valid number in a field of a flow."""
 
 MAX_ROWS: int
-"""The largest ``max_connections`` and ``max_flows``."""
+"""The maximum of ``max_connections`` and of ``max_flows``."""
 
 MAX_VIEWS: int
 """The maximum number of views per plan, including the first view."""
 
 MAX_COLUMNS: int
-"""The maximum number of different columns and of fields for lookups in a plan, counted together."""
+"""The maximum sum of two numbers of a plan: different columns, and fields that lookups use."""
 
 MAX_VALUES: int
 """The maximum number of different counters and gauges per plan."""

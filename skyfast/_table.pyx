@@ -232,8 +232,8 @@ cdef extern from *:
         HUGE_PAGE_BYTES
         FIRST_BLOCK_BYTES       # minimum size of an arena's first block
         BLOCK_BYTES             # minimum size of an arena's later blocks
-        DEFLATE_SLICE           # maximum bytes of text per slice
-        DEFLATE_CHUNK           # maximum bytes of text per call of `Page.deflate`
+        DEFLATE_SLICE           # approximate bytes of text per slice
+        DEFLATE_CHUNK           # maximum of `size` in `Page.deflate`
         MIN_SAMPLE              # minimum bytes of text from which Huffman codes are learnt
     void row_unused(void *address, size_t size) noexcept nogil
     void row_used(void *address, size_t size) noexcept nogil
@@ -284,7 +284,7 @@ cdef extern from *:
     const int64_t MAX_INTEGER       # the same as MAX_NUMBER
     const uint64_t EACH_BYTE        # the number 1 in each byte
     # Maximum delay of a report, in addition to the agent's update interval. An analyzer keeps a
-    # batch for up to 5 s. The network and waiting in a socket can add 10 s.
+    # batch for up to 5 s. The other 10 s are for the network, and for waiting in a socket.
     const double MAX_REPORT_DELAY_S
 
 cdef enum:
@@ -516,17 +516,20 @@ include "table/groups.pxi"
 cdef class Table:
     """The flows and connections of one plan.
 
-    :param plan: labels, values and families (`skyfast.flows.plan.Plan`).
-    :param types: the structs that `update` accepts (`skyfast.flows.fields.flow_types` of the same
-        plan).
-    :param slots: whether to read the slots of the structs at their offsets. If false, or if a check
-        shows that the offsets are wrong, fields are read as attributes. The results are the same.
+    :param plan: the plan (`skyfast.flows.plan.Plan`).
+    :param types: the types of flows that `update` accepts (`skyfast.flows.fields.flow_types` of the
+        same plan).
+    :param slots: whether to read the fields of flows at the offsets of their slots. If false, or if
+        a check shows that the offsets are wrong, fields are read as attributes. The results are the
+        same.
 
-    The other parameters are those of `set_limits`. Every `now` is the time of a monotonic clock in
-    seconds; the clock's origin does not matter. Any thread may call the methods from `page` to
-    `snapshot`, in the order of this class. The methods from `label_values` to `snapshot` visit all
-    rows of a view, without the GIL. If a connection is created, changed or removed during the call,
-    the result may contain the state before or after this event.
+    The other parameters are those of `set_limits`. Every parameter `now` is the time of a monotonic
+    clock in seconds. The clock's origin does not matter.
+
+    Any thread may call `page`, `label_values`, `cardinality`, `hidden`, `forecast`, `top`,
+    `top_groups` and `snapshot`. All of these methods except `page` visit all rows of a view,
+    without the GIL. If a connection is created, changed or removed during the call, the result may
+    contain the state before or after this event.
     """
 
     cdef TableState state
@@ -536,12 +539,12 @@ cdef class Table:
     cdef bint wants_slots
     cdef list reader_objects            # owns the objects that `Field` borrows
     cdef list batch_objects             # owns results of rewrites and lookups for a batch
-    cdef list field_names
-    cdef bytes overflow_label
-    cdef tuple skip_names
-    cdef tuple label_names
-    cdef tuple view_labels
-    cdef tuple family_names
+    cdef list field_names               # by index in `omitted_counts`; None: never omitted
+    cdef bytes overflow_label           # owns `TableState.overflow_text`
+    cdef tuple skip_names               # names of the reasons to skip a flow
+    cdef tuple label_names              # labels of the first view
+    cdef tuple view_labels              # labels of each view
+    cdef tuple family_names             # names of the families of all views
 
     def __cinit__(self, plan, types, *, max_connections, max_flows, timeout_s, memory_s=0,
                   view_timeouts_s=(), bounds=(), slots=True):
@@ -572,25 +575,27 @@ cdef class Table:
 
     def set_limits(self, *, max_connections, max_flows, timeout_s, memory_s=0, view_timeouts_s=(),
                    bounds=()):
-        """Set the limits. They can be changed at any time; existing rows stay.
+        """Set the limits. The limits can be changed at any time; existing rows stay.
 
-        :param max_connections: maximum number of rows per view. If a view is full, flows that need
-            a new row are added up in the view's overflow row, or rejected if the plan has no
-            overflow rows.
+        :param max_connections: maximum number of connections per view. If a view is full, and the
+            plan has overflow rows, reports that require a new connection are added to the view's
+            overflow row. Without overflow rows, the view rejects these reports.
         :param max_flows: maximum number of flow rows. At this limit, a new flow replaces a dormant
-            flow. If no flow can be replaced, new flows are added up or rejected as above. After the
-            limit is lowered, `expire` forgets surplus dormant flows.
+            flow. If no dormant flow can be replaced, reports of new flows are added to overflow
+            rows, or rejected if the plan has no overflow rows. After the limit is lowered, `expire`
+            forgets surplus dormant flows.
         :param timeout_s: a flow becomes dormant if it has no report for this time, rounded up to a
-            full second. A new timeout applies to a flow from the flow's next report, but never
-            shortens the current deadline of the flow.
-        :param memory_s: a dormant flow is forgotten after this time, rounded up; 0 means
-            immediately.
-        :param view_timeouts_s: timeouts of the connections in the second and further views, each at
-            least `timeout_s`.
-        :param bounds: a pair of `min_bytes` and `min_packets` for each view. Pages show a row once
-            it has at least `min_bytes` bytes or at least `min_packets` packets, counted over both
-            directions. 0 means no bound. Overflow rows are always shown. A page uses the bounds
-            that are set when the page begins. If `bounds` is empty, all rows are shown.
+            full second. A changed timeout applies to a flow from the flow's next report on, but
+            never shortens the current deadline of the flow.
+        :param memory_s: a dormant flow is forgotten after this time, rounded up to a full second; 0
+            means immediately. A flow that has ended is instead forgotten after `timeout_s`.
+        :param view_timeouts_s: for each view except the first, the timeout of its connections. Each
+            timeout must be at least `timeout_s`.
+        :param bounds: a pair of `min_bytes` and `min_packets` for each view. Pages show a
+            connection once it has at least `min_bytes` bytes or at least `min_packets` packets,
+            summed over both directions. A bound of 0 is ignored. If both bounds are 0, or if
+            `bounds` is empty, all connections are shown. Overflow rows are always shown. A page
+            uses the bounds that are set when the page begins.
         """
         set_limits(&self.state, max_connections, max_flows, timeout_s, memory_s, view_timeouts_s,
                    bounds)
@@ -598,13 +603,16 @@ cdef class Table:
     def raise_horizon(self, now):
         """Assume that unknown flows that begin after `now` have never been counted.
 
-        Call this method when the first reports arrive, and when a changed filter lets more flows
-        through.
+        Call this method when the first reports arrive, and when a changed filter accepts more
+        flows.
         """
         raise_horizon(&self.state, now)
 
     def set_flow_types(self, types):
-        """From now on, accept only flows of these types, made for the plan of this table."""
+        """Replace the types of flows that `update` accepts.
+
+        :param types: types that were made for the plan of this table.
+        """
         cdef Reader *readers = <Reader *>allocate(FLOW_TYPES * sizeof(Reader))
         cdef list owned = []
         try:
@@ -622,26 +630,28 @@ cdef class Table:
         """Apply ``flows[start:]`` in order; return the index after the last flow applied.
 
         :param flows: instances of the plan's types; all flows of one call have the same type.
-        :param wall_ms: the system time in Unix milliseconds, which limits the start times of new
-            rows; 0 sets no limit.
+        :param wall_ms: the system time in Unix milliseconds, which is the latest possible start
+            time of a new row. If `wall_ms` is 0, start times are not limited.
         :returns: ``len(flows)``, or the index of the first flow whose type lacks fields that the
-            table needs for this flow. Flows from this index on were neither applied nor counted:
-            decode them again as ``FullReport``, and continue from this index.
+            table needs for this flow. In this case, decode the flows from this index on as
+            ``FullReport``, and continue from this index. These flows were neither applied nor
+            counted.
         :raises TypeError: an item is of another type; the flows before this item were applied.
         :raises MemoryError: an allocation failed for a flow; the flows before this flow were
             applied.
         :raises ValueError: ``start`` is negative.
 
-        If a rewrite or lookup of a flow raises an exception, `update` raises the same exception.
-        This flow and later flows were not applied; earlier flows may have been applied.
+        If a rewrite or lookup of a flow raises an exception, `update` raises the same exception. In
+        this case, neither the flow nor any later flow was applied. Earlier flows may have been
+        applied.
 
         docs/architecture.md describes what a report adds to connections. Skipped flows are counted
         in `skipped`, and omitted values in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results. Holds the GIL while
-        waiting for the mutex. Another thread can hold the mutex while it renders or scans 2,048
-        connections, which takes about 0.5 ms. `Page.distinct_values` can hold the mutex while a
-        hash table grows, which takes about 20 ns per value.
+        waiting for the mutex. A thread that renders or scans 2,048 connections holds the mutex for
+        about 0.5 ms. While a hash table of `Page.distinct_values` grows, the mutex is held for
+        about 20 ns per value.
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -652,17 +662,17 @@ cdef class Table:
     # -- expiry ---------------------------------------------------------------------------------
 
     def expire(self, double now, uint32_t max_rows):
-        """Make flows dormant at their deadlines, and remove connections without live flows.
+        """Make flows dormant at their deadlines, and remove expired connections.
 
-        Also forgets flows that have been dormant for `memory_s`, and dormant flows beyond
-        `max_flows`.
+        Also forgets flows that have been dormant for `memory_s`. If there are more than `max_flows`
+        flow rows, also forgets surplus dormant flows.
 
-        :param max_rows: maximum number of rows and of empty wheel slots to visit. Each visit takes
+        :param max_rows: maximum number of rows and empty wheel slots to visit. Each visit takes
             about 0.2 µs.
-        :returns: whether there is more to do at this `now`.
+        :returns: whether there is more to do at `now`.
 
-        Between its deadline and its removal, a row is not on any page, but a delayed report can
-        still renew it.
+        After the deadline of a row, pages do not show the row. Until the row is removed, a delayed
+        report can still renew the row.
         """
         cdef bint more
         with nogil:
@@ -673,12 +683,12 @@ cdef class Table:
     # -- names ----------------------------------------------------------------------------------
 
     def relabel(self, names, keys):
-        """After names have changed, begin to move flows to the connections of their new labels.
+        """After names have changed, begin to move flows to the connections with their new labels.
 
         :param names: the mapping that lookups use. After each change of the mapping, call this
             method again.
         :param keys: an iterable of the keys whose results have changed.
-        :returns: a `Relabeling`, whose `step` moves flows.
+        :returns: an object whose method `step` moves flows.
         """
         cdef Relabeling relabeling = Relabeling.__new__(Relabeling)
         relabeling.table = self
@@ -688,15 +698,14 @@ cdef class Table:
         return relabeling
 
     def strings(self, uint32_t first, uint32_t count):
-        """Return a slice of the interned strings: label values, lookup keys and some UUIDs.
+        """Return the interned strings with the numbers from `first` to ``first + count - 1``.
 
-        A string keeps its number while the table uses the string. The numbers start at 1.
+        The interned strings are label values, strings that lookups use, and UUIDs that are not
+        64-bit numbers. Each interned string has a number, which stays the same while the table uses
+        the string. The lowest number is 1.
 
-        :param first: the first number of the slice.
-        :param count: how many numbers the slice has.
-        :returns: a pair: the strings with these numbers, and the first number of the next slice.
-            After the last slice, this number is 0. All strings except UUIDs have the escapes of
-            label values.
+        :returns: a pair: the strings, and the value of `first` for the next call, or 0 if there are
+            no more strings. All strings except UUIDs have the escapes of label values.
         """
         cdef uint64_t begin = max(first, <uint32_t>1)
         cdef uint64_t end = begin + count
@@ -707,28 +716,29 @@ cdef class Table:
 
     def page(self, double now, uint32_t openmetrics=0, *, created=False, uint32_t part=0,
              uint32_t parts=1, names=None):
-        """Begin a page of the connections that are alive at `now` and were created before the call.
+        """Begin a page of the connections that were created before the call and are alive at `now`.
 
-        :param openmetrics: 1 or 2 for OpenMetrics 1.0 or 2.0, 0 for the text format 0.0.4. The
-            formats differ in metadata lines, start times and histograms; all other samples are the
-            same. A page in OpenMetrics 1.0 is invalid if a family uses a name that is reserved for
-            another family.
-        :param created: with OpenMetrics 1.0, show the start time of each counter as a sample
-            ``_created`` directly after the counter's sample. OpenMetrics 2.0 always shows start
-            times. A start time is missing if no report had a valid one.
+        :param openmetrics: the format: 0 for the text format 0.0.4, 1 for OpenMetrics 1.0, 2 for
+            OpenMetrics 2.0. The formats differ in metadata lines, start times and histograms; all
+            other samples are the same. If a family uses a name that is reserved for another family,
+            a page in OpenMetrics 1.0 is invalid.
+        :param created: whether a page in OpenMetrics 1.0 has start times. After each sample of a
+            counter, the page then has a sample ``_created`` with the start time. Pages in
+            OpenMetrics 2.0 always have start times. If the first report of a connection has no
+            valid start time, the connection has no start time.
         :param part: show only the connections of this part, counted from 0. A connection is always
             in the same part: in all its families, on all pages, and in all processes.
         :param parts: the number of parts, at most `MAX_PARTS`.
         :param names: show only the families with these names; None shows all families. The page has
-            the ``HELP`` and ``TYPE`` lines of a family even if no connection has a value.
+            the ``HELP`` and ``TYPE`` lines of a shown family even if no connection has a value.
         :raises ValueError: there is no such part or format.
         :raises MemoryError: an allocation failed.
 
-        Any thread may read the page, at any speed, but only one thread at a time. If there are
-        several parts, finding the connections of one part takes about 25 ns per connection of each
-        view. If a view has bounds, the connections to show are selected when rendering reaches the
-        view. The selection takes about 5 ns per connection and, while the page exists, 4 bytes per
-        selected connection.
+        Any thread may read the page, but only one thread at a time. If there are several parts,
+        finding the connections of one part takes about 25 ns per connection of each view. If a view
+        has bounds, the connections to show are selected when rendering reaches the view. The
+        selection takes about 5 ns per connection. While the page exists, 4 bytes per selected
+        connection are in use.
         """
         cdef uint32_t i
         cdef bint has_bounds = False
@@ -765,9 +775,9 @@ cdef class Table:
     # -- label values ---------------------------------------------------------------------------
 
     def label_values(self):
-        """Return the current number of different values for each label of the first view.
+        """Return the number of different values of each label of the first view.
 
-        Takes about a nanosecond per connection and label.
+        Takes about 1 ns per connection and label.
         """
         return count_label_values(&self.state, self.label_names)
 
@@ -775,20 +785,24 @@ cdef class Table:
         """Count the values of each label of a view, and how often each value occurs, in one scan.
 
         :param count: how many of the most frequent values to return for each label.
-        :param without: a label to ignore for the fourth item of the result.
+        :param without: a label, for the fourth item of the result.
         :param view: the index of the view.
-        :returns: a tuple of four items. The first item is the number of connections in the view.
-            The second item maps each label to a tuple: the number of its values, its most frequent
-            values, and the number of connections that would remain without the label. The most
-            frequent values are at most `count` pairs (value, connections), the most frequent first.
-            Values that are removed during the call are left out. The third item is true if all
-            numbers of remaining connections are exact. Numbers above 32,768 are estimates with a
-            standard error below 0.8 %. The fourth item is the exact number of connections that
-            would remain without the label `without`, or None.
+        :returns: a tuple of four items:
+
+            * the number of connections in the view
+            * for each label, a tuple of three items: the number of its values, its most frequent
+              values, and the number of connections that would remain without the label
+            * whether all numbers of remaining connections are exact. Numbers above 32,768 are
+              estimates with a standard error below 0.8 %.
+            * the exact number of connections that would remain without the label `without`, or None
+
+            The most frequent values of a label are at most `count` pairs (value, number of
+            connections), the most frequent first. Values that are removed during the call are left
+            out.
 
         Takes about 20 ns per connection and label. Uses 512 KiB per label, and 24 to 48 bytes per
-        value of each label. If `without` is set, the call takes 30 ns more and uses 24 to 48 bytes
-        more per connection.
+        value of each label. If `without` is set, the call takes 30 ns more per connection, and uses
+        24 to 48 bytes more per connection.
         """
         if view >= self.state.view_count:
             raise IndexError("there is no such view")
@@ -799,24 +813,25 @@ cdef class Table:
     # -- hidden connections ---------------------------------------------------------------------
 
     def hidden(self, double now):
-        """Return how many connections of each view are hidden, and the sum of their bytes.
+        """For each view, return how many connections its bounds hide, and the sum of their bytes.
 
-        :returns: a list with an item for each view: a pair (connections, bytes), or None if the
-            view has no bounds.
+        :returns: a list with an item for each view: a pair (number of connections, bytes), or None
+            if the view has no bounds.
 
         Takes about 5 ns per connection of the views with bounds.
         """
         return hidden_rows(&self.state, <uint32_t>floor(now))
 
     def forecast(self, double now, uint32_t view, bounds):
-        """For each of several bounds, return how much a page at `now` would show of a view.
+        """Return how much of a view a page at `now` would show, for several pairs of bounds.
 
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
-        :returns: for each pair, the number of connections and of series that the page would show,
-            and the bytes of these connections (0 if the view does not count bytes).
-        :raises ValueError: a pair is invalid, or has a bound for bytes or packets that the view
-            does not count.
+        :returns: a list with a tuple for each pair: the number of connections that the page would
+            show, the number of their series, and the sum of their bytes (0 if the view does not
+            count bytes).
+        :raises ValueError: a pair is invalid, or has a bound for an amount (bytes or packets) that
+            the view does not count.
         :raises MemoryError: an allocation failed.
 
         Takes about 10 ns per connection, plus 2 ns per connection and pair.
@@ -831,29 +846,35 @@ cdef class Table:
             also=()):
         """Return the top connections of a view by the values of one of its families.
 
-        :param family: the index of a family among the families of all views, in order. The
-            connections of this family's view are ranked. The family must not be a histogram.
-        :param count: maximum number of connections, up to 65,536.
-        :param since: an earlier snapshot of the family. The family must be a counter. Connections
-            are then ranked by the growth since this snapshot, not by the value.
+        :param family: the index of the family in the families of all views. The family must not be
+            a histogram.
+        :param count: maximum number of connections to return, up to 65,536.
+        :param since: an earlier snapshot of the family, which must be a counter. If `since` is set,
+            connections are ranked by their growth since the snapshot, instead of by their value.
         :param containing: return only connections with a label value that contains this string.
             Label values are compared as they appear on a page, with escapes. Case is ignored,
             except for characters whose upper or lower case is longer than one character.
         :param also: pairs of a label and further values of this label. A connection with one of
             these values also matches `containing`. The values are in UTF-8 with escapes, and a
             newline follows each value.
-        :returns: a list with one tuple for each connection, in descending order of the rank. Each
-            tuple has the rank, the label values, the values of the view's families in order, and
-            whether pages show the connection. Connections are compared by their rank. For a
-            counter, the rank is the sum of both directions; for a gauge, it is the higher of the
-            two. Histograms have no values. The value of a missing series is None. All other values
-            are integers as the table stores them, without the family's decimal point.
+        :returns: a list with one tuple for each connection, in descending order of the rank:
 
-        Connections without a value of the family are omitted. If `since` is set, connections
-        without growth are also omitted, and so are those whose growth is unknown: they started
-        after the snapshot with the saved counters of a removed connection. Takes about 10 ns per
-        connection. If `containing` is set, the call takes up to 40 ns more per connection and
-        label.
+            * the rank: for a counter, the sum of both directions; for a gauge, the higher value of
+              the two directions
+            * the label values
+            * the values of the view's families in order, without histograms: None for a missing
+              series, otherwise an integer without the family's decimal point
+            * whether pages show the connection
+
+        The result omits these connections:
+
+        * connections without a value of the family
+        * if `since` is set, connections without growth
+        * if `since` is set, connections that started after the snapshot with the saved counters of
+          a removed connection, because their growth is unknown
+
+        Takes about 10 ns per connection. If `containing` is set, the call takes up to 40 ns more
+        per connection and label.
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
@@ -866,21 +887,25 @@ cdef class Table:
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
-            half with the lowest ranks is added to "the others". If the scan finds more connections
-            of such a group, they form a new group, whose values are too low.
-        :returns: a tuple of the groups, "the others", the number of groups, and whether groups were
-            added to "the others" because there were too many. A group is a tuple: its rank, its
-            label values in the order of `labels`, its values as in `top`, and its number of
-            connections. "The others" are all other connections: a tuple of their number, their rank
-            or None, and their values.
+            half with the lowest ranks is moved to "the others". If the scan finds more connections
+            of a moved group, they form a new group, whose values are too low.
+        :returns: a tuple of four items:
+
+            * a list of the top groups. A group is a tuple of its rank, its label values in the
+              order of `labels`, its values as in `top`, and its number of connections.
+            * "the others": a tuple of the number, the rank (or None) and the values of all
+              connections that are in no top group
+            * the number of groups at the end of the scan
+            * whether connections were added to "the others" during the scan, because there were too
+              many groups or too many bytes of label values
 
         The other parameters are those of `top`. Counters and numbers of flows are summed. For a
         gauge that keeps the lowest value of its flows, a group has the lowest value of its
-        connections. For any other gauge, a group has the highest value.
+        connections. For any other gauge, a group has the highest value of its connections.
 
         Takes 100 to 200 ns per connection, or 1 µs if most connections are the only connection of
-        their group. Uses 64 bytes per group, 8 bytes per group and series, and the label values: at
-        most 256 bytes per group on average.
+        their group. Uses 64 bytes per group, plus 8 bytes per group and series, plus at most 256
+        bytes per group, on average, for label values.
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
@@ -894,7 +919,7 @@ cdef class Table:
                           max_groups)
 
     def snapshot(self, uint32_t family):
-        """Return a copy of a counter family's current values, for the parameter `since` of `top`.
+        """Return a copy of the current values of a counter, for the parameter `since` of `top`.
 
         Takes about 10 ns per connection. A snapshot uses 12 bytes per connection.
 
@@ -924,7 +949,7 @@ cdef class Table:
 
     @property
     def view_connections(self):
-        """The number of connections, for each view except the first."""
+        """The number of connections in each view except the first."""
         cdef uint32_t i, used
         cdef list counts = []
         for i in range(1, self.state.view_count):
@@ -940,7 +965,7 @@ cdef class Table:
 
     @property
     def dormant_flows(self):
-        """The number of flows that are not live, but whose totals are known."""
+        """The number of dormant flows: they are not live, but the table knows their totals."""
         return dormant_rows(&self.state) - self.state.saved_connections
 
     @property
@@ -949,9 +974,10 @@ cdef class Table:
         return self.state.saved_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of dormant flows: claiming flows, ended flows, then all others.
+        """Return the UUIDs of dormant flows in three groups, with the oldest flows first in each.
 
-        In each of these three groups, flows are in the order in which they are forgotten.
+        The first group is the flows that claim a conversation, the second is the flows that have
+        ended, and the third is all other dormant flows.
         """
         return [
             *list_uuids(&self.state, self.state.claims.head),
@@ -962,11 +988,13 @@ cdef class Table:
     def known_totals(self, str uuid):
         """Return the known totals of a flow, and the time of its latest report.
 
-        :returns: None if the flow is unknown, or a tuple of three items. The first is a tuple of
-            the plan's counters, with -1 for a counter that no report had. The second is the highest
-            ``Last`` in Unix milliseconds. The third is the time of the latest report, in seconds of
-            the caller's clock. It can be up to a second too late. For a dormant flow, it can be up
-            to `timeout_s` too early.
+        :returns: None if the flow is unknown, otherwise a tuple of three items:
+
+            * a tuple of the plan's counters, with -1 for a counter that no report contained
+            * the highest ``Last``, in Unix milliseconds
+            * the time of the latest report, in seconds of the caller's clock. The returned time can
+              be up to a second too late. For a dormant flow, the returned time can be up to
+              `timeout_s` too early.
         """
         cdef const char *text
         cdef uint32_t length
@@ -978,9 +1006,10 @@ cdef class Table:
     def horizon_s(self):
         """The horizon: an unknown flow that began after this time has never been counted.
 
-        In seconds of the caller's clock; None before `raise_horizon`. If a report of an unknown
-        flow is added to overflow rows, the horizon rises to the current time. If a flow that has
-        not ended is forgotten, the horizon rises to the time of the flow's last report.
+        The time is in seconds of the caller's clock, or None before the first `raise_horizon`. If a
+        report of an unknown flow is added to overflow rows, the horizon rises to the current time.
+        If a flow that has not ended is forgotten, the horizon rises to the time of the flow's last
+        report.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -995,12 +1024,15 @@ cdef class Table:
 
     @property
     def bytes(self):
-        """Memory of the rows, indexes and strings, in bytes, including free rows."""
+        """The memory of the rows (including free rows), indexes and strings, in bytes."""
         return self.state.arena.bytes
 
     @property
     def row_bytes(self):
-        """Memory of a connection with one flow, in bytes, without strings and other views' rows."""
+        """The memory of a connection with one flow, in bytes.
+
+        Strings, and rows of other views than the first, are not included.
+        """
         return row_bytes(&self.state)
 
     @property
@@ -1055,7 +1087,7 @@ cdef class Table:
 
     @property
     def finished(self):
-        """Maps each meaning of ``FinishType`` to a number of reports, including late reports."""
+        """Maps each meaning of ``FinishType`` to the number of its reports, including late ones."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.state.finishes[i] for i in range(4)}
 
@@ -1074,14 +1106,14 @@ cdef class Table:
 
     @property
     def reads_slots(self):
-        """Whether fields are read at their offsets, not as attributes."""
+        """Whether fields are read at the offsets of their slots, instead of as attributes."""
         cdef uint32_t i
         return all(self.readers[i].slots for i in range(FLOW_TYPES))
 
 
 @cython.final
 cdef class Snapshot:
-    """The values of one family at one time, per connection: see `Table.snapshot`."""
+    """A copy of one counter's values, by connection. Created by `Table.snapshot`."""
 
     cdef Table table
     cdef uint32_t family
@@ -1093,7 +1125,7 @@ cdef class Snapshot:
 
     @property
     def bytes(self):
-        """Memory of the snapshot, in bytes."""
+        """The memory of the snapshot, in bytes."""
         return self.contents.rows * (sizeof(int64_t) + sizeof(uint32_t))
 
 
@@ -1115,31 +1147,35 @@ cdef class Relabeling:
     """Moves flows whose names have changed. Created by `Table.relabel`."""
 
     cdef Table table
-    cdef object names, keys
-    cdef list pass_keys
-    cdef RowRange rows
+    cdef object names
+    cdef object keys                    # iterator of the keys that have not been fetched yet
+    cdef list pass_keys                 # keys of the current pass (see `relabel.pxi`)
+    cdef RowRange rows                  # flow rows that the current pass has not visited yet
 
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
         """Move some flows to the connections with their new labels; return whether more may follow.
 
-        :param budget: the maximum number of flows to move, and of keys to fetch; 0 counts as 1. The
-            step visits up to 64 flow rows per unit of the budget. A visit takes about 10 ns, and a
-            move about 0.5 µs.
+        :param budget: the maximum number of flows to move, and the maximum number of keys to fetch;
+            0 counts as 1. The step visits up to 64 flow rows per unit of the budget. A visit takes
+            about 10 ns, and a move about 0.5 µs.
         :param wall_ms: the system time in Unix milliseconds, which is the start time of new
             connections; 0 if unknown.
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        If no connection has the new labels of a flow, one is created. It starts at zero, or with
-        the saved counters of a removed connection with the same labels. Between two steps, some
-        flows of a connection may have moved, and others not. If the names of a key are invalid, the
-        flows with this key keep their labels.
+        If no connection has the new labels of a flow, a connection is created. If the table has the
+        saved counters of a removed connection with the same labels, the new connection starts with
+        these counters. Otherwise, its counters start at zero. If the names of a key are invalid,
+        the flows with this key keep their labels.
 
-        Between two steps, the names can change and all methods of the table can be called. A step
-        uses the current names. The code of `names` and `keys` must not call the table. If this code
-        raises an exception, no flow of this step has moved, and the next step tries again. For an
-        ambiguous key, `names.resolve` is called once per step for each different context. Only the
-        thread that updates may call this method.
+        Between two steps, names may change, and all methods of the table may be called. At this
+        time, a connection may have both flows that have moved and flows that have not. Each step
+        uses the current names. For an ambiguous key, `names.resolve` is called once per step for
+        each different context.
+
+        The code of `names` and `keys` must not call the table. If this code raises an exception,
+        the step has moved no flow, and the next step tries again. Only the thread that updates may
+        call this method.
         """
         self.table.state.wall_ms = max(wall_ms, <int64_t>0)
         return relabel_slice(
@@ -1159,7 +1195,7 @@ cdef class Page:
     cdef Cursor cursor
     cdef bytes shown_families           # owns the flags of `Cursor.shown_families`
     cdef Deflater *deflater             # NULL before the first call of `deflate`
-    cdef bytearray text                 # owns the text of the deflater
+    cdef bytearray text                 # owns the memory for the text of `deflater`
 
     def __dealloc__(self):
         free(self.cursor.row_list)
@@ -1170,7 +1206,7 @@ cdef class Page:
     def read(self, Py_ssize_t size):
         """Return the next lines, about `size` bytes of whole lines; ``b""`` at the end of the page.
 
-        Renders without the GIL, and releases the lock after each slice of rows.
+        Rendering runs without the GIL, and releases the mutex after each slice of rows.
         """
         cdef Table table = self.table
         cdef Py_ssize_t wanted = max(size, <Py_ssize_t>1)
@@ -1187,18 +1223,17 @@ cdef class Page:
     def deflate(self, Py_ssize_t size):
         """Return the next lines like `read`, and the same lines compressed with deflate.
 
-        Together, the compressed bytes of all calls are the blocks of one stream (RFC 1951), except
-        for the stream's last block. After the last line of the page, the returned lines are empty.
-        The compressed bytes then end the current block at a byte boundary, so that blocks of other
-        text can follow.
+        The compressed bytes of all calls form one stream (RFC 1951) without its last block. After
+        the last line of the page, the returned lines are empty. The compressed bytes of this call
+        end the current block at a byte boundary, so that blocks of other text can follow.
 
         :param size: the approximate number of bytes of lines to return; the maximum is 512 KiB.
-        :returns: the lines, which the next call overwrites, and the compressed bytes.
+        :returns: a pair: the lines, which the next call overwrites, and the compressed bytes.
         :raises MemoryError: an allocation failed.
 
-        A page is read either with this method or with `read`. Rendering and compressing a page
-        takes 60 % of the time that the library isal takes at level 1 for compression alone.
-        Compression uses about 2 MiB per page.
+        A page must be read either with this method or with `read`, not with both. Rendering and
+        compressing a page takes 60 % of the time that the library isal takes at level 1 for
+        compression alone. Compression uses about 2 MiB per page.
         """
         cdef Table table = self.table
         cdef size_t length
@@ -1213,9 +1248,8 @@ cdef class Page:
     def distinct_values(self, str label not None):
         """Return the different values of a label in all views and parts, in no particular order.
 
-        If this method is called before `read`, the page shows only values in this list. Some values
-        in the list can be missing from the page, because their rows expire before `read` or have
-        expired already.
+        If this method is called before `read`, all values on the page are in the returned list. If
+        rows have expired, or expire before `read`, some values in the list are not on the page.
 
         Takes 10 to 40 ns per row without the GIL, and then 1 µs per value with the GIL.
 
