@@ -26,8 +26,8 @@ cpdef enum:
 cdef struct RowHead:
     # The first fields of every kind of row.
     uint32_t hash
-    # In a row in use: the next row in the same bucket of the index. In a free row: the next free
-    # row.
+    # In a row in use: row number of the next row in the same bucket of the index. In a free row:
+    # row number of the next free row.
     uint32_t next
 
 
@@ -60,7 +60,7 @@ cdef struct Rows:
     uint32_t segment_count
     uint32_t segment_capacity   # number of pointers for which `segments` has space
     uint32_t buckets            # number of buckets
-    uint32_t mask               # 2^k - 1, with buckets <= mask < 2 * buckets
+    uint32_t mask               # mask for hashes: 2^k - 1, with buckets <= mask < 2 * buckets
 
 
 cdef struct String:
@@ -98,25 +98,26 @@ cdef struct Flow:
     # For any other UUID, the high half of the key is the number of the interned UUID. The key of
     # saved counters is a hash of the removed connection's labels.
     uint32_t key_high
-    # In a live row: the row of the first view, and the flags below. In a dormant row: the previous
-    # row of the list, and the flags below. In a free row: 0.
+    # In a live row: row number of the flow's connection in the first view, and the flags below. In
+    # a dormant row: row number of the previous row in the list, and the flags below. In a free row:
+    # 0.
     uint32_t connection
     # In a live row: the time of the table's clock at which the flow becomes dormant. In a dormant
     # row: the time at which the row was added to its list.
     uint32_t deadline_s
-    # In a live row: the next row in the same slot of the timer wheel. In a dormant row: the next
-    # row of the list.
+    # In a live row: row number of the next row in the same slot of the timer wheel. In a dormant
+    # row: row number of the next row in the list.
     uint32_t wheel_next
     # In the row of a flow: the highest `Last` of the flow's reports, in Unix milliseconds. In a row
-    # with saved counters: a result of `pack_saved`.
+    # with saved counters: the number of new flows and the start time (see `pack_saved`).
     int64_t last_ms
     # After the struct: int64_t totals[counters]. A total is ABSENT if no report contained the
     # counter.
     #
     # After the totals: uint32_t links, in this order:
-    # * if there are conversations: the row of the flow's conversation
-    # * only valid in live rows: the flow's rows in views with `linked_from_flow`
-    # * only valid in live rows: the numbers of the strings that lookups use as keys and context
+    # * if there are conversations: row number of the flow's conversation
+    # * only valid in live rows: row numbers of the flow's rows in views with `linked_from_flow`
+    # * only valid in live rows: numbers of the strings that lookups use as keys and context
     # * if there are histograms: the flags FIRST_OBSERVED and CLOSING_OBSERVED
     #
     # Flags in `connection`:
@@ -129,16 +130,16 @@ cdef struct Flow:
 cdef struct Connection:
     # One row of a view: a label tuple and its values, as pages show them.
     #
-    # If the plan has only one view, a row takes 32 bytes, plus 8 per value and 4 per label (96 with
-    # the default plan).
+    # A row takes 32 bytes, plus 8 per value and 4 per label (96 in the first view of the default
+    # plan). Histograms, and links to more than one view, take additional space.
     uint32_t hash
     uint32_t next
     # Pages show the row before this time of the table's clock. In a free row: 0.
     uint32_t deadline_s
     uint32_t flows              # number of the row's live flows, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row, modulo 2^32 (see `connections.pxi`)
-    # In the first view: the rows that this row links to in other views. In any other view: the next
-    # row in the same slot of the timer wheel.
+    # In the first view: row numbers of the linked rows in other views. In any other view: row
+    # number of the next row in the same slot of the timer wheel.
     uint32_t links[1]
     # After the struct, in this order:
     # * int64_t values[counters + gauges]
@@ -161,7 +162,7 @@ cdef struct NamesRow:
     uint32_t label_set          # which items of the result are labels: see `Lookup.label_set`
     uint32_t count              # number of labels
     uint32_t deadline_s         # time of the table's clock at which the row is removed
-    uint32_t wheel_next         # next row in the same slot of the timer wheel
+    uint32_t wheel_next         # row number of the next row in the same slot of the timer wheel
     uint32_t strings[1]         # numbers of the interned labels
 
 
@@ -180,15 +181,19 @@ cdef struct Conversation:
 
 
 cdef struct LabelValue:
-    # A label value of a report. It is only valid for one batch, because the text is borrowed.
+    # A label value of a report. The struct is only valid for one batch, because the text is
+    # borrowed.
 
-    # NULL if the value is an integer, or if `string` comes from a `NamesRow`.
+    # The text of the value. NULL if the value is an integer, or if `string` comes from a
+    # `NamesRow`.
     const char *text
     uint32_t length             # size of the text, in bytes
     uint32_t hash               # hash of the text
     uint32_t string             # number of the interned string, or 0 if the number is not known
     bint escapes                # whether the text needs escapes as a label value
-    bint repeats                # whether the previous report with labels has the same text
+    # Whether the same label has the same text in the batch's previous report whose labels were
+    # read.
+    bint repeats
     int64_t number              # the value, if it is an integer
 
 
@@ -224,12 +229,13 @@ cdef struct Report:
 
     # Hash of the labels. 0 if the number of a label's interned string is not known.
     uint32_t connection_hash
-    # Reason to skip the report, SKIP_NONE, or APPLY_STOP. It does not apply if an earlier report of
-    # the batch makes the flow live.
+    # Reason to skip the report, SKIP_NONE, or APPLY_STOP. If an earlier report of the batch makes
+    # the flow live, this reason does not apply.
     int skip_if_not_live
     int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
     bint repeats                # whether this is a closing report that repeats the previous report
-    int64_t age_ms              # time from the flow's start to its last update, or -1 if unknown
+    # Time from the flow's start to the flow's last update in milliseconds, or -1 if unknown.
+    int64_t age_ms
     # Start of the flow in Unix milliseconds, or 0 if unknown. Not set if `initial_delta` is
     # INITIAL_UNREAD.
     int64_t start_ms
@@ -267,8 +273,8 @@ cdef struct ChangedKey:
 
 
 cdef struct Move:
-    # A flow, and one of its lookups whose key has changed labels. A flow has one move per such
-    # lookup.
+    # One lookup of a flow whose key has changed labels. If several lookups of a flow have changed
+    # keys, the flow has several moves.
     uint32_t flow               # row number of the flow
     uint32_t lookup             # index of the lookup in `TableState.lookups`
     uint32_t key                # index of the key in `Changes.keys`
@@ -276,7 +282,7 @@ cdef struct Move:
 
 
 cdef struct Context:
-    # An ambiguous key of a flow, and the strings that its labels depend on.
+    # An ambiguous key of a flow, and the strings on which the labels of the key depend.
     uint32_t strings[3]         # numbers of the strings: key, other address, capture point
     uint32_t move               # index of the flow's move in `Changes.moves`
 
@@ -289,9 +295,10 @@ cdef struct Literal:
 
 cdef struct Histogram:
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
-    uint32_t event              # observes flows on this event: FIRST_OBSERVED or CLOSING_OBSERVED
-    uint32_t sources[2]         # indexes in `Report.values` of the values that are added up
-    uint32_t source_count       # number of values that are added up: 1 or 2
+    uint32_t event              # event of the observation: FIRST_OBSERVED or CLOSING_OBSERVED
+    # Indexes in `Report.values` of the observed values. Two observed values are added up.
+    uint32_t sources[2]
+    uint32_t source_count       # number of observed values: 1 or 2
     uint32_t bound_count        # number of upper bounds, without +Inf
     int64_t limits[MAX_BOUNDS]  # the highest value in each bucket except the last
     # Offset of the histogram in a row, in bytes. At this offset, a row has
@@ -356,16 +363,16 @@ cdef struct View:
     TimerWheel wheel            # the view's rows by deadline; not used in the first view
     double timeout_s
     uint32_t columns            # number of columns
-    uint32_t plan_columns[MAX_VIEW_COLUMNS]  # by column: its index in all columns of the plan
+    uint32_t plan_columns[MAX_VIEW_COLUMNS]  # by column: index of the column in the plan
     uint32_t counters           # number of counters
     uint32_t values             # number of counters and gauges
-    # By value: its index in the plan's counters and gauges, counted together.
+    # By value: index of the value in a list of the plan's counters, then its gauges.
     uint32_t sources[MAX_VIEW_VALUES]
     bint counts_new_flows       # whether rows have a number of new flows after their gauges
     Amount bytes
     Amount packets
     # Code that changes the bounds must have both the GIL and the mutex. Code that reads the bounds
-    # must have at least one of the two.
+    # must have the GIL, the mutex, or both.
     Bounds bounds
     Histogram *histograms
     uint32_t histogram_count
@@ -375,8 +382,8 @@ cdef struct View:
     uint32_t start_offset       # offset of the start time in a row, in bytes
     uint32_t label_ids_offset   # offset of the label IDs in a row, in bytes
     bint identifies_connection  # whether the labels include both addresses and both ports
-    # Whether flow rows link to rows of this view. If not, rows of the first view do. Not used in
-    # the first view.
+    # Whether flow rows link to rows of this view. If not, rows of the first view link to rows of
+    # this view. Not used in the first view.
     bint linked_from_flow
     # Index of the link to a row of this view, in the links of a flow row or of a row of the first
     # view.

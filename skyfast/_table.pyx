@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
 # cython: cdivision=True, nonecheck=False, freethreading_compatible=False
-"""The table: it counts flows, adds them to connections, and renders pages of connections.
+"""The table of flows and connections: it applies reports, removes expired rows, and renders pages.
 
 The table uses no clock, no sockets and no logging: callers pass times and reports.
 
@@ -12,12 +12,12 @@ Data structures
 
     A *plan* defines which labels and metrics are exported. Each plan has one or more *views*. A
     view is a set of metrics with the same labels, and has its own connection rows. Each live flow
-    has a link to its row in each view:
+    links to one connection row of each view. The view determines where the link is stored:
 
-    * The link to the first view is in the flow row.
-    * If all labels of a view are also labels of the first view, the link is in the flow's row of
-      the first view.
-    * For all other views, the link is in the flow row.
+    * For the first view, the link is in the flow row.
+    * If all labels of a view are also labels of the first view, the link is in the row of the first
+      view.
+    * For any other view, the link is in the flow row.
 
     Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
     and index (`Rows`). An index splits one bucket at a time, so no insert has to rehash all rows.
@@ -33,8 +33,8 @@ Data structures
 
     Each dormant row is in one of three lists: flows that claim a conversation (see
     ``table/conversations.pxi``), flows that have ended, and all others. Dormant rows are forgotten
-    after a limited time, or when a new flow needs the space. In each list, the oldest rows are
-    forgotten first.
+    after a limited time. If a new flow needs space, a dormant row that is not a claim is forgotten
+    earlier. In each list, the oldest rows are forgotten first.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
@@ -376,9 +376,9 @@ cdef struct Batch:
     FoundNames *names           # for each report: one item per lookup of the plan
     uint32_t *missed            # indexes in `names` of results that do not have a row yet
     uint32_t missed_count
-    # UUIDs (strings) of flows that are removed while the batch is applied. These strings are
-    # released after the batch, because the labels of a later report may refer to the same string.
-    # Each report can remove its own flow and up to MAX_EVICTIONS other flows.
+    # Numbers of the interned UUIDs of flows that are removed while the batch is applied. The
+    # strings are released after the batch, because the labels of a later report may refer to the
+    # same string. Each report can remove its own flow and up to MAX_EVICTIONS other flows.
     uint32_t strings_to_release[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t strings_to_release_count
     int64_t oldest_ms           # lowest `Last` in the latest `update`, in Unix milliseconds
@@ -431,10 +431,10 @@ cdef struct TableState:
     uint32_t first_lookup_string  # index in a flow's links of the first string that lookups use
     Family *families
     uint32_t family_count
-    # Maximum size of a family's metadata lines, and of a connection's lines in one family, in
-    # bytes.
+    # Maximum size, in bytes, of a family's metadata lines, and of one connection's lines in one
+    # family.
     size_t max_lines
-    # For the two fields of each value: index of the field in `omitted_counts`.
+    # For the two fields of each counter or gauge: index of the field in `omitted_counts`.
     uint32_t value_fields[2 * MAX_VALUES]
     # For the two fields of each counter's last update: index of the field in `omitted_counts`.
     uint32_t last_update_fields[2 * MAX_VALUES]
@@ -785,7 +785,7 @@ cdef class Table:
         """Count the values of each label of a view, and how often each value occurs, in one scan.
 
         :param count: how many of the most frequent values to return for each label.
-        :param without: a label, for the fourth item of the result.
+        :param without: the label for the fourth item of the result.
         :param view: the index of the view.
         :returns: a tuple of four items:
 
@@ -974,10 +974,10 @@ cdef class Table:
         return self.state.saved_connections
 
     def dormant_uuids(self):
-        """Return the UUIDs of dormant flows in three groups, with the oldest flows first in each.
+        """Return the UUIDs of dormant flows.
 
-        The first group is the flows that claim a conversation, the second is the flows that have
-        ended, and the third is all other dormant flows.
+        Flows that claim a conversation come first, then flows that have ended, then all others. In
+        each of the three groups, the oldest flows come first.
         """
         return [
             *list_uuids(&self.state, self.state.claims.head),
@@ -1168,10 +1168,10 @@ cdef class Relabeling:
         these counters. Otherwise, its counters start at zero. If the names of a key are invalid,
         the flows with this key keep their labels.
 
-        Between two steps, names may change, and all methods of the table may be called. At this
-        time, a connection may have both flows that have moved and flows that have not. Each step
-        uses the current names. For an ambiguous key, `names.resolve` is called once per step for
-        each different context.
+        Between two steps, names may change, and all methods of the table may be called. Until the
+        last step, a connection can have both flows that have moved and flows that have not. Each
+        step uses the current names. For an ambiguous key, `names.resolve` is called once per step
+        for each different context.
 
         The code of `names` and `keys` must not call the table. If this code raises an exception,
         the step has moved no flow, and the next step tries again. Only the thread that updates may
