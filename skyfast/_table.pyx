@@ -38,11 +38,12 @@ Data structures
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
-    new or dormant flow takes two searches, plus one search per label string. If a recent report had
-    the same result of a lookup, one search finds all labels of this result. The time for expiry is
+    new or dormant flow takes two searches, plus one search per label string. A
+    lookup of names returns a tuple of strings. If a recent report had the same tuple, one search
+    finds all labels of the tuple. The time for expiry is
     proportional to the number of expired rows. In addition, each live flow is added to the wheel
-    again once per timeout. For each family, a page visits all connections of the family's view
-    once.
+    again once per timeout. Rendering a page visits all connections of a view once for each of
+    its families.
 
 Memory
     Slabs and index segments are allocated from an arena of large blocks (`Arena`), and kept until

@@ -559,10 +559,11 @@ def _cost_summary(parts: Parts) -> str:
     maximum = {"max_connections": limits.max_connections, "max_flows": limits.max_flows}
     most = cost.most_connections(**maximum)
     return (
-        f"each connection costs up to {series[0]} series and {row_bytes} bytes,"
-        f" plus address strings, until {limits.timeout_s:g} s after its last report;"
-        f" limits: {most} connections ({most * row_bytes >> 20} MiB), {limits.max_flows} flows, and"
-        f" {cost.most_series(series, **maximum)} series of connections and views"
+        f"each connection costs up to {series[0]} series and {row_bytes} bytes"
+        f" (plus address strings), and expires {limits.timeout_s:g} s after its last report;"
+        f" limits: {most} connections ({most * row_bytes >> 20} MiB) and {limits.max_flows} flows;"
+        " at most"
+        f" {cost.most_series(series, **maximum)} series, including views"
     )
 
 

@@ -148,7 +148,7 @@ def _parser() -> _Parser:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help="replay recordings; CONFIG must come first",
+        help="replay recordings (put CONFIG first)",
     )
     parser.add_argument(
         "--replay-speed",

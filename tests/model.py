@@ -346,7 +346,8 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class View:
-    """Series with the same labels.
+    """A set of rows with the same label names.
+
 
     Without the label `DIRECTION`, counters and histograms add up both directions. In views other
     than the first, rows expire ``timeout_s`` after their last report. No row may expire before its
@@ -611,7 +612,7 @@ class Row:
     is_overflow: bool = False
     start_ms: int | None = None
     linked_rows: dict[int, Row | None] = field(default_factory=dict)
-    """The rows in linked views, by number of the view. Only rows of the first view have them."""
+    """The rows in linked views, by number of the view; empty for rows of other views."""
 
     def add(self, deltas: Deltas) -> None:
         self.totals = added(self.totals, deltas)

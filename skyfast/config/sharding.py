@@ -69,8 +69,9 @@ def _overlaps(config: Config) -> Iterator[str]:
     ]
     if hidden:
         yield (
-            f"shards overlap in {', '.join(hidden)}: each shard applies min_bytes and"
-            " min_packets only to its own part of the traffic, so shards hide different connections"
+            f"shards overlap in {', '.join(hidden)}: each shard compares only its own part of a"
+            " connection with min_bytes and min_packets, so one shard can hide a connection that"
+            " another shard exports"
         )
 
 

@@ -283,20 +283,20 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="tracking_id",
         path=("TrackingID",),
         cardinality="unbounded",
-        help="an ID of the conversation; each conversation has a different value",
+        help="an ID that is unique to a conversation",
     ),
     LabelDef(
         name="l3_tracking_id",
         path=("L3TrackingID",),
         cardinality="unbounded",
-        help="an ID of the conversation; each conversation has a different value; the two sides of "
-        "a router can have different values for the same conversation",
+        help="an ID that is unique to a conversation; if a router is between two capture points, "
+        "the same conversation can have a different ID at each",
     ),
     LabelDef(
         name="parent_uuid",
         path=("ParentUUID",),
         cardinality="unbounded",
-        help="each flow inside a tunnel has the UUID of the tunnel's own flow; otherwise empty",
+        help="the UUID of the tunnel's own flow, for a flow inside a tunnel; otherwise empty",
     ),
     LabelDef(
         name=TAG,

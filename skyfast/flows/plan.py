@@ -222,8 +222,9 @@ class View:
     """Whether every flow has ports, and the labels include both addresses and both ports.
 
     In such a view, flows of different connections share a row only in rare cases, such as a TCP and
-    a UDP flow with the same addresses and ports. Therefore, if a flow creates a row, the flow's
-    total can be counted, even if its first report was missed."""
+    a UDP flow with the same addresses and ports. Therefore a new row cannot already contain a part
+    of the total of the flow that creates the row. So this flow adds its whole total, even if its
+    first report was missed."""
     bytes: tuple[Counter, ...] = ()
     """The counter of bytes for each direction, or one counter for the sum. Empty if no family and
     no bound needs them."""

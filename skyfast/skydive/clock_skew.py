@@ -98,7 +98,7 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # No flow is misdated in two cases:
+            # The table has seen an impossible time, but ``misdated`` is empty in two cases:
             # * Only closing reports are older than ``earliest_ms``. Their times are possible.
             # * The table needs more fields of the flow with the impossible time. The caller decodes
             #   this flow again, and calls `check` after the next update.

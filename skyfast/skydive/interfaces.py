@@ -187,7 +187,7 @@ class Interfaces:
         The page does not end with ``# EOF``.
 
         * ``openmetrics`` is 0 for the text format 0.0.4, 1 for OpenMetrics 1.0, or 2 for
-          OpenMetrics 2.0. OpenMetrics 1.0 requires standard names.
+          OpenMetrics 2.0. Pass 1 only with ``naming: standard``.
         * If ``created`` is true, each counter in OpenMetrics 1.0 has the start time 0 ("unknown"):
           devices do not report when a counter started.
         """

@@ -318,7 +318,7 @@ class _MissingFlows:
             self._silent_after_s = min(self._silent_after_s, self._due_since(SILENT_CHANCE))
 
     def _due_since(self, chance: float) -> float:
-        """Return ``seconds`` if flows are due, else infinity.
+        """Return the current value of ``self.seconds`` if flows are due, else infinity.
 
         Flows are due if enough reports have shown received packets.
         """

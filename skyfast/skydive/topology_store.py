@@ -6,8 +6,8 @@ query. `GraphReader` reuses the objects of unchanged elements. Therefore the sto
 by the identities of objects.
 
 A garbage collection that visits 100,000 elements would stop the process for 0.1 s. Therefore the
-garbage collector does not track elements. Before CPython 3.14, the garbage collector does not track
-the dicts of elements either, because it tracks neither their keys nor their values.
+garbage collector does not track elements. Before CPython 3.14, this also applies to the dicts
+with the elements: a dict is not tracked if none of its keys and values is tracked.
 """
 
 from collections import Counter

@@ -14,14 +14,14 @@
 # 3. `write_sequences` writes the sequences as bits.
 #
 # A wrong source does no harm, because only equal bytes become a match. For example, the source of a
-# label value is wrong after the number of its string has been reused.
+# label value is wrong if the number of its string now belongs to another string.
 #
 # Huffman codes are learnt from these slices:
 #
 # * the first slice of a page
 # * the first slice of each family with at least MIN_SAMPLE bytes
-# * after a slice that takes too many bits per byte (RELEARN_PERCENT): the next slice with at least
-#   MIN_SAMPLE bytes
+# * the next slice with at least MIN_SAMPLE bytes after a slice that takes too many bits per byte
+#   (RELEARN_PERCENT)
 # * a slice that is at least LARGER_SAMPLE times as large as the last slice that codes were learnt
 #   from
 #

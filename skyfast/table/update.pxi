@@ -251,17 +251,19 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
 
 cdef inline bint adds_whole_total(const TableState *table, const View *view,
                                   bint creates) noexcept nogil:
-    # Whether an unknown flow adds its whole total to a row even if its first report was missed.
-    # `creates` is true if the row is new and has no saved counters. If the table has overflowed,
-    # the result is False, because an overflow row may already have a part of this total.
+    # Whether an unknown flow adds its whole total to a row even if the flow's first report was
+    # missed. `creates` is true if the row is new and has no saved counters. If the table has
+    # overflowed, the result is False, because an overflow row may already have a part of this
+    # total.
     return creates and view.identifies_connection and not table.overflowed
 
 
 cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uint32_t number,
                               uint32_t saved) noexcept nogil:
-    # Whether, in at least one view, the flow adds what `initial_delta` tells instead of its whole
-    # total. `number` is the flow's row in the first view, or 0 if it must be created. `saved` is
-    # the dormant row with the saved counters for this new row, or 0.
+    # Whether, in at least one view, the flow adds the delta selected by `initial_delta`, and not
+    # its whole total. `number` is the flow's row in the first view, or 0 if this row must be
+    # created. If it must be created, `saved` is the dormant row with its saved counters, or 0 if
+    # there is none.
     cdef const View *view
     cdef RowKey key
     cdef uint32_t i
@@ -415,7 +417,8 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             elif deltas != NULL and view.identifies_connection:
                 target.flows |= RESTORED
                 add_to_counters(view, target, totals_of(flow))
-                count_new_flow(view, target)    # one new flow: another number would have been saved
+                # The removed row had counted one new flow: otherwise, its counters would have been saved.
+                count_new_flow(view, target)
                 start_ms = start_of_total(table, report, dormant_s)
         set_start(view, target, start_ms)
         add_deltas(table, view, target, added, report.values)

@@ -26,7 +26,7 @@ SUMMARIZED: Final = 2
 _HEADS: Final = (
     ("text", "label"),
     ("number", "values"),
-    ("number", "{rows} if removed"),
+    ("number", "{rows} without the label"),
     ("number", "change"),
     ("text", "most frequent values, and their {rows}"),
 )
@@ -61,7 +61,10 @@ def _note(report: CardinalityReport | ViewCardinality, row: str) -> str:
         f"at most {_count(report.series_at_most, 'series', 'series')}"
     )
     if report.approximate:
-        text += f"; the numbers under '{row}s if removed' are estimates with an error of about 1 %"
+        text += (
+            f"; the numbers under '{row}s without the label' are estimates with an error of"
+            " about 1 %"
+        )
     return text
 
 

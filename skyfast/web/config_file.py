@@ -347,7 +347,8 @@ class _Reader:
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         sans = section.names("client_allowed_sans", parse_str)
         if section.has("client_allowed_sans") and not sans:
-            raise section.error("client_allowed_sans", "without a name would reject every client")
+            problem = "must contain at least one name: an empty list would reject every client"
+            raise section.error("client_allowed_sans", problem, shown=False)
         if sans and mode is not ssl.CERT_REQUIRED:
             raise section.error(
                 "client_allowed_sans", "requires client_auth_type: RequireAndVerifyClientCert"

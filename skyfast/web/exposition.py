@@ -56,7 +56,7 @@ isal compresses smaller pages, because `TablePage.deflate` always needs about 2 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-"""The content type of OpenMetrics 1.0, which is offered if all counters have standard names."""
+"""The content type of OpenMetrics 1.0, which is offered with ``naming: standard``."""
 
 OPENMETRICS_2 = "application/openmetrics-text; version=2.0.0; charset=utf-8"
 """The content type of OpenMetrics 2.0, which is offered to scrapers that ask for this version."""

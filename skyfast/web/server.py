@@ -94,7 +94,7 @@ BACKLOG = 256
 
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
 
-FORBIDDEN = "the certificate has no allowed name"
+FORBIDDEN = "no name in the client certificate is allowed"
 """The reason in the response to a client whose certificate has none of the allowed SANs."""
 
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"

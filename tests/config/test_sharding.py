@@ -134,7 +134,7 @@ def test_views_that_several_shards_export_cause_a_warning():
     ]
 
 
-BOUNDS = "each shard applies min_bytes and min_packets only to its own part of the traffic"
+BOUNDS = "each shard compares only its own part of a connection with min_bytes and min_packets"
 
 
 @pytest.mark.parametrize(

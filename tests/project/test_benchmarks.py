@@ -1,4 +1,4 @@
-"""Benchmarks work on a small scale. Their figures are not checked."""
+"""Each benchmark runs without errors on a small scale. The figures are not checked."""
 
 import json
 import os

@@ -88,9 +88,9 @@ def test_each_view_has_a_table():
         ("x", "View x"),
         ("y", "View y"),
     ]
-    assert page.count("1 row, at most 2 series; the numbers under 'rows if removed'") == 2
-    assert page.count('"number">rows if removed</th>') == 2
-    assert page.count('"number">connections if removed</th>') == 1
+    assert page.count("1 row, at most 2 series; the numbers under 'rows without the label'") == 2
+    assert page.count('"number">rows without the label</th>') == 2
+    assert page.count('"number">connections without the label</th>') == 1
 
 
 def test_rare_values_are_not_listed():

@@ -152,7 +152,7 @@ INVALID_FILES = {
     ),
     "empty list of names": (
         f"tls_server_config: {{{TLS}, client_allowed_sans: []}}",
-        "client_allowed_sans: a list without a name would reject every client",
+        "must contain at least one name: an empty list would reject every client",
     ),
     "old version": (
         f"tls_server_config: {{{TLS}, min_version: TLS10}}",
@@ -421,7 +421,7 @@ async def test_client_certificate_needs_trusted_issuer_and_allowed_name(tmp_path
         async with await Secure.open(site.port, context) as client:
             response = await client.ask("/metrics")
             assert (response.status, response.headers["connection"]) == (403, "close")
-            assert response.text == "Forbidden: the certificate has no allowed name.\n"
+            assert response.text == "Forbidden: no name in the client certificate is allowed.\n"
         assert site.scrape.handshakes_failed["client_certificate"] == 3
         assert not site.table.asked_at
         for name in ("prometheus.example", "2001:db8::1"):
