@@ -325,8 +325,8 @@ cdef struct Family:
     uint32_t head_lengths[3]    # sizes of the metadata lines, in bytes
     uint32_t view               # index of the view
     uint32_t directions         # number of series per connection: 1, or 2 with a direction label
-    # By direction: index of the value in a row's values, or FLOWS. Not used in a family of
-    # histograms.
+    # By direction: index of the value in a row's values, `View.values` for the number of new flows,
+    # or FLOWS. Not used in a family of histograms.
     uint32_t values[2]
     int64_t absent              # a series exists only if its value is above this number
     uint32_t decimals           # pages show values divided by 10^decimals

@@ -12,7 +12,8 @@ Data structures
 
     A *plan* defines which labels and metrics are exported. Each plan has one or more *views*. A
     view is a set of metrics with the same labels, and has its own connection rows. Each live flow
-    links to one connection row of each view. The view determines where the link is stored:
+    links to one connection row of each view. Without overflow rows, it has no link to a view that
+    was full. The view determines where the link is stored:
 
     * For the first view, the link is in the flow row.
     * If all labels of a view are also labels of the first view, the link is in the row of the first
@@ -47,9 +48,9 @@ Costs
 
 Memory
     Slabs and index segments are allocated from an arena of large blocks (`Arena`), and kept until
-    the table is destroyed. The table keeps no Python objects per flow or connection. It keeps the
-    plan, the names and types of fields, and up to MAX_NAMES results of lookups. If an allocation
-    fails, `update` raises MemoryError, and the current report has no effect.
+    the table is destroyed. The table keeps no Python objects per flow or connection. It only keeps
+    the plan, the names and types of fields, and up to MAX_NAMES results of lookups. If an
+    allocation fails, `update` raises MemoryError, and the current report has no effect.
 
 Lock
     Each table has one mutex. A thread holds the mutex for one slice of work at a time:
@@ -76,7 +77,7 @@ Files
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
         decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``counter`` and
-        ``distinct_sample`` (numbers of label values).
+        ``distinct_sample`` (estimated numbers of connections).
     Kinds of rows:
         ``labels``, ``names``, ``flows``, ``connections``, ``start_times``, ``conversations``,
         ``dormant``, ``overflow``, ``histograms``.
@@ -235,7 +236,7 @@ cdef extern from *:
         BLOCK_BYTES             # minimum size of an arena's later blocks
         DEFLATE_SLICE           # approximate bytes of text per slice
         DEFLATE_CHUNK           # maximum of `size` in `Page.deflate`
-        MIN_SAMPLE              # minimum bytes of text from which Huffman codes are learnt
+        MIN_SAMPLE              # minimum bytes of text from which a family's codes are learnt
     void row_unused(void *address, size_t size) noexcept nogil
     void row_used(void *address, size_t size) noexcept nogil
 
@@ -338,7 +339,7 @@ cdef enum:
     CLOSING_OBSERVED = 2        # on the closing report
 
 cdef enum:
-    # Which of a flow's values a gauge keeps.
+    # Which of its flows' values a gauge of a row keeps.
     KEEP_LATEST
     KEEP_LEAST
     KEEP_MOST
@@ -724,9 +725,9 @@ cdef class Table:
             other samples are the same. If a family uses a name that is reserved for another family,
             a page in OpenMetrics 1.0 is invalid.
         :param created: whether a page in OpenMetrics 1.0 has start times. After each sample of a
-            counter, the page then has a sample ``_created`` with the start time. Pages in
-            OpenMetrics 2.0 always have start times. If the first report of a connection has no
-            valid start time, the connection has no start time.
+            counter, and after each histogram, the page then has a sample ``_created`` with the
+            start time. Pages in OpenMetrics 2.0 always have start times. If the first report of a
+            connection has no valid start time, the connection has no start time.
         :param part: show only the connections of this part, counted from 0. A connection is always
             in the same part: in all its families, on all pages, and in all processes.
         :param parts: the number of parts, at most `MAX_PARTS`.

@@ -51,7 +51,7 @@ cdef enum:
     MAX_HEADER = 256
     STRING_SLOTS = 2048
     # The *sample* of the current codes is the slice that they were learnt from.
-    RELEARN_PERCENT = 120       # new codes if a slice takes this % of the sample's bits per byte
+    RELEARN_PERCENT = 120       # new codes after a slice above this % of the sample's bits per byte
     LARGER_SAMPLE = 4           # new codes if a slice is this many times as large as the sample
 
 

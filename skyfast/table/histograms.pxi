@@ -1,9 +1,9 @@
 # Histograms: the distribution of a value over the flows of a row.
 #
 # Each histogram observes flows on one of two *events*: a flow's first value above 0, or a flow's
-# closing report. Flags in the row of a stored flow prevent a second observation. The first
-# view has no histograms. An observation needs the table's mutex, and extends the deadline of the
-# row that has the histogram.
+# closing report. Flags in the row of a stored flow prevent a second observation. The first view has
+# no histograms. An observation needs the table's mutex, and extends the deadline of the row that
+# has the histogram.
 
 cdef enum:
     # What to do if the observed field is above 0, and the flow lacks the flag FIRST_OBSERVED.

@@ -75,9 +75,9 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Removes a flow from the flow counts of its rows. If this was the last flow of its connection,
-    # also removes the connection's row from the index, so that no other flow is attached to this
-    # row, and returns the number of the row. Otherwise returns 0.
+    # Removes a flow from the flow counts of the rows that it leaves. If this was the last flow of
+    # its connection, also removes the connection's row from the index, so that no other flow is
+    # attached to this row, and returns the number of the row. Otherwise returns 0.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)

@@ -23,7 +23,8 @@ cdef struct RowRange:
 
 cdef struct Changes:
     # The state of one slice. A *change* is the new result of a lookup for one key. A change has one
-    # label for each element of the result that any lookup reads. Changes are numbered from 1.
+    # label for each element of the result that at least one of `lookups` reads. Changes are
+    # numbered from 1.
     uint32_t lookups[MAX_COLUMNS]       # indexes of the lookups that use the changed names
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # for each label of a change: its index in a result

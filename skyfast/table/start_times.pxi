@@ -91,7 +91,9 @@ cdef inline void count_saved_new_flow(Flow *saved) noexcept nogil:
 cdef enum:
     # How a page shows start times.
     START_HIDDEN
-    START_AS_SAMPLE             # as in OpenMetrics 1.0: a sample `…_created` after each sample
+    # As in OpenMetrics 1.0: a sample `…_created` after each sample of a counter, and after each
+    # histogram.
+    START_AS_SAMPLE
     START_INLINE                # as in OpenMetrics 2.0: `st@…` after the value
 
 

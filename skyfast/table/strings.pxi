@@ -176,8 +176,8 @@ cdef list strings_between(const Rows *strings, uint64_t first, uint64_t end):
 
 
 cdef uint32_t escape(const char *text, uint32_t length, char *out) noexcept nogil:
-    # Writes a label value with its escapes to `out`, and returns the length of the escaped value:
-    # https://prometheus.io/docs/instrumenting/exposition_formats/
+    # Writes a label value with its escapes to `out`, and returns the length of the escaped value.
+    # For the escapes, see https://prometheus.io/docs/instrumenting/exposition_formats/.
     cdef char *start = out
     cdef uint32_t i
     cdef char c

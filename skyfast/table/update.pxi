@@ -6,7 +6,7 @@
 # fails, the current report has no effect.
 
 cdef enum:
-    # What functions `apply_…` return, in addition to SKIP_NONE and the reasons to skip a report.
+    # What functions that apply one report return, in addition to SKIP_NONE and the reasons to skip.
     APPLY_STOP = MAX_SKIPS      # the report's struct lacks fields: stop before this report
     APPLY_NO_MEMORY             # out of memory: the report has no effect
 
