@@ -162,8 +162,8 @@ def number_text(value: float) -> str:
 def bound_text(bound: float) -> str:
     """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
 
-    The text is the shortest exact one in the style of C's ``%g``. From one million on, ``%g`` uses
-    exponents: ``1e+06``.
+    The text is the shortest exact one in the style of C's ``%g``, with at least six digits of
+    precision. Example: one million is ``1e+06``.
     """
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)

@@ -74,7 +74,7 @@ class Column:
 
     * With a ``lookup``, it is element ``index`` of the tuple that the lookup returns.
     * With a ``rewrite``, the mapper maps the value at ``path`` to the label's value. If the flow
-      lacks the value, an empty string is mapped.
+      lacks the part that contains the field, the label is empty, and nothing is mapped.
     * Otherwise, it is the value at ``path``, or an empty string if the flow lacks the value.
     """
 

@@ -483,7 +483,7 @@ def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
     """Yield a message once for each of a subscriber's ``namespaces`` to which the message belongs.
 
     The namespace ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown
-    namespaces are yielded once for every subscriber.
+    namespaces are yielded once, whatever ``namespaces`` contains.
     """
     try:
         namespace = _envelope.decode(data).Namespace

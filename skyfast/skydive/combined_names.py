@@ -33,7 +33,7 @@ class TopologyNames(Protocol):
 
 
 class CombinedNames(dict[str, NameTuple | None]):
-    """Maps addresses to their names; implements `skyfast.flows.plan.Names`.
+    """Maps addresses, as written in flows, to their names: a `skyfast.flows.plan.Names`.
 
     Each tuple of names has these parts:
 

@@ -50,8 +50,10 @@ second longest of the 60 intervals. The longest is not reliable: when the clock 
 adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Reasons for which skyfast skips single reports of a flow. Only these reasons cause gaps. All
-other reasons apply to all reports of a flow, so such a flow is never in the table."""
+"""Reasons for which skyfast skips single reports of a flow. Only these reasons cause gaps.
+
+A report that is skipped as ``late`` contains no new traffic. All other reasons apply to flows that
+are not in the table."""
 
 Flow = Any
 """A flow report of the plan's type ``FullReport``."""

@@ -50,8 +50,10 @@ four windows are longer than the silence. When captures end, the estimate decrea
 minutes."""
 
 ENDED_SHARE: Final = 0.5
-"""If one subscription receives no message, and all others together receive less than this share of
-their expected ``stats``, some captures have probably ended."""
+"""The share of the expected ``stats`` below which some captures have probably ended.
+
+The share is computed if one subscription receives no message, and all others deliver. It covers the
+``stats`` that the others receive together."""
 
 IDLE_SHARE: Final = 0.1
 """If at most this share of the reports shows received packets (see `Activity`), the captures may be

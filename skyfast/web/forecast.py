@@ -76,7 +76,7 @@ class Forecast:
     * If ``max_series`` is None: None
     * If the views together have at most ``max_series`` series even without a bound: ``unbounded``
     * Otherwise: the forecast for the lowest value of `PROPOSED` that reduces the series of all
-      views together to ``max_series``, or None if no value is high enough
+      views together to at most ``max_series``, or None if no value is high enough
     """
     text: str
     """The proposal as a sentence."""

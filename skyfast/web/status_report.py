@@ -40,7 +40,7 @@ class Analyzer:
     """The time when ``up`` last changed."""
     flows_per_second: float
     share: float | None
-    """The analyzer's fraction of all flow reports; None if there are no reports."""
+    """The fraction of the ``flows_per_second`` of all analyzers; None if this sum is 0."""
     lag_seconds: float | None
     """The mean time from when an agent updates a flow's counters until the flow's report arrives.
 
