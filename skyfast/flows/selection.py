@@ -138,8 +138,8 @@ class ExportSelection:
     overflow: Literal["drop", "other"]
     deduplicate: Literal["none", "first"]
     naming: Literal["compatible", "standard"]
-    """The naming of the families of connections, interfaces and captures. Families of further views
-    always have standard names."""
+    """The naming of metric families, including self metrics. Families of further views always have
+    standard names."""
     cluster_net_masks: tuple[Network, ...]
     """The networks for the label ``tag``; empty if no view has this label."""
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 HEAD_TIMEOUT_S = 5.0
-"""The time from the first byte of a request's head (request line and headers) until its last byte.
+"""Maximum time from the first to the last byte of a request's head (request line and headers).
 
 On a new connection, the same timeout applies to the TLS handshake and the first byte together."""
 

@@ -35,7 +35,7 @@ class HtmlColumn:
     name: str = ""
     """The label in this column if its values can have names, otherwise "".
 
-    The page shows the name of a value instead of the value."""
+    The page shows the name of a value instead of the value, unless ``is_beside`` is true."""
     is_beside: bool = False
     """Whether the page shows the name beside the value."""
     bar: str = ""

@@ -186,7 +186,7 @@ class OwnNamesStatus:
 
     entries: int
     keys: Sequence[str]
-    """The keys of the ``key=value`` pairs in the entries."""
+    """The keys that at least one entry has."""
     file: str | None
     """The path in ``names_file``, or None if ``names_file`` is not set."""
     last_load_successful: bool
