@@ -562,8 +562,7 @@ def _cost_summary(parts: Parts) -> str:
         f"each connection costs up to {series[0]} series and {row_bytes} bytes"
         f" (plus address strings), and expires {limits.timeout_s:g} s after its last report;"
         f" limits: {most} connections ({most * row_bytes >> 20} MiB) and {limits.max_flows} flows;"
-        " at most"
-        f" {cost.most_series(series, **maximum)} series, including views"
+        f" at most {cost.most_series(series, **maximum)} series, including views"
     )
 
 

@@ -21,7 +21,7 @@ _shtab_skyfast_options=(
   "--check[validate CONFIG\; print settings and their cost]"
   "--strict[with --check, treat warnings as errors]"
   "--demo[replay a packaged recording (CONFIG optional)]"
-  "*--replay[replay recordings\; put CONFIG before this option]:FILE:_files"
+  "*--replay[replay recordings (put CONFIG first)]:FILE:_files"
   "--replay-speed[replay at N times original speed (default\: 1)]:N:"
   "--record[record messages to FILE\; \*.gz is compressed]:FILE:_files"
   "--record-anonymous[replace addresses and names in the recording]"
