@@ -174,7 +174,7 @@ class Analyzer:
             connection.sendall(_SWITCH % base64.b64encode(accept.digest()))
             self._subscription = connection
             self._subscribed.set()
-            # The Go connector disconnects without a close frame, and with unread data.
+            # The Go connector disconnects without a close frame, and leaves data unread.
             with contextlib.suppress(ConnectionResetError):
                 while self._read_frame(reader):
                     pass

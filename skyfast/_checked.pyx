@@ -137,7 +137,7 @@ def fail_allocation(long nth, long times=1):
 
 
 def stop_failing():
-    """Request no more failures; return how many of the requested failures did not happen."""
+    """Cancel the failures that are still requested, and return their number."""
     global skyfast_failures
     cdef long left = skyfast_failures
     skyfast_failures = 0

@@ -15,7 +15,7 @@ cpdef enum:
     MAX_ROWS = 1 << 27
     MAX_VIEWS = 16
     MAX_VALUES = 64             # maximum number of counters and gauges per plan
-    MAX_COLUMNS = 64            # maximum number of labels, plus fields that lookups use, per plan
+    MAX_COLUMNS = 64            # maximum number of labels and of fields that lookups use, per plan
     MAX_VIEW_VALUES = 32        # maximum number of counters and gauges per view
     MAX_VIEW_COLUMNS = 32
     MAX_RANKED = 1 << 16        # maximum number of results of `Table.top` and `Table.top_groups`
@@ -366,7 +366,7 @@ cdef struct View:
     uint32_t plan_columns[MAX_VIEW_COLUMNS]  # by column: index of the column in the plan
     uint32_t counters           # number of counters
     uint32_t values             # number of counters and gauges
-    # By value: index of the value in a list of the plan's counters, then its gauges.
+    # By value: its index in the list of the plan's counters, followed by the plan's gauges.
     uint32_t sources[MAX_VIEW_VALUES]
     bint counts_new_flows       # whether rows have a number of new flows after their gauges
     Amount bytes

@@ -170,7 +170,7 @@ HANDSHAKE_FAILURES = (
 """Reasons for a failed TLS handshake.
 
 * ``unsupported``: no common TLS version, cipher suite or curve
-* ``client_certificate``: the certificate is missing, not trusted or has no allowed name
+* ``client_certificate``: the certificate is missing or not trusted, or has no allowed name
 * ``rejected``: the client ended the handshake with an alert, usually because it does not trust the
   server's certificate
 

@@ -700,9 +700,9 @@ class SavedCounters:
 class Model:
     """The table. Its attributes have the same names as those of the core.
 
-    Flows are counted in ``skipped`` by reason, and in ``filtered`` by the name of the dropping
-    rule. ``values_skipped`` counts omitted values by field. ``finished`` counts reports by the
-    meaning of their ``FinishType``, including late and rejected reports. ``created_total``,
+    Flows are counted in ``skipped`` by reason, and in ``filtered`` by the name of the rule that
+    dropped them. ``values_skipped`` counts omitted values by field. ``finished`` counts reports by
+    the meaning of their ``FinishType``, including late and rejected reports. ``created_total``,
     ``expired_total``, ``rejected_total`` and ``overflowed_total`` refer to the first view.
 
     ``horizon_s`` is None before `raise_horizon`. ``flow_update_s`` is the agents' ``flow.update``.
@@ -1848,8 +1848,8 @@ def histogram_lines(
 def family_values(family: Family, view: View) -> list[Total | Gauge | Distribution | None]:
     """Return the counters, gauges or distributions of a family.
 
-    There is one for each direction, or one for the sum of both. None stands for the number of live
-    flows.
+    There is one for each direction, or one for the sum of both. The value ``None`` stands for the
+    number of live flows.
     """
     paths = [path for path in (family.forward, family.backward) if path is not None]
     if family.type == "histogram":

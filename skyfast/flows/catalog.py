@@ -239,8 +239,8 @@ LABELS: Final[tuple[LabelDef, ...]] = (
         name="protocol",
         path=PROTOCOL,
         cardinality="low",
-        help="`TCP`, `UDP` or `SCTP`; with `include_icmp` also `ICMPV4` and `ICMPV6`; with "
-        "`include_other` also the last layer of flows of other protocols, such as `GRE`",
+        help="`TCP`, `UDP` or `SCTP`; with `include_icmp`, also `ICMPV4` and `ICMPV6`; with "
+        "`include_other`, other flows have the last element of their `LayersPath`, such as `GRE`",
     ),
     LabelDef(
         name="application",

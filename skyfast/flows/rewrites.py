@@ -86,7 +86,7 @@ class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
     A flow with neither ``Transport`` nor ``ICMP`` is mapped to an empty string or, if ``other`` is
-    true, to its last layer, such as ``GRE`` or ``Fragment``.
+    true, to the last element of its ``LayersPath``, such as ``GRE`` or ``Fragment``.
     """
 
     def __init__(self, *, other: bool = False) -> None:

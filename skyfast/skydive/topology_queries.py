@@ -234,7 +234,7 @@ def by_child(ids: Iterable[str]) -> Query | None:
 def _values(texts: Iterable[str]) -> list[str]:
     values = [text for text in dict.fromkeys(texts) if _SAFE.fullmatch(text)]
     if len(values) > MAX_VALUES:
-        raise ValueError(f"{len(values)} values are more than {MAX_VALUES}")
+        raise ValueError(f"{len(values)} values, but a query can have at most {MAX_VALUES}")
     return values
 
 

@@ -23,10 +23,10 @@ from skyfast.skydive.topology_queries import KUBERNETES, KUBERNETES_EDGES, NAMES
 
 # Reasons why nodes and edges are unusable; keys of `Skipped`.
 TOO_MANY: Final = "too_many"
-"""Counts the elements of a response beyond `MAX_ELEMENTS`."""
+"""The response has more than `MAX_ELEMENTS` elements."""
 
 TOO_LONG: Final = "too_long"
-"""Counts elements longer than `MAX_ELEMENT_BYTES`."""
+"""The element is longer than `MAX_ELEMENT_BYTES`."""
 
 S = TypeVar("S", str, str | None)
 
@@ -35,7 +35,7 @@ Elements: TypeAlias = dict[Hashable, Element]
 
 
 class GraphReader:
-    """Decodes a response to nodes or edges.
+    """Decodes the nodes or edges in a response.
 
     If ``also_interfaces`` is true, the counters of interfaces are decoded, too. If a decoded
     element equals an element in ``known``, the reader uses the object in ``known``. Therefore

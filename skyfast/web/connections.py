@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 5.0
 """Maximum time from the first to the last byte of a request's head (request line and headers).
 
-On a new connection, the same timeout applies to the TLS handshake and the first byte together."""
+On a new connection, this is also the maximum time until the first byte of a request arrives,
+including the TLS handshake."""
 
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.
@@ -397,7 +398,8 @@ class HttpConnection(web.RequestHandler):
         """Respond to an invalid request, and close the connection after `DISCARD_TIMEOUT_S`."""
         if self._reset or self._stream is None or self.lost.done():
             return
-        self._force_close = True  # aiohttp stops parsing and does not close the connection
+        # aiohttp stops parsing, and leaves it to this class to close the connection.
+        self._force_close = True
         self._discarded_bytes = 0
         self._stream.write(raw_response(status, reason))
         if self._stream.can_write_eof():

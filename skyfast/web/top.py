@@ -221,8 +221,8 @@ class Ranking:
         """Rank the rows of ``table``.
 
         * ``view`` is the first view, and ``metrics`` are the names of its families in order.
-        * ``others`` are the other views by prefix, in the table's order. Each view has the names of
-          its families in order.
+        * ``others`` maps each prefix to the view and the names of its families, in the table's
+          order.
         * ``flow_update_s`` returns the agents' ``flow.update`` in seconds.
         """
         self._table = table

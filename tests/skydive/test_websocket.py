@@ -568,7 +568,9 @@ class Receiving:
 async def raw_server(
     tls: TLSContexts, play: Callable[[asyncio.StreamWriter, bytes], Awaitable[None]]
 ) -> AsyncIterator[str]:
-    """Yield a server's URL. ``play`` gets the server's handshake response, and must send it."""
+    """Yield a server's URL. ``play`` acts as the server: its second argument is the response to
+    the handshake, which it must send.
+    """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
