@@ -154,7 +154,7 @@ def _parser() -> _Parser:
         "--replay-speed",
         type=_speed,
         metavar="N",
-        help="replay at N times original speed (default: 1)",
+        help="speed relative to the recording (default: 1)",
     )
     parser.add_argument(
         "--record",

@@ -157,7 +157,8 @@ def similar_variables(
 
     If ``name`` starts with none of ``sections``, the user may have left out the section. Example:
     for ``SKYDIVE_MAX_CONNECTIONS``, the function returns both variables whose names end with
-    ``_MAX_CONNECTIONS``.
+    ``_MAX_CONNECTIONS``. In all other cases, it returns the variable with the most similar
+    spelling, if any.
     """
     section = max((each for each in sections if name.startswith(each)), key=len, default="")
     suffix = name.removeprefix(prefix)

@@ -62,7 +62,7 @@ complete -c skyfast -n _shtab_skyfast_using -l check -d 'validate CONFIG; print 
 complete -c skyfast -n _shtab_skyfast_using -l strict -d 'with --check, treat warnings as errors'
 complete -c skyfast -n _shtab_skyfast_using -l demo -d 'replay a packaged recording (CONFIG optional)'
 complete -c skyfast -n _shtab_skyfast_using -l replay -xka "(__fish_complete_path (commandline -ct))" -d 'replay recordings (put CONFIG first)'
-complete -c skyfast -n _shtab_skyfast_using -l replay-speed -x -d 'replay at N times original speed (default: 1)'
+complete -c skyfast -n _shtab_skyfast_using -l replay-speed -x -d 'speed relative to the recording (default: 1)'
 complete -c skyfast -n _shtab_skyfast_using -l record -xka "(__fish_complete_path (commandline -ct))" -d 'record messages to FILE; *.gz is compressed'
 complete -c skyfast -n _shtab_skyfast_using -l record-anonymous -d 'replace addresses and names in the recording'
 complete -c skyfast -n _shtab_skyfast_using -l shard -x -d 'export only shard I of N, with I from 0 to N-1'

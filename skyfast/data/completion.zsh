@@ -22,7 +22,7 @@ _shtab_skyfast_options=(
   "--strict[with --check, treat warnings as errors]"
   "--demo[replay a packaged recording (CONFIG optional)]"
   "*--replay[replay recordings (put CONFIG first)]:FILE:_files"
-  "--replay-speed[replay at N times original speed (default\: 1)]:N:"
+  "--replay-speed[speed relative to the recording (default\: 1)]:N:"
   "--record[record messages to FILE\; \*.gz is compressed]:FILE:_files"
   "--record-anonymous[replace addresses and names in the recording]"
   "--shard[export only shard I of N, with I from 0 to N-1]:I/N:"

@@ -274,7 +274,7 @@ def _unique(name: str, taken: Set[str]) -> str:
 
 
 def _pace(playback: Playback) -> str:
-    speed = f", at {playback.speed:g} times the recorded speed" if playback.speed != 1 else ""
+    speed = f", at {playback.speed:g} times the original speed" if playback.speed != 1 else ""
     loop = f", repeated every {playback.loop_s:g} s" if playback.loop_s else ""
     return speed + loop
 

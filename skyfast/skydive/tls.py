@@ -5,7 +5,7 @@ import ssl
 from skyfast.config.model import TLS
 from skyfast.config.yaml_nodes import ConfigError
 
-NOT_A_PAIR = "are not a PEM certificate and its key"
+NOT_A_PAIR = "are not a matching PEM certificate and key"
 """The end of the error message if a certificate and a key cannot be loaded."""
 
 

@@ -296,6 +296,7 @@ class _Reader:
     def _load_certificate(self, section: "_Section", context: ssl.SSLContext) -> None:
         with ExitStack() as stack:
             paths: list[str] = []
+            shown: list[str] = []
             for name in ("cert", "key"):
                 path = section.get(f"{name}_file", self.file, "")
                 text = section.get(name, _to_pem, "", secret=True)
@@ -307,6 +308,7 @@ class _Reader:
                     raise section.missing(f"{name}_file or {name}")
                 # OpenSSL loads certificates only from files, so use an in-memory file.
                 paths.append(path or stack.enter_context(_in_memory(text)))
+                shown.append(repr(path) if path else f"the value of {name}")
             try:
                 context.load_cert_chain(paths[0], paths[1], password=refuse_password)
             except EncryptedKeyError as error:
@@ -314,7 +316,7 @@ class _Reader:
                 raise section.error(key, f"the key {error}", shown=False) from None
             except (OSError, ValueError) as error:
                 key = "cert_file" if section.has("cert_file") else "cert"
-                problem = f"the certificate and the key {NOT_A_PAIR}{failure(error)}"
+                problem = f"{' and '.join(shown)} {NOT_A_PAIR}{failure(error)}"
                 raise section.error(key, problem, shown=False) from None
 
     def _clients(self, section: "_Section", context: ssl.SSLContext) -> frozenset[str]:

@@ -60,7 +60,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
             later = (await skyfast.get("/metrics/flows")).decode()
             assert time.monotonic() - started < 10  # 5 s, and a margin for a busy machine
         assert any("listening on " in line for line in skyfast.log)
-        pace = "), at 5 times the recorded speed, repeated every 20 s; "
+        pace = "), at 5 times the original speed, repeated every 20 s; "
         assert any("replaying " in line and pace in line for line in skyfast.log)
         status = (await skyfast.get("/api/status")).decode()
         assert "# Replaying the packaged recording instead of subscribing." in status

@@ -1179,7 +1179,9 @@ def test_unusable_certificate_is_rejected_at_start(tmp_path: Path, key: str) -> 
     elif key != "encrypted":
         settings[key] = str(Path(__file__))
     named = "client_key" if key == "encrypted" else "ca_cert" if key == "ca_cert" else "client_cert"
-    problem = "does not contain PEM|and '.*' are not a PEM certificate and its key|is encrypted;"
+    problem = (
+        "does not contain PEM|and '.*' are not a matching PEM certificate and key|is encrypted;"
+    )
     with pytest.raises(ConfigError, match=rf"^test\.yml: tls\.{named}: '.*' ({problem})"):
         Subscriptions(
             config=make_config("wss://127.0.0.1:1/ws/subscriber/flow", **settings),

@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -116,7 +117,7 @@ INVALID_FILES = {
     ),
     "mismatched inline key": (
         "tls_server_config: {cert_file: ca-127.0.0.1.crt, key: hunter2}",
-        "cert_file: the certificate and the key are not a PEM certificate and its key",
+        "ca-127.0.0.1.crt' and the value of key are not a matching PEM certificate and key",
     ),
     "client_auth_type": (
         f"tls_server_config: {{{TLS}, client_auth_type: RequireAnyClientCert}}",
@@ -236,6 +237,29 @@ def test_encrypted_key_is_rejected(tmp_path, authority, plain):
     path = plain(f"tls_server_config: {{cert_file: {issued.certificate}, key_file: {issued.key}}}")
     with pytest.raises(ConfigError, match="key_file: the key is encrypted"):
         config_file.read(path)
+    key = textwrap.indent(Path(issued.key).read_text(), "    ")
+    path = plain(f"tls_server_config:\n  cert_file: {issued.certificate}\n  key: |\n{key}")
+    with pytest.raises(ConfigError, match=r"config\.key: the key is encrypted"):
+        config_file.read(path)
+
+
+def test_certificate_and_key_that_do_not_match_are_both_named(authority, plain):
+    certificate, key = authority.issue("localhost").certificate, authority.issue("other").key
+    path = plain(f"tls_server_config: {{cert_file: {certificate}, key_file: {key}}}")
+    problem = re.escape(f"'{certificate}' and '{key}' are not a matching PEM certificate and key")
+    with pytest.raises(ConfigError, match=f"cert_file: {problem}"):
+        config_file.read(path)
+
+
+def test_inline_authority_that_is_not_a_certificate_is_rejected(authority, plain):
+    issued = authority.issue("localhost")
+    path = plain(
+        f"tls_server_config: {{cert_file: {issued.certificate}, key_file: {issued.key},"
+        " client_auth_type: RequireAndVerifyClientCert, client_ca: hunter2}"
+    )
+    with pytest.raises(ConfigError, match="client_ca: the value does not contain PEM") as error:
+        config_file.read(path)
+    assert "hunter2" not in str(error.value)
 
 
 def test_standard_input_is_rejected():
