@@ -302,7 +302,7 @@ cdef uint32_t longest_chain(const Rows *rows):
 def check(Table table not None):
     """Check that a table is consistent. Only the thread that updates the table may call this.
 
-    Takes some microseconds per row (see `peak_rows`).
+    Takes a few microseconds for each row that `peak_rows` counts.
 
     :raises BrokenError: the table is inconsistent.
     """

@@ -275,7 +275,7 @@ class Lookup:
         return (self.key, *self.context)
 
     def find(self, values: Mapping[Path, str]) -> tuple[str, ...]:
-        """Return the names for a flow with these ``values``, by path."""
+        """Return the names for a flow. ``values`` has the values of the flow, by path."""
         key, *context = (values[path] for path in self.paths)
         found = self.names[key]
         return self.names.resolve(key, *context) if found is None else found

@@ -72,9 +72,9 @@ CLOSING: Final = 1
 
 _ALWAYS_READ: tuple[FieldPath, ...] = (("UUID",), ("Last",), ("FinishType",))
 
-# The fields that show what kind of report it is. In the first report of a flow, both ``Start``
-# fields are equal. If a closing report repeats the previous report, its ``LastUpdateMetric.Last``
-# differs from ``Last``.
+# The fields that show the kind of a report. In the first report of a flow, both ``Start`` fields
+# are equal. In a closing report that repeats the previous report, ``LastUpdateMetric.Last`` differs
+# from ``Last``.
 _REPORT_KIND_FIELDS: tuple[FieldPath, ...] = (
     ("Start",),
     ("LastUpdateMetric", "Start"),

@@ -229,7 +229,7 @@ def decode_element(element: bytes) -> object:
 
 
 class ResponseChanges:
-    """Yields the changes of the topology in each response. Not thread-safe."""
+    """Yields how each response differs from the topology so far. Not thread-safe."""
 
     def __init__(self) -> None:
         self.left_out = 0

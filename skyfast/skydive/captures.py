@@ -138,7 +138,8 @@ _FAMILIES: Final = (
     MetricFamily(
         name="skydive_capture_kernel_flows_dropped",
         type="counter",
-        help="Flows dropped because the kernel's table was full; summed over the capture points.",
+        help="Flows dropped because the capture's table in the kernel was full; summed over the"
+        " capture points.",
     ),
     MetricFamily(
         name="skydive_capture_flows",

@@ -99,8 +99,8 @@ class Timing:
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If the analyzer closes the connection after it has been waiting to send for this long,
-    skyfast has probably read too slowly. Skydive closes a connection if it cannot write for 10 s,
+    """If the analyzer has waited to send for this long, and then closes the connection, skyfast has
+    probably read too slowly. Skydive closes a connection if it cannot write for 10 s,
     or if no pong arrives within 7 s."""
     conflict_grace_s: float = 15.0
     """For this time after the end of a subscription, its analyzer may reject the next subscription

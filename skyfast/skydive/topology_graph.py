@@ -266,7 +266,7 @@ def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
 
 
 def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
-    """Decode an element without its fields of wrong types. Slow, but rarely called."""
+    """Decode an element, and omit its fields of wrong types. Slow, but rarely called."""
     try:
         data = msgspec.json.decode(readable(bytes(element)))
     except (msgspec.MsgspecError, MalformedResponseError):
@@ -276,7 +276,7 @@ def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
 
 @cache
 def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
-    """Return a function that converts decoded JSON to ``kind``, without parts of wrong types.
+    """Return a function that converts decoded JSON to ``kind``, and omits parts of wrong types.
 
     If the decoded JSON itself has a wrong type, the returned function returns None.
     """

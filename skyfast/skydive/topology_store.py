@@ -78,7 +78,7 @@ class GraphReader:
     def response(self) -> NodesResponse:
         """Return the nodes for the interface metrics. Requires ``also_interfaces``."""
         if self._nodes_reader is None:
-            raise ValueError("read for names only")
+            raise ValueError("also_interfaces is false")
         return self._nodes_reader.response()
 
     def _add_node(self, element: bytes) -> None:

@@ -44,8 +44,8 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. The
-    # links of an overflow row without flows are invalid, because those rows may have been removed.
+    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. An
+    # overflow row without flows has no valid links, because the linked rows may have been removed.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 

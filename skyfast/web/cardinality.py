@@ -102,7 +102,7 @@ class CardinalityReport:
 
     Hidden connections have no series. All other connections have no series for missing values."""
     approximate: bool
-    """Whether `LabelCardinality.without` of ``labels`` contains estimates."""
+    """Whether the numbers in `LabelCardinality.without` are estimates."""
     labels: tuple[LabelCardinality, ...]
     """The labels of the first view."""
     views: tuple[ViewCardinality, ...] = ()

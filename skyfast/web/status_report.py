@@ -250,7 +250,7 @@ class Reload:
     successful: bool
     """Whether the latest reload succeeded; true before the first reload."""
     successes_total: int
-    """Number of successful reloads, without the start of skyfast."""
+    """Number of successful reloads, not counting the start of skyfast."""
     last_success_timestamp_seconds: float
     """The time of the latest successful reload, or of the start if no reload has succeeded."""
     changed: Sequence[str]

@@ -59,8 +59,8 @@ skydive_capture_packets_received{capture_id="c-1"} 16159
 the highest value of all capture points. Each value is the mean of the last ten readings.
 # TYPE skydive_capture_packets_dropped gauge
 skydive_capture_packets_dropped{capture_id="c-1"} 5773.4
-# HELP skydive_capture_kernel_flows_dropped Flows dropped because the kernel's table was full; \
-summed over the capture points.
+# HELP skydive_capture_kernel_flows_dropped Flows dropped because the capture's table in the \
+kernel was full; summed over the capture points.
 # TYPE skydive_capture_kernel_flows_dropped counter
 skydive_capture_kernel_flows_dropped{capture_id="c-1"} 5
 # HELP skydive_capture_flows Flows in the agent's flow table; the highest value among the \

@@ -1,6 +1,6 @@
 """Subscriptions to a fake analyzer over a real socket, including all failures.
 
-`Timing` shortens the times of the subscriptions.
+The timeouts and intervals are shorter than by default.
 """
 
 import asyncio

@@ -91,7 +91,7 @@ def test_interface_metrics_are_read_from_the_same_response():
     assert response.too_long == reader.skipped["too_long"] == 1
     with pytest.raises(MalformedResponseError):
         reader.add(b"{")
-    with pytest.raises(ValueError, match="names only"):
+    with pytest.raises(ValueError, match="also_interfaces is false"):
         GraphReader(NAMESPACES).response()
 
 

@@ -655,7 +655,7 @@ class NameOracle:
 
     @cached
     def capture_point(self, node: Json) -> tuple[str, tuple[str, ...], str, str]:
-        """A capture point's namespace, veth peers' namespaces, host and cluster."""
+        """A capture point's namespace, the namespaces of its veth peers, its host and cluster."""
         peers = [
             self.namespace(end)
             for parent, child, relation in self.edges
