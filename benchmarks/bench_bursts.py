@@ -42,7 +42,7 @@ KNOWN, NEW = ratio_at_most(1.6), ratio_at_most(2.2)
 
 
 class Bursts:
-    """A skyfast process, a decoder, and analyzers, each of which sends a part of the flows."""
+    """A skyfast process, a decoder, and analyzers. Each analyzer sends a part of the flows."""
 
     def __init__(
         self,

@@ -231,7 +231,7 @@ class Parts:
 
 
 class Core(Parts):
-    """`Parts` that generate their own messages, for a separate process."""
+    """Runs in another process, and generates its own messages."""
 
     def __init__(self, count: int, slots: bool = True) -> None:
         super().__init__(slots=slots)

@@ -73,7 +73,7 @@ def _template() -> bytes:
 
 
 class Flows:
-    """``count`` flows, numbered from 0, each of which has its own connection."""
+    """``count`` flows, numbered from 0. Each flow has its own connection."""
 
     def __init__(self, count: int, flows_per_message: int = FLOWS_PER_MESSAGE) -> None:
         chance = random.Random(1)

@@ -921,7 +921,7 @@ cdef class Table:
                           max_groups)
 
     def snapshot(self, uint32_t family):
-        """Return a copy of the current values of a counter, for the parameter `since` of `top`.
+        """Copy the current values of a counter. Pass the copy to `top` as `since`.
 
         Takes about 10 ns per connection. A snapshot uses 12 bytes per connection.
 

@@ -32,7 +32,7 @@ MAX_CLOSING_BEHIND_S: Final = 3600.0
 An agent sends a closing report after one to two times ``flow.expire`` (600 s) without a packet."""
 
 Flow = Any
-"""A flow report of one of the plan's `FlowTypes`, all of which have ``Last`` and ``FinishType``."""
+"""A flow report: an object of one of the plan's `FlowTypes`, with ``Last`` and ``FinishType``."""
 
 
 class Dated(Protocol):

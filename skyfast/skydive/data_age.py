@@ -15,7 +15,7 @@ MAX_DRAWS: Final = 4
 """Maximum number of attempts to draw a report that is not a closing report."""
 
 Flow = Any
-"""A flow report of one of the plan's `FlowTypes`, all of which have ``Last`` and ``FinishType``."""
+"""A flow report: an object of one of the plan's `FlowTypes`, with ``Last`` and ``FinishType``."""
 
 
 class DataAge:

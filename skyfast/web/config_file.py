@@ -123,7 +123,7 @@ class RateLimit:
 class WebConfig:
     tls: ssl.SSLContext | None
     allowed_sans: frozenset[str]
-    """The SANs of which a client certificate must have one. An empty set allows any SAN."""
+    """A client certificate must have one of these SANs. An empty set allows any SAN."""
     users: Mapping[bytes, bytes] = field(repr=False)
     """The password hashes by user name; empty if no authentication is required."""
     headers: Mapping[str, str]
