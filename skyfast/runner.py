@@ -85,8 +85,7 @@ async def _serve(config: Config, load: Callable[[], Config], options: Options) -
         try:
             await app.run(stopping)
         except ListenError as error:
-            address = listen.describe(error.address)
-            log.error("cannot listen on %s: %s%s", address, error.strerror, listen.hint(error))
+            log.error("cannot listen on %s: %s%s", error.where, error.strerror, listen.hint(error))
             return False
         except BaseExceptionGroup:  # pragma: no cover - no known bug raises this
             log.critical("exiting after an unhandled exception", exc_info=True)

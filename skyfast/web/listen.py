@@ -56,8 +56,11 @@ AS_CONFIGURED: Final = Listen()
 
 
 class ListenError(OSError):
-    def __init__(self, error: OSError, address: Endpoint) -> None:
-        self.address = address
+    def __init__(self, error: OSError, address: Endpoint, ip_address: str = "") -> None:
+        self.where = describe(address)
+        """The listening address, and which IP address failed if the host is a name."""
+        if ip_address not in ("", address.host):
+            self.where += f" ({ip_address})"
         self.is_name = isinstance(error, socket.gaierror)
         # Use os.strerror, because socket.create_server adds the address to the text of its errors.
         text = os.strerror(error.errno) if error.errno and not self.is_name else error.strerror
@@ -141,30 +144,39 @@ def _settings(key: Key[int] | Key[str]) -> str:
     return f"{key.path}, {key.env} or {OPTION}"
 
 
-async def listening_sockets(address: str, port: int) -> list[socket.socket]:
-    """Return sockets bound to ``address``. An empty address means all addresses, IPv4 and IPv6.
+async def listening_sockets(address: Endpoint) -> list[socket.socket]:
+    """Return sockets bound to ``address``. An empty host means all addresses, IPv4 and IPv6.
 
-    All sockets have the same port: ``port``, or a free port if ``port`` is 0.
+    All sockets have the same port: that of ``address``, or a free port if it is 0.
 
     Raises:
-        OSError: An address or the port is unavailable.
+        ListenError: An address or the port is unavailable.
 
     """
-    if address in ("", "::"):
-        return [_listen_everywhere(port)]
-    infos = await asyncio.get_running_loop().getaddrinfo(address, port, type=socket.SOCK_STREAM)
+    if address.host in ("", "::"):
+        try:
+            return [_listen_everywhere(address.port)]
+        except OSError as error:
+            raise ListenError(error, address) from None
+    loop = asyncio.get_running_loop()
+    try:
+        infos = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ListenError(error, address) from None
+    port = address.port
     listeners: list[socket.socket] = []
     unavailable = None
     for family, _, _, _, sockaddr in dict.fromkeys(infos):
         try:
             listener = socket.create_server((sockaddr[0], port, *sockaddr[2:]), family=family)
         except OSError as error:
+            failure = ListenError(error, address, str(sockaddr[0]))
             if error.errno in _UNAVAILABLE:
-                unavailable = error
+                unavailable = failure
                 continue
             for listener in listeners:
                 listener.close()
-            raise
+            raise failure from None
         port = listener.getsockname()[1]
         listeners.append(listener)
     if not listeners and unavailable:

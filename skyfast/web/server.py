@@ -188,15 +188,15 @@ class WebServer:
         for i, address in enumerate(self.addresses):
             try:
                 try:
-                    listening = await listening_sockets(address.host, address.port)
-                except OSError as error:
+                    listening = await listening_sockets(address)
+                except ListenError as error:
                     if error.errno != errno.EADDRINUSE or not self._listen_at.any_port:
                         raise
-                    listening = await listening_sockets(address.host, 0)
-            except OSError as error:
+                    listening = await listening_sockets(Endpoint(address.host, 0))
+            except ListenError:
                 for listener in listeners:
                     listener.close()
-                raise ListenError(error, address) from None
+                raise
             self.addresses[i] = Endpoint(address.host, bound(listening[0]).port)
             listeners += listening
         return listeners

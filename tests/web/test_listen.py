@@ -90,6 +90,15 @@ def test_port_in_use_is_reported_with_a_remedy(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_ip_address_in_use_is_reported_with_its_host_name(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run(str(write_config(tmp_path, port=port)), **{ADDRESS: "localhost"})
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if "ERROR" in line)
+    assert f"cannot listen on localhost:{port} (127.0.0.1): Address already in use; set" in line
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.name.invalid"])
 def test_address_of_another_machine_is_reported_with_a_remedy(tmp_path: Path, host: str) -> None:
     result = run(str(write_config(tmp_path)), **{ADDRESS: host})
