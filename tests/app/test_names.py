@@ -20,11 +20,12 @@ from skyfast.skydive.silence import Activity
 from skyfast.stats import NameStats, Stats
 from skyfast.web import interface_info
 from tests.support.analyzer import FakeAnalyzer
-from tests.support.app_pages import WAIT_S, between, rows, until_rows
+from tests.support.app_pages import between, rows, until_rows
 from tests.support.configs import make_config
 from tests.support.messages import flow, message
 from tests.support.paths import DATA
-from tests.support.tasks import running_app, until
+from tests.support.tasks import running_app
+from tests.support.waiting import WAIT_S, until
 
 
 def configured(*urls: str, labels: list[Any], **settings: Any) -> Config:

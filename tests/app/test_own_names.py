@@ -25,12 +25,13 @@ from skyfast.web import status_html
 from skyfast.web.status import as_json
 from skyfast.web.top import RESULT_AGE_S, Ranking, RankingQuery, Top
 from tests.support.analyzer import FakeAnalyzer
-from tests.support.app_pages import WAIT_S, between, rows, until_rows
+from tests.support.app_pages import between, rows, until_rows
 from tests.support.configs import make_config
 from tests.support.messages import flow, message
 from tests.support.paths import DATA
 from tests.support.process import run
-from tests.support.tasks import running_app, until
+from tests.support.tasks import running_app
+from tests.support.waiting import WAIT_S, until
 
 SITE = {"name": "target_site", "names_key": "site"}
 LABELS: list[Any] = ["target_network", SITE]

@@ -37,16 +37,10 @@ from tests.support.certificates import Authority
 from tests.support.configs import make_config
 from tests.support.messages import METRIC, flow, message
 from tests.support.paths import ROOT
-from tests.support.process import PROBLEM, START_S, WAIT_S, Skyfast, demo, running
-from tests.support.subscribing import (
-    FAST,
-    FakeResolver,
-    eventually,
-    lines,
-    subscribed,
-    two_addresses,
-)
+from tests.support.process import PROBLEM, START_S, Skyfast, demo, running
+from tests.support.subscribing import FAST, FakeResolver, lines, subscribed, two_addresses
 from tests.support.tasks import running_app
+from tests.support.waiting import WAIT_S, until
 from tests.support.web_fixtures import PROMETHEUS
 
 STORE = "pipeline.store.prom_sky_con"
@@ -94,7 +88,7 @@ class Operator:
             self.write(changes)
         logged = len(self.skyfast.log)
         self.skyfast.process.send_signal(signal.SIGHUP)
-        await eventually(lambda: outcomes(self.skyfast.log[logged:]), WAIT_S)
+        await until(lambda: outcomes(self.skyfast.log[logged:]))
         return self.skyfast.log[logged:]
 
     async def post(self) -> tuple[int, str]:
@@ -786,13 +780,11 @@ async def test_address_in_two_urls_is_subscribed_to_once(analyzer: FakeAnalyzer)
         # A name and its address are different endpoints: their credentials can differ.
         for urls in ((named, analyzer.url), (analyzer.url,), (analyzer.url, named), (named,)):
             running.subscriptions.configure(running.subscriptions.prepare(make_config(*urls)))
-            await eventually(
-                lambda urls=urls: (name.name in running.stats.analyzers) == (named in urls)
-            )
-            await eventually(lambda: len(analyzer.subscribers) == 1 and running.row(analyzer).up)
+            await until(lambda urls=urls: (name.name in running.stats.analyzers) == (named in urls))
+            await until(lambda: len(analyzer.subscribers) == 1 and running.row(analyzer).up)
             if named in urls:
                 row = running.stats.analyzers[name.name]
-                await eventually(lambda row=row: row.up)
+                await until(lambda row=row: row.up)
         assert first.closed.is_set()
         assert running.reconnects(analyzer) == {}
 
@@ -805,11 +797,11 @@ async def test_address_of_two_names_stays_subscribed_while_one_name_resolves_to_
             await first.subscriber()
             await second.subscriber()
             running.subscriptions.configure(running.subscriptions.prepare(make_config(urls[1])))
-            await eventually(lambda: len(first.upgrades) == len(second.upgrades) == 2)
-            await eventually(lambda: running.stats.analyzers[f"b.test:{first.port}"].up)
+            await until(lambda: len(first.upgrades) == len(second.upgrades) == 2)
+            await until(lambda: running.stats.analyzers[f"b.test:{first.port}"].up)
             assert f"a.test:{first.port}" not in running.stats.analyzers
             resolver.answer = [second.address]
-            await eventually(lambda: first.name not in running.stats.analyzers)
+            await until(lambda: first.name not in running.stats.analyzers)
             assert not first.subscribers
             assert len(second.upgrades) == 2
 
@@ -1287,11 +1279,11 @@ async def test_new_table_with_name_labels_waits_for_the_topology(
         page = await operator.flows()
         requests = len(analyzer.topology_requests)
         reloading = asyncio.create_task(operator.reload({f"{STORE}.labels": NAME_LABELS}))
-        await eventually(lambda: len(analyzer.topology_requests) > requests + 2)
+        await until(lambda: len(analyzer.topology_requests) > requests + 2)
         assert await operator.flows() == page
         # Wait for the last query of the round. Otherwise, only some queries would succeed, and
         # names could be resolved without the interfaces.
-        await eventually(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
+        await until(lambda: KUBERNETES_EDGES.gremlin in analyzer.queries)
         analyzer.topology = topology("eth0")
         await reloading
         await operator.report(analyzer, flow("1", Last=3000))
@@ -1316,7 +1308,7 @@ async def test_wait_for_the_topology_is_bounded(
         assert await app.reload() is None
         assert await app.reload() is None
         await analyzer.send(message(flow("1")))
-        await eventually(lambda: app.exposition.source.table.connections == 1)
+        await until(lambda: app.exposition.source.table.connections == 1)
 
 
 # Timing of reloads ---------------------------------------------------------------------------
@@ -1331,11 +1323,11 @@ async def test_reload_before_the_first_subscription_takes_effect(
         other.topology = Fault.HANG
         waiting = make_config(other.url, **settings, labels=["node_name"])
         async with running_app(waiting, lambda: make_config(analyzer.url, **settings)) as app:
-            await eventually(lambda: other.topology_requests)
+            await until(lambda: other.topology_requests)
             assert await app.reload() is None
             await analyzer.subscriber()
             assert not other.upgrades
-            await eventually(lambda: list(app.stats.analyzers) == [analyzer.name])
+            await until(lambda: list(app.stats.analyzers) == [analyzer.name])
 
 
 async def test_signal_during_the_start_is_handled_after_the_start(
@@ -1352,7 +1344,7 @@ async def test_signal_during_the_start_is_handled_after_the_start(
         return bool(writers)
 
     async with spawned(str(pipe)) as process:
-        await eventually(is_read, START_S)
+        await until(is_read, START_S)
         process.send_signal(signal.SIGHUP)
         os.write(writers[0], text_of(subscribing(analyzer)).encode())
         os.close(writers[0])

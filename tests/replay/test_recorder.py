@@ -30,6 +30,7 @@ from skyfast.skydive.topology_queries import (
     by_pod_address,
     changes,
 )
+from tests.support.waiting import WAIT_S
 
 pytestmark = pytest.mark.xdist_group("timing")
 
@@ -37,7 +38,7 @@ MESSAGE = b'{"Namespace":"stats","n":%d}'
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.005)
@@ -164,17 +165,17 @@ def test_slow_disk_drops_and_counts_messages(
 
     def slow(data: bytes, analyzer: str) -> tuple[bytes, str]:
         started.set()
-        assert resume.wait(5)
+        assert resume.wait(WAIT_S)
         return data, analyzer
 
     path = tmp_path / "r.jsonl"
     recorder = Recorder(str(path), message_filter=slow)
     recorder.message(b'{"a":"%b"}' % (b"x" * 5000), "a")  # the filter blocks the writer
-    assert started.wait(5)
+    assert started.wait(WAIT_S)
     start_s = time.monotonic()
     for n in range(100):
         recorder.message(MESSAGE % n, "a")
-    assert time.monotonic() - start_s < 1
+    assert time.monotonic() - start_s < WAIT_S / 2
     resume.set()
     recorder.stop()
     recorded = Recording.load(str(path)).messages
@@ -189,7 +190,7 @@ def test_stopped_recording_keeps_no_messages_in_memory(tmp_path: Path) -> None:
     resume, message = threading.Event(), os.urandom(1000)
 
     def broken(*_: object) -> None:
-        assert resume.wait(5)
+        assert resume.wait(WAIT_S)
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     before = sys.getrefcount(message)
@@ -211,7 +212,7 @@ def test_stop_of_the_recorder_times_out(
     resume = threading.Event()
 
     def slow(data: bytes, analyzer: str) -> tuple[bytes, str]:
-        assert resume.wait(5)
+        assert resume.wait(WAIT_S)
         return data, analyzer
 
     path = tmp_path / "r.jsonl"

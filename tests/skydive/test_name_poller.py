@@ -23,8 +23,9 @@ from skyfast.stats import NAME_SKIPS, TopologyStats
 from tests.support.analyzer import FakeAnalyzer, FakeResponse
 from tests.support.configs import make_config
 from tests.support.paths import DATA
-from tests.support.tasks import cancelled_afterwards, until
+from tests.support.tasks import cancelled_afterwards
 from tests.support.topology_scenarios import owner
+from tests.support.waiting import until
 
 EVERYTHING = tuple(name_poller.KINDS)
 FAST_S = 0.05

@@ -47,17 +47,13 @@ from skyfast.stats import RECONNECT_REASONS, AnalyzerStats, Stats
 from tests.support.analyzer import FakeAnalyzer, FakeResponse, Fault, frame
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
-from tests.support.subscribing import (
-    FAST,
-    WAIT_S,
-    FakeResolver,
-    eventually,
-    lines,
-    subscribed,
-    two_addresses,
-)
+from tests.support.subscribing import FAST, FakeResolver, lines, subscribed, two_addresses
+from tests.support.waiting import WAIT_S, until
 
 pytestmark = pytest.mark.xdist_group("timing")
+
+PROMPT_S = 4.0
+"""Longer than the pauses of a busy machine, and shorter than the timeouts that must not matter."""
 
 MESSAGE = b'{"Namespace":"flow","Type":"store","Obj":[]}'
 
@@ -132,7 +128,7 @@ async def test_log_lines_contain_the_name_of_the_analyzer(
     caplog.set_level(logging.INFO)
     async with subscribed(make_config(analyzer.url)):
         await analyzer.subscriber()
-        await eventually(lambda: lines(caplog, logging.INFO))
+        await until(lambda: lines(caplog, logging.INFO))
     (line,) = lines(caplog, logging.INFO)
     assert line == f"analyzer {analyzer.name}: subscribed to analyzer analyzer-1"
 
@@ -145,7 +141,7 @@ async def test_changed_analyzer_name_is_logged_as_warning(
         analyzer.host_id = "analyzer-2"
         await remote.close()
         await analyzer.subscriber()
-        await eventually(lambda: len(lines(caplog)) == 2)
+        await until(lambda: len(lines(caplog)) == 2)
     assert lines(caplog)[1] == (
         f"analyzer {analyzer.name}: subscribed to analyzer analyzer-2,"
         " previously analyzer analyzer-1"
@@ -193,7 +189,7 @@ async def test_pings_between_fragments_are_answered(analyzer: FakeAnalyzer) -> N
     async with subscribed(make_config(analyzer.url)) as running:
         remote = await analyzer.subscriber()
         await remote.send_raw(frame(0x1, MESSAGE[:10], fin=False))
-        await eventually(lambda: remote.pongs >= 3)
+        await until(lambda: remote.pongs >= 3)
         await remote.send_raw(frame(0x0, MESSAGE[10:]))
         assert await running.message() == MESSAGE
 
@@ -269,13 +265,13 @@ async def test_event_loop_runs_while_messages_are_queued(
         remote = await analyzer.subscriber()
         # One read from the socket returns all messages.
         await remote.send_raw(frame(0x1, b"x") * count)
-        longest_s, last_s = 0.0, time.monotonic()
+        most = handled = 0
         async with asyncio.timeout(WAIT_S):
-            while running.row(analyzer).received_bytes < count:
+            while handled < count:
                 await asyncio.sleep(0)
-                now_s = time.monotonic()
-                longest_s, last_s = max(longest_s, now_s - last_s), now_s
-    assert longest_s < count * handling_s / 2
+                before, handled = handled, running.row(analyzer).received_bytes
+                most = max(most, handled - before)
+    assert most < count / 2, "the event loop did not run between these messages"
 
 
 # Failures ------------------------------------------------------------------------------------
@@ -329,11 +325,11 @@ async def test_stopped_analyzer_is_retried_until_it_starts(
 ) -> None:
     await analyzer.stop()
     async with subscribed(make_config(analyzer.url)) as running:
-        await eventually(lambda: running.row(analyzer).reconnects["refused"] >= 3)
+        await until(lambda: running.row(analyzer).reconnects["refused"] >= 3)
         assert not running.subscriptions.any_up
         await analyzer.start()
         await analyzer.subscriber()
-        await eventually(lambda: running.subscriptions.any_up)
+        await until(lambda: running.subscriptions.any_up)
     assert set(running.reconnects(analyzer)) == {"refused"}
     assert len(lines(caplog)) == 1
 
@@ -347,7 +343,7 @@ async def test_unknown_host_name_is_counted_as_unresolved(
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     async with subscribed(make_config("ws://unknown.test:8082/ws/subscriber/flow")) as running:
         row = running.stats.analyzers["unknown.test:8082"]
-        await eventually(lambda: row.reconnects["unresolved"] >= 2)
+        await until(lambda: row.reconnects["unresolved"] >= 2)
     (line,) = lines(caplog)
     assert "unknown.test:8082: cannot resolve the host name" in line
 
@@ -424,7 +420,7 @@ async def test_reconnect_does_not_wait_for_unclosed_socket(
         await remote.send_raw(b"\xff" * 100)
         start_s = time.monotonic()
         await analyzer.subscriber()
-        assert time.monotonic() - start_s < 1.0
+        assert time.monotonic() - start_s < PROMPT_S
         assert running.reconnects(analyzer) == {"error": 1}
 
 
@@ -451,7 +447,7 @@ async def test_silent_subscription_reconnects_despite_pings(
         await remote.send(MESSAGE)
         start_s = time.monotonic()
         await analyzer.subscriber()
-        assert 0.25 < time.monotonic() - start_s < 1.5
+        assert time.monotonic() - start_s > 0.25
         assert running.reconnects(analyzer) == {"silent": 1}
         assert remote.pongs >= 3
         await remote.gone()
@@ -504,7 +500,7 @@ async def test_process_pause_does_not_count_as_silence(
 async def test_disconnect_after_slow_reading_counts_as_overload(
     analyzer: FakeAnalyzer, caplog: pytest.LogCaptureFixture, behind: bool, reason: str
 ) -> None:
-    timing = dataclasses.replace(FAST, overload_s=0.4)
+    timing = dataclasses.replace(FAST, overload_s=1.5)
 
     def on_message(data: MessageData, stats: AnalyzerStats) -> None:
         time.sleep(0.002)
@@ -520,10 +516,10 @@ async def test_disconnect_after_slow_reading_counts_as_overload(
                 await asyncio.sleep(0.01)
 
         sending = asyncio.create_task(send())
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2 * timing.overload_s)
         sending.cancel()
         remote.reset()
-        await eventually(lambda: running.reconnects(analyzer))
+        await until(lambda: running.reconnects(analyzer))
         assert running.reconnects(analyzer) == {reason: 1}
     assert ("too slowly: the analyzer waited " in caplog.text) == behind
 
@@ -535,7 +531,7 @@ async def test_normal_close_does_not_count_as_overload(
     async with subscribed(make_config(analyzer.url), timing=timing) as running:
         remote = await analyzer.subscriber()
         await remote.close()
-        await eventually(lambda: running.reconnects(analyzer))
+        await until(lambda: running.reconnects(analyzer))
         assert running.reconnects(analyzer) == {"closed": 1}
 
 
@@ -625,7 +621,7 @@ async def test_frequent_statistics_shorten_silence_detection(
         remote = await running.up(analyzer)
         assert not running.subscriptions.delivering
         sending = asyncio.create_task(_repeat(remote.send, STATISTICS))
-        await eventually(lambda: running.subscriptions.delivering == {analyzer.name})
+        await until(lambda: running.subscriptions.delivering == {analyzer.name})
         assert seen
         await asyncio.sleep(0.5)
         sending.cancel()
@@ -636,7 +632,7 @@ async def test_frequent_statistics_shorten_silence_detection(
         assert (False, True, "silent", {}) in seen
         assert running.reconnects(analyzer) == {"silent": 1}
         await remote.send(STATISTICS)
-        await eventually(lambda: running.subscriptions.delivering)
+        await until(lambda: running.subscriptions.delivering)
     assert "subscription fell silent: no message for 1 s" in caplog.text
 
 
@@ -649,8 +645,8 @@ async def test_next_message_ends_the_suspicion_of_silence(analyzer: FakeAnalyzer
         for _ in range(3):
             await remote.send(STATISTICS)
             changes = counter.changes
-            await eventually(lambda: running.subscriptions.delivering)
-            await eventually(lambda: not running.subscriptions.delivering)
+            await until(lambda: running.subscriptions.delivering)
+            await until(lambda: not running.subscriptions.delivering)
             assert counter.changes >= changes + 2
         assert not running.reconnects(analyzer)
 
@@ -703,16 +699,16 @@ async def test_subscribed_and_delivering_analyzers_are_listed() -> None:
             await running.up(second)
             assert running.subscriptions.subscribed == {first.name, second.name}
             await remote.send(MESSAGE)
-            await eventually(lambda: running.subscriptions.delivering == {first.name})
+            await until(lambda: running.subscriptions.delivering == {first.name})
             assert running.subscriptions.state(first.name) == "delivering again"
             prepared = running.subscriptions.prepare(make_config(second.url))
             running.subscriptions.configure(prepared)
-            await eventually(lambda: running.subscriptions.subscribed == {second.name})
+            await until(lambda: running.subscriptions.subscribed == {second.name})
             assert not running.subscriptions.delivering
             assert running.subscriptions.state(first.name) == "no longer subscribed"
             await second.stop()
             state = running.subscriptions.state
-            await eventually(lambda: state(second.name) == "not subscribed")
+            await until(lambda: state(second.name) == "not subscribed")
 
 
 def test_silence_is_resolved_before_connections_expire() -> None:
@@ -786,7 +782,7 @@ async def test_conflict_with_another_client_is_a_warning(
     async with subscribed(make_config(analyzer.url)) as owner:
         await analyzer.subscriber()
         async with subscribed(make_config(analyzer.url), timing=timing) as late:
-            await eventually(lambda: late.row(analyzer).reconnects["conflict"] >= 2)
+            await until(lambda: late.row(analyzer).reconnects["conflict"] >= 2)
             conflict = "another client is subscribed with the same host_id (HTTP 409)"
             assert {conflict in line for line in lines(caplog)} == {True}
             assert not owner.reconnects(analyzer)
@@ -814,11 +810,11 @@ async def test_failures_are_logged_once_per_interval_with_count(
         return True
 
     async with subscribed(make_config(analyzer.url), timing=timing) as running:
-        await eventually(lambda: len(lines(caplog)) == 1)
+        await until(lambda: len(lines(caplog)) == 1)
         caplog.handler.addFilter(count)
-        await eventually(lambda: len(lines(caplog)) == 2)
+        await until(lambda: len(lines(caplog)) == 2)
         analyzer.script[0] = 403
-        await eventually(lambda: len(lines(caplog)) == 3)
+        await until(lambda: len(lines(caplog)) == 3)
         caplog.handler.removeFilter(count)
     first, second, third = lines(caplog)
     failures = counts[second]
@@ -843,7 +839,7 @@ async def test_last_log_line_shows_current_state(
             assert "subscribed to analyzer analyzer-1" in caplog.messages[-1]
             analyzer.script.extend([503] * 3)
             remote.reset()
-            await eventually(lambda down=down: failures["handshake"] == 3 * down)
+            await until(lambda down=down: failures["handshake"] == 3 * down)
             refused = [line for line in caplog.messages if "HTTP 503" in line]
             assert len(refused) == down  # one line for three failures
             assert ("(2 more suppressed)" in refused[-1]) == (down > 1)
@@ -878,7 +874,7 @@ async def test_log_escapes_text_from_the_network(
         remote = await running.up(analyzer)
         await remote.close(1001, "\x1b[31m\r\n2026-01-01 forged \u202e\u2028")
         await running.up(analyzer)
-        await eventually(lambda: len(lines(caplog)) == 2)
+        await until(lambda: len(lines(caplog)) == 2)
     logged = [record.getMessage() for record in caplog.records if record.name != "asyncio"]
     assert len(logged) == 4  # two subscriptions and two failures
     assert all(line.isprintable() and len(line) < 600 for line in logged)
@@ -897,7 +893,7 @@ async def test_secrets_are_not_logged(
         (await running.up(analyzer)).reset()
         analyzer.expire_tokens()
         analyzer.login = Fault.GARBAGE
-        await eventually(lambda: len(analyzer.logins) >= 2)
+        await until(lambda: len(analyzer.logins) >= 2)
         analyzer.login = None
         await analyzer.subscriber()
     basic = base64.b64encode(b"prom:hunter2").decode()
@@ -939,7 +935,7 @@ async def test_credentials_rejected_by_login_are_a_warning(
 ) -> None:
     analyzer.username, analyzer.password = "prom", "hunter2"
     async with subscribed(make_config(analyzer.url, username="prom", password="old")) as running:
-        await eventually(lambda: running.row(analyzer).reconnects["unauthorized"] >= 2)
+        await until(lambda: running.row(analyzer).reconnects["unauthorized"] >= 2)
         # After the failed login, Basic auth is tried again.
         assert {request.basic for request in analyzer.upgrades} == {("prom", "old")}
         analyzer.password = "old"
@@ -984,7 +980,7 @@ async def test_ws_url_of_a_tls_port_is_explained_in_the_log(
         port = server.sockets[0].getsockname()[1]
         async with subscribed(make_config(f"ws://127.0.0.1:{port}/ws/subscriber/flow")) as running:
             row = running.stats.analyzers[f"127.0.0.1:{port}"]
-            await eventually(lambda: any(row.reconnects.values()))
+            await until(lambda: any(row.reconnects.values()))
     assert "; use wss:// if the analyzer serves TLS; next" in lines(caplog)[0]
 
 
@@ -1000,7 +996,7 @@ async def test_wss_url_of_a_port_without_tls_is_explained_in_the_log(
         port = server.sockets[0].getsockname()[1]
         async with subscribed(make_config(f"wss://127.0.0.1:{port}/ws/subscriber/flow")) as running:
             row = running.stats.analyzers[f"127.0.0.1:{port}"]
-            await eventually(lambda: row.reconnects["handshake"])
+            await until(lambda: row.reconnects["handshake"])
     assert "; the port does not serve TLS, use ws://" in lines(caplog)[0]
 
 
@@ -1022,7 +1018,7 @@ async def test_closing_does_not_wait_for_unresponsive_analyzer(
         remote = await running.up(analyzer)
         remote.freeze()
         start_s = time.monotonic()
-    assert time.monotonic() - start_s < 2 * FAST.close_timeout_s
+    assert time.monotonic() - start_s < PROMPT_S
 
 
 @pytest.mark.parametrize("state", ["connecting", "waiting", "logging in"])
@@ -1034,13 +1030,13 @@ async def test_subscription_can_be_cancelled_in_any_state(
     analyzer.login = Fault.HANG
     username = "prom" if state == "logging in" else ""
     async with subscribed(make_config(analyzer.url, username=username), timing=timing) as running:
-        await eventually(lambda: analyzer.upgrades)
+        await until(lambda: analyzer.upgrades)
         if state == "logging in":
-            await eventually(lambda: analyzer.logins)
+            await until(lambda: analyzer.logins)
         elif state == "waiting":
-            await eventually(lambda: running.reconnects(analyzer))
+            await until(lambda: running.reconnects(analyzer))
         start_s = time.monotonic()
-    assert time.monotonic() - start_s < 0.5
+    assert time.monotonic() - start_s < PROMPT_S
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
@@ -1057,13 +1053,13 @@ def test_unresponsive_name_server_does_not_block(
 
     async def scenario() -> None:
         async with subscribed(make_config(f"{scheme}://analyzer.test:8082/ws/subscriber/flow")):
-            await eventually(asked.is_set)
+            await until(asked.is_set)
 
     monkeypatch.setattr(socket, "getaddrinfo", unanswered)
     start_s = time.monotonic()
     try:
         run(scenario())
-        assert time.monotonic() - start_s < 2.0
+        assert time.monotonic() - start_s < PROMPT_S
     finally:
         answered.set()
 
@@ -1093,7 +1089,7 @@ def test_subscriptions_work_with_both_event_loops(
                     assert running.reconnects(analyzer) == {"closed": 1, "silent": 1}
                     remote.freeze()
                 start_s = time.monotonic()
-            assert time.monotonic() - start_s < 2 * FAST.close_timeout_s
+            assert time.monotonic() - start_s < PROMPT_S
 
     run(scenario())
 
@@ -1125,7 +1121,7 @@ async def test_missing_client_certificate_fails_the_handshake(tmp_path: Path) ->
     context = authority.server_context("127.0.0.1", ask_clients=True)
     async with FakeAnalyzer(ssl=context) as analyzer:
         async with subscribed(make_config(analyzer.url, ca_cert=authority.certificate)) as running:
-            await eventually(lambda: sum(running.reconnects(analyzer).values()) >= 2)
+            await until(lambda: sum(running.reconnects(analyzer).values()) >= 2)
             assert set(running.reconnects(analyzer)) <= {"handshake", "closed"}
         assert not analyzer.upgrades
 
@@ -1150,7 +1146,7 @@ async def test_untrusted_server_gets_no_request(
     trusted = other if fault == "authority" else authority
     async with FakeAnalyzer(ssl=authority.server_context(name)) as analyzer:
         async with subscribed(make_config(analyzer.url, ca_cert=trusted.certificate)) as running:
-            await eventually(lambda: running.reconnects(analyzer).get("handshake", 0) >= 2)
+            await until(lambda: running.reconnects(analyzer).get("handshake", 0) >= 2)
         assert not analyzer.upgrades
     assert "certificate verify failed" in lines(caplog)[0]
 
@@ -1161,7 +1157,7 @@ async def test_tls_to_plain_server_fails_the_handshake(
     url = analyzer.url.replace("ws://", "wss://")
     config = make_config(url, ca_cert=Authority(tmp_path).certificate)
     async with subscribed(config) as running:
-        await eventually(lambda: running.reconnects(analyzer))
+        await until(lambda: running.reconnects(analyzer))
         assert set(running.reconnects(analyzer)) <= {"handshake", "closed", "timeout"}
 
 
@@ -1212,7 +1208,7 @@ async def test_subscriptions_follow_the_addresses_of_a_name() -> None:
             resolver.answer = [second.address]
             await first_remote.gone()
             assert first_remote.close_code == 1000
-            await eventually(lambda: first.name not in running.stats.analyzers)
+            await until(lambda: first.name not in running.stats.analyzers)
             await second_remote.send(b"still")
             assert await running.message() == b"still"
             assert len(second.upgrades) == 1
@@ -1233,15 +1229,15 @@ async def test_failed_resolution_keeps_subscriptions_and_is_counted(
         url = f"dns+ws://{name}/ws/subscriber/flow"
         async with subscribed(make_config(url), resolve=resolver) as running:
             row = running.stats.analyzers[name]
-            await eventually(lambda: row.reconnects["unresolved"] >= 3)
+            await until(lambda: row.reconnects["unresolved"] >= 3)
             assert row.up == 0
             resolver.answer = [first.address, second.address]
             remote = await first.subscriber()
             await second.subscriber()
-            await eventually(lambda: row.up == 1)
+            await until(lambda: row.up == 1)
             failures = row.reconnects["unresolved"]
             resolver.answer = TimeoutError()
-            await eventually(lambda: row.reconnects["unresolved"] >= failures + 3)
+            await until(lambda: row.reconnects["unresolved"] >= failures + 3)
             await remote.send(MESSAGE)
             assert await running.message() == MESSAGE
             assert len(first.upgrades) == 1
@@ -1256,7 +1252,7 @@ async def test_unresolved_name_is_retried_soon() -> None:
     timing = dataclasses.replace(FAST, resolve_interval_s=60.0)
     config = make_config("dns+ws://analyzers.test:9/ws/subscriber/flow")
     async with subscribed(config, resolve=resolver, timing=timing):
-        await eventually(lambda: len(resolver.asked) >= 4)
+        await until(lambda: len(resolver.asked) >= 4)
 
 
 async def test_dns_name_is_up_while_any_of_its_addresses_is_up() -> None:
@@ -1268,13 +1264,13 @@ async def test_dns_name_is_up_while_any_of_its_addresses_is_up() -> None:
             row = running.stats.analyzers[name]
             await first.subscriber()
             await second.subscriber()
-            await eventually(lambda: running.row(first).up and running.row(second).up)
+            await until(lambda: running.row(first).up and running.row(second).up)
             assert row.up == 1
             await first.stop()
-            await eventually(lambda: not running.row(first).up)
+            await until(lambda: not running.row(first).up)
             assert row.up == 1
             await second.stop()
-            await eventually(lambda: not row.up)
+            await until(lambda: not row.up)
 
 
 async def test_address_listed_twice_is_subscribed_once(
@@ -1284,10 +1280,10 @@ async def test_address_listed_twice_is_subscribed_once(
     url = f"dns+ws://analyzers.test:{analyzer.port}/ws/subscriber/flow"
     async with subscribed(make_config(analyzer.url, url), resolve=resolver) as running:
         remote = await analyzer.subscriber()
-        await eventually(lambda: len(resolver.asked) >= 3)
+        await until(lambda: len(resolver.asked) >= 3)
         resolver.answer = []
         resolve_count = len(resolver.asked)
-        await eventually(lambda: len(resolver.asked) >= resolve_count + 2)
+        await until(lambda: len(resolver.asked) >= resolve_count + 2)
         await remote.send(MESSAGE)
         assert await running.message() == MESSAGE
         assert len(analyzer.upgrades) == 1
@@ -1299,7 +1295,7 @@ async def test_number_of_addresses_per_name_is_limited(
     resolver = FakeResolver(*(f"127.0.1.{i}" for i in range(MAX_ADDRESSES + 10)))
     url = "dns+ws://analyzers.test:9/ws/subscriber/flow"
     async with subscribed(make_config(url), resolve=resolver) as running:
-        await eventually(lambda: len(resolver.asked) >= 3)
+        await until(lambda: len(resolver.asked) >= 3)
         assert len(running.stats.analyzers) == MAX_ADDRESSES + 1
     assert sum("74 addresses" in line for line in lines(caplog)) == 1
 

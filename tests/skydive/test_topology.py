@@ -34,7 +34,8 @@ from tests.support.certificates import Authority
 from tests.support.configs import make_config
 from tests.support.paths import DATA, RECORDINGS
 from tests.support.table_adapter import read_created
-from tests.support.tasks import cancelled_afterwards, until
+from tests.support.tasks import cancelled_afterwards
+from tests.support.waiting import until
 
 RECORDED = (RECORDINGS / "topology.json").read_bytes()
 

@@ -29,6 +29,7 @@ from typing import Any, Self, cast
 from urllib.parse import parse_qs
 
 from skyfast.skydive.topology_queries import parse
+from tests.support.waiting import WAIT_S
 
 ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -39,7 +40,6 @@ WRITE_TIMEOUT_S = 10.0
 """If a write takes longer, the analyzer drops the subscriber."""
 PONG_TIMEOUT_S = 7.0
 """Skydive's ping interval plus its pong timeout."""
-WAIT_S = 5.0
 
 
 class Fault(enum.Enum):

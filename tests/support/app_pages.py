@@ -5,8 +5,8 @@ from typing import Any
 
 from skyfast.app import App
 from skyfast.web.exposition import Part
+from tests.support.waiting import WAIT_S
 
-WAIT_S = 5.0
 BYTES = "skydive_network_connection_total_bytes{"
 """The start of each sample with the bytes of a connection."""
 

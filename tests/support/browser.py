@@ -13,12 +13,13 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from tests.support.waiting import WAIT_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 MISSING = "Chromium is missing: install Debian's package chromium"
 
 START_S = 30.0
-WAIT_S = 15.0
 POLL_S = 0.05
 MAX_MESSAGE_BYTES = 64 * 2**20
 

@@ -8,7 +8,7 @@ from skyfast.stats import Stats
 from skyfast.web.exposition import Exposition
 from skyfast.web.server import WebServer
 from tests.support.configs import make_config
-from tests.support.tasks import until
+from tests.support.waiting import until
 from tests.support.web_fixtures import (
     FakeTable,
     page_threads,

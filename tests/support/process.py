@@ -12,11 +12,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from pathlib import Path
 
 from tests.support.paths import ROOT
+from tests.support.waiting import WAIT_S
 
 START_S = 15.0
 STOP_S = 5.0
 """Maximum time to stop. On an idle machine, skyfast needs at most 2 s."""
-WAIT_S = 10.0
 POLL_S = 0.02
 PROBLEM = re.compile(
     r"^\S+ (WARNING (?!skyfast.clock_skew:|skyfast.config: .* is counted several times;)"

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from types import CoroutineType
 from typing import Any
 
@@ -17,6 +17,7 @@ from skyfast.skydive.subscriptions import Subscriptions
 from skyfast.skydive.websocket import MessageData
 from skyfast.stats import AnalyzerStats, Stats
 from tests.support.analyzer import FakeAnalyzer, Subscriber
+from tests.support.waiting import WAIT_S, until
 
 FAST = Timing(
     open_timeout_s=2.0,
@@ -31,8 +32,6 @@ FAST = Timing(
     log_interval_s=60.0,
     resolve_interval_s=0.05,
 )
-
-WAIT_S = 5.0
 
 
 class Subscribed:
@@ -54,7 +53,7 @@ class Subscribed:
     async def up(self, analyzer: FakeAnalyzer) -> Subscriber:
         """Wait until the analyzer and skyfast have both noticed a new subscription."""
         remote = await analyzer.subscriber()
-        await eventually(lambda: self.row(analyzer).up)
+        await until(lambda: self.row(analyzer).up)
         return remote
 
     async def message(self) -> bytes:
@@ -95,12 +94,6 @@ def _tasks_of_subscriptions() -> list[asyncio.Task[Any]]:
         if isinstance(coroutine := task.get_coro(), CoroutineType)
         and coroutine.cr_code.co_filename.startswith(packages)
     ]
-
-
-async def eventually(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
-            await asyncio.sleep(0.005)
 
 
 def lines(caplog: pytest.LogCaptureFixture, level: int = logging.WARNING) -> list[str]:

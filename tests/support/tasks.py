@@ -1,7 +1,6 @@
-"""Helpers for the event loop: wait for a condition, and run a task or an app during a test."""
+"""Runs a task or an app during a test."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,15 +9,7 @@ import pytest
 
 from skyfast.app import App
 from skyfast.config.model import Config
-
-STOP_S = 5.0
-
-
-async def until(condition: Callable[[], object], *, within_s: float = 5.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not become true in time"
-        await asyncio.sleep(0.005)
+from tests.support.waiting import WAIT_S
 
 
 @asynccontextmanager
@@ -29,7 +20,7 @@ async def cancelled_afterwards(run: Coroutine[Any, Any, object]) -> AsyncIterato
         yield
     finally:
         task.cancel()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(WAIT_S):
             with pytest.raises(asyncio.CancelledError):
                 await task
 
@@ -45,5 +36,5 @@ async def running_app(
         yield app
     finally:
         stopping.set()
-        async with asyncio.timeout(STOP_S):
+        async with asyncio.timeout(WAIT_S):
             await task

@@ -10,7 +10,7 @@ import bcrypt
 from skyfast.web import auth
 from skyfast.web.auth import Rejection, WebSecurity
 from tests.support.http_client import Site, request
-from tests.support.tasks import until
+from tests.support.waiting import until
 from tests.support.web_configs import CHEAP, DEAR, PASSWORD, basic, users
 from tests.support.web_fixtures import FLOWS, TEST_TIMEOUT_S, on_both_loops
 

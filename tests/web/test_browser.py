@@ -18,7 +18,7 @@ from tests.support.browser import CHROMIUM, MISSING, chromium
 from tests.support.model_specs import TOPOLOGY
 from tests.support.paths import ROOT
 from tests.support.status_site import EVIL, FORMATS, StatusSite, three_connections
-from tests.support.tasks import until
+from tests.support.waiting import until
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason=MISSING)
 pytestmark = [

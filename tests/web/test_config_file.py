@@ -23,7 +23,7 @@ from tests.support.certificates import Authority
 from tests.support.http_client import Client, Site, request
 from tests.support.process import demo
 from tests.support.prometheus import ANSWER_S, growing, needs_prometheus, number, prometheus
-from tests.support.tasks import until
+from tests.support.waiting import until
 from tests.support.web_configs import CHEAP, DEAR, PASSWORD, basic, users
 from tests.support.web_fixtures import BIG, FakeTable, on_both_loops
 

@@ -21,7 +21,8 @@ from tests.support.app_pages import between, until_rows
 from tests.support.configs import make_config
 from tests.support.messages import METRIC, flow, message
 from tests.support.paths import DATA
-from tests.support.tasks import running_app, until
+from tests.support.tasks import running_app
+from tests.support.waiting import until
 
 ENDS = ("initiator_name", "target_name")
 NO_NAMES = "100.0 % of the bytes have an empty initiator_name and an empty target_name"

@@ -27,7 +27,7 @@ from skyfast.web.flow_query import FlowQuery
 from skyfast.web.interface_info import InterfaceInfo
 from tests.support.deflated import HAS_GO, inflated_by_go
 from tests.support.table_adapter import Core, many_flows
-from tests.support.tasks import until
+from tests.support.waiting import until
 from tests.support.web_fixtures import (
     BIG,
     CAPTURES,

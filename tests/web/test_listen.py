@@ -17,7 +17,8 @@ from skyfast.config.endpoint import Endpoint
 from skyfast.config.yaml_nodes import ConfigError
 from skyfast.web import listen
 from tests.support.paths import ROOT
-from tests.support.process import WAIT_S, Skyfast, demo, run, running, write_config
+from tests.support.process import Skyfast, demo, run, running, write_config
+from tests.support.waiting import WAIT_S
 
 pytestmark = pytest.mark.xdist_group("timing")
 

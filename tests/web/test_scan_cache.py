@@ -5,7 +5,7 @@ import weakref
 import pytest
 
 from skyfast.web.scan_cache import BusyError, ScanCache
-from tests.support.tasks import until
+from tests.support.waiting import until
 from tests.support.web_fixtures import on_both_loops
 
 

@@ -28,7 +28,7 @@ from skyfast.web import connections, server
 from skyfast.web.exposition import FIRST_CHUNK_BYTES
 from tests.support import openmetrics_2
 from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request
-from tests.support.tasks import until
+from tests.support.waiting import until
 from tests.support.web_fixtures import (
     BIG,
     CAPTURES,

@@ -33,7 +33,8 @@ from tests.support.messages import message
 from tests.support.model_specs import TOPOLOGY
 from tests.support.paths import ROOT
 from tests.support.status_site import EVIL, FORMATS, three_connections
-from tests.support.tasks import running_app, until
+from tests.support.tasks import running_app
+from tests.support.waiting import until
 from tests.support.web_fixtures import VIEW, FakeTable, on_both_loops
 from tests.support.web_fixtures import status as fake_status
 
