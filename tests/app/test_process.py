@@ -58,7 +58,7 @@ async def test_demo_has_growing_connections_within_five_seconds() -> None:
         while not has_grown(first, later):
             await asyncio.sleep(0.1)
             later = (await skyfast.get("/metrics/flows")).decode()
-            assert time.monotonic() - started < 10  # 5 s, and a margin for a busy machine
+            assert time.monotonic() - started < 20  # 5 s, and a margin for a busy machine
         assert any("listening on " in line for line in skyfast.log)
         pace = "), at 5 times the original speed, repeated every 20 s; "
         assert any("replaying " in line and pace in line for line in skyfast.log)

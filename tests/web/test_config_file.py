@@ -455,17 +455,17 @@ async def test_client_certificate_needs_trusted_issuer_and_allowed_name(tmp_path
 @pytest.mark.xdist_group("timing")
 @on_both_loops
 async def test_handshakes_have_a_timeout_and_count_as_connections(file, authority, monkeypatch):
-    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 1.0)
     async with Site(security=WebSecurity(file()), max_connections=2) as site:
         begin_s = time.monotonic()
         silent = [await Client.open(site.port) for _ in range(3)]
         # The third connection exceeds the limit, so the oldest one is closed.
         assert await silent[0].end() in ("closed", "reset")
-        assert time.monotonic() - begin_s < 0.25
         assert site.scrape.connections_rejected == 1
+        assert len(site.server._connections._open) == 2
         for client in silent[1:]:
             await client.end()
-        assert 0.2 < time.monotonic() - begin_s < 2
+        assert time.monotonic() - begin_s > 0.9
         for client in silent:
             client.sock.close()
         assert not await gets_no_response(site.port, trusting(authority))

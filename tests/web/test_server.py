@@ -44,6 +44,9 @@ from tests.support.web_fixtures import (
 
 pytestmark = pytest.mark.xdist_group("timing")
 
+PROMPT_S = 5.0
+"""Longer than the pauses of a busy machine, and shorter than the timeouts that must not matter."""
+
 PROMTOOL = shutil.which("promtool")
 
 
@@ -968,7 +971,7 @@ async def test_slow_request_head_times_out(monkeypatch):
                     for byte in request("/metrics", x="x" * 1000):
                         await client.send(bytes([byte]))
                         await asyncio.sleep(0.01)
-                assert 0.2 < time.monotonic() - begin < 1.5
+                assert 0.2 < time.monotonic() - begin < PROMPT_S
 
 
 @on_both_loops
@@ -984,21 +987,23 @@ async def test_idle_connections_outlast_the_usual_scrape_intervals():
 
 @on_both_loops
 async def test_idle_connections_are_closed_cleanly(monkeypatch):
-    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.15)
-    monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 0.4)
     async with Site() as site:
+        monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.15)
+        monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 60.0)
         begin = time.monotonic()
         async with await site.ask(b"") as client:
             assert await client.end() == "closed"
-            assert 0.1 < time.monotonic() - begin < 0.4
+            assert time.monotonic() - begin > 0.1
+        monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.5)
+        monkeypatch.setattr(connections, "IDLE_TIMEOUT_S", 1.5)
         async with await site.ask(request("/metrics/flows")) as client:
             assert (await client.read_response()).body == FLOWS
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.7)
             await client.send(request("/metrics/flows"))
             assert (await client.read_response()).body == FLOWS
             begin = time.monotonic()
             assert await client.end() == "closed"
-            assert 0.35 < time.monotonic() - begin < 1.4
+            assert time.monotonic() - begin > 1.4
 
 
 @on_both_loops
@@ -1058,7 +1063,7 @@ async def test_stalled_reader_is_disconnected_at_the_deadline(caplog):
         begin = time.monotonic()
         async with await site.begin_scrape() as client:
             await until(lambda: any(site.scrape.failures.values()))
-            assert 0.3 < time.monotonic() - begin < 1.5
+            assert 0.3 < time.monotonic() - begin < PROMPT_S
             await until(lambda: not page_threads())
             # Rendering stopped because the queue and the kernel's buffers were full.
             assert site.table.rendered_bytes < len(BIG) / 2
@@ -1080,7 +1085,7 @@ async def test_slow_reader_is_disconnected_at_the_deadline():
         while not site.scrape.failures["deadline"]:
             assert await client.receive(1)
             await asyncio.sleep(0.05)
-        assert 0.3 < time.monotonic() - begin < 1.5
+        assert 0.3 < time.monotonic() - begin < PROMPT_S
         assert await client.end() == "reset"
         await until(lambda: not page_threads())
         assert site.table.rendered_bytes < len(BIG)
@@ -1125,7 +1130,7 @@ async def test_scraper_can_set_the_deadline():
         begin = time.monotonic()
         async with await site.begin_scrape(x_prometheus_scrape_timeout_seconds="0.25") as client:
             await until(lambda: site.scrape.failures["deadline"])
-            assert 0.15 < time.monotonic() - begin < 1
+            assert 0.15 < time.monotonic() - begin < PROMPT_S
             assert await client.end() == "reset"
 
 
@@ -1140,7 +1145,7 @@ async def test_invalid_deadline_means_the_default(caplog):
                 client = await site.begin_scrape(**headers)
                 await stack.enter_async_context(client)
             await until(lambda: site.scrape.failures["deadline"] == len(invalid_values))
-        assert 0.2 < time.monotonic() - begin < 2
+        assert 0.2 < time.monotonic() - begin < PROMPT_S
     assert "timed out after 0.25 s" in caplog.text
 
 
@@ -1310,7 +1315,7 @@ async def test_stop_aborts_pages_and_closes_idle_connections():
         running = [await stack.enter_async_context(await site.begin_scrape()) for _ in range(3)]
         begin = time.monotonic()
         await site.server.stop()
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < PROMPT_S
         assert await silent.end() == "closed"
         assert await idle.end() == "closed"
         for client in running:
@@ -1331,7 +1336,7 @@ async def test_stop_does_not_wait_for_rendering(monkeypatch, caplog):
         await until(lambda: table.asked_at)
         begin = time.monotonic()
         await site.server.stop()
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < PROMPT_S
         assert await client.end() == "reset"
         table.resume.set()
     assert "HTTP server stopped; unfinished responses: 1" in caplog.text
