@@ -422,7 +422,7 @@ MALFORMED = [
 ]
 
 
-@pytest.mark.parametrize("response", MALFORMED)
+@pytest.mark.parametrize("response", MALFORMED, ids=lambda response: ascii(response[:20]))
 def test_a_malformed_response_changes_nothing(topology, response):
     topology.update(node(), node(), now=0.0)
     before = topology.interfaces.page(59.0)
