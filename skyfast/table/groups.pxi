@@ -1,11 +1,11 @@
 # Groups: the connections of a view are grouped by the values of some labels, and the values of each
 # group are combined.
 #
-# Groups exist only during one call of `Table.top_groups`. Their memory is allocated before the
-# first row is visited. The operating system provides this memory only when it is used. If there are
-# too many groups after a slice of rows, the half with the lowest ranks is added to `Groups.other`
-# and removed. Later connections of a removed group form a new group. The values of the new group do
-# not include the values that were added to `Groups.other`.
+# Groups exist only during one call of `Table.top_groups`. Memory for the maximum number of groups
+# is allocated before the first row is visited. The part of it that is never used takes no physical
+# memory. If there are too many groups after a slice of rows, the half with the lowest ranks is
+# added to `Groups.other` and removed. Later connections of a removed group form a new group. The
+# values of the new group do not include the values that were added to `Groups.other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # average space for the label values of a group, in bytes
@@ -20,14 +20,14 @@ cdef enum:
 cdef struct Group:
     # After the struct, a group has one int64_t for each series: the combined value of the group's
     # connections, or ABSENT if none of them has a value.
-    uint64_t hash               # hash of the label values, which identifies the group
+    uint64_t hash               # hash of the label values; identifies the group
     int64_t rank                # the value by which groups are ranked, or ABSENT
-    # Offset of the label values in `Groups.text`. Before each label value, two bytes have its
+    # Offset of the label values in `Groups.text`. Two bytes before each label value have its
     # length.
     uint32_t text
     uint32_t text_length        # total size of the label values and their lengths, in bytes
     uint32_t connections        # number of connections
-    bint is_top                 # whether the group stays, instead of being added to `other`
+    bint is_top                 # whether the group is kept; all others are added to `other`
 
 
 cdef struct Groups:
@@ -48,8 +48,8 @@ cdef struct Groups:
     char *text                  # label values of all groups
     size_t text_used, text_capacity
     TopRow *order               # scratch space to sort groups by rank
-    bint is_full                # whether a group had no space left in `text`
-    bint is_incomplete          # whether a group may lack values that were added to `other`
+    bint is_full                # whether `text` had no space for a new group
+    bint is_incomplete          # whether values of a top group may have been added to `other`
     Group *other                # all groups that are not among the top groups, combined
 
 

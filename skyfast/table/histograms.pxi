@@ -1,15 +1,15 @@
 # Histograms: the distribution of a value over the flows of a row.
 #
 # Each histogram observes flows on one of two *events*: a flow's first value above 0, or a flow's
-# closing report. Flags in the row of a stored flow prevent a second observation. The first view has
-# no histograms. An observation needs the table's mutex, and extends the deadline of the row that
-# has the histogram.
+# closing report. A flow row has a flag for each event, so that the flow is observed only once per
+# event. The first view has no histograms. An observation needs the table's mutex, and extends the
+# deadline of the row that has the histogram.
 
 cdef enum:
-    # What to do if the observed field is above 0, and the flow lacks the flag FIRST_OBSERVED.
+    # What to do with a value above 0 if the flow lacks the flag FIRST_OBSERVED.
     FIRST_IS_NEW                # observe the value
-    FIRST_IS_OLD                # only set the flag, because the flow may have been observed before
-    IGNORE_FIRST                # do nothing, because the report is late
+    FIRST_IS_OLD                # only set the flag: an earlier report may have had the first value
+    IGNORE_FIRST                # do nothing, because the report has no new totals
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
@@ -61,8 +61,8 @@ cdef void observe_in(TableState *table, uint32_t flow, const Report *report, con
 
 cdef inline uint32_t due_events(const TableState *table, uint32_t *flags, const Report *report,
                                 int first) noexcept nogil:
-    # Returns the events of a report on which the flow has not been observed yet, and sets them in
-    # the flow's `flags`. If `first` is FIRST_IS_OLD, FIRST_OBSERVED is set, but not returned.
+    # Returns the flags of the events for which the report must be observed. Adds these flags to the
+    # flow's `flags`. If `first` is FIRST_IS_OLD, FIRST_OBSERVED is added, but not returned.
     cdef uint32_t found = 0
     if (table.events & FIRST_OBSERVED and first != IGNORE_FIRST
             and report.values[table.first_value] > 0):
@@ -96,7 +96,7 @@ cdef void observe_in_row(const View *view, Connection *row, const Report *report
 
 cdef bint read_observed(const Histogram *histogram, const Report *report,
                         int64_t *value) noexcept nogil:
-    # Sets `value` to the value that the histogram observes. Returns False if it is invalid.
+    # Sets `value` to the value that the histogram observes. Returns False if this value is invalid.
     cdef uint32_t i, source
     value[0] = 0
     for i in range(histogram.source_count):
@@ -117,7 +117,8 @@ cdef bint read_observed(const Histogram *histogram, const Report *report,
 # Closing reports that add nothing to counters
 
 cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogil:
-    # Observes a dormant flow's closing report without new totals. Returns False if out of memory.
+    # Observes a closing report of a dormant flow. The report has no new totals. Returns False if
+    # out of memory.
     cdef Flow *flow = flow_at(table, report.flow)
     cdef Labels labels
     cdef uint32_t number
@@ -126,7 +127,7 @@ cdef bint observe_dormant(TableState *table, const Report *report) noexcept nogi
             or flags_of(table, flow)[0] & CLOSING_OBSERVED or report.skip_if_not_live != SKIP_NONE):
         return True
     if table.has_conversations:
-        # Another capture point may have taken over the conversation: then nothing is observed.
+        # If another capture point has taken over the conversation, nothing is observed.
         number = links_of(table, flow)[0]
         if (is_owned_by_other(table, find_conversation(table, report.conversation), report)
                 or (number and conversation_at(table, number).claimant == SUPERSEDED)):
@@ -271,8 +272,8 @@ cdef uint32_t place_histograms(View *view, uint32_t offset) noexcept nogil:
 
 
 cdef list histogram_literals(list literals):
-    # Removes the braces around the labels. `literals` must be one of the lists that `line_literals`
-    # returns for an empty metric name.
+    # Returns `literals` without the braces around the labels. `literals` must be one of the lists
+    # that `line_literals` returns for an empty metric name.
     cdef Py_ssize_t last = len(literals) - 1
     texts = [literals[0].removeprefix("{")] + literals[1:]
     texts[last] = texts[last].removesuffix(" ").removesuffix("}")
@@ -283,7 +284,7 @@ cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram,
                                    size_t line) except 0:
     # Returns the maximum size of a row's lines, in bytes. `histogram` is the index of the family's
     # first histogram in `View.histograms`. `labelled` is true if there are labels besides `le`.
-    # `line` is the maximum size of the labels and values of one line, added up over the directions.
+    # `line` is the maximum total size of one line per direction, without metric names and `le`.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10
@@ -324,7 +325,8 @@ cdef void free_histogram_text(HistogramText *text) noexcept nogil:
 # Rendering
 
 cdef enum:
-    # Lengths of the constant texts in the single sample of OpenMetrics 2.0.
+    # In OpenMetrics 2.0, a histogram is a single sample. These are the lengths of its constant
+    # texts.
     COUNT_BYTES = 7
     SUM_BYTES = 5
     BUCKETS_BYTES = 9
@@ -354,7 +356,8 @@ cdef inline uint32_t histogram_lines(const Family *family, const View *view) noe
 cdef char *render_histogram(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t direction, int starts, char *out,
                             Piece **notes) noexcept nogil:
-    # Writes several lines. The labels are rendered once, and then copied from line to line.
+    # Writes one line per sample. Only the first line renders the labels. Each other line copies
+    # them from the previous line.
     cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -392,7 +395,7 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
 cdef char *render_composite(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t direction, char *out,
                             Piece **notes) noexcept nogil:
-    # Writes the single sample of OpenMetrics 2.0, with its start time.
+    # Writes a histogram as the single sample of OpenMetrics 2.0, with its start time.
     cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)
@@ -451,7 +454,7 @@ cdef inline char *put_labels(const TableState *table, const Family *family, cons
 
 
 cdef inline char *put_copy(char *out, const char **text, uint32_t length) noexcept nogil:
-    # Copies `text` to `out`, and sets `text` to the copy.
+    # Copies `text` to `out`, and sets `text` to the start of the copy.
     memcpy(out, text[0], length)
     text[0] = out
     return out + length

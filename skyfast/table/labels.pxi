@@ -8,7 +8,7 @@
 cdef struct Labels:
     # label IDs of all columns of the plan, then label IDs of the strings that lookups use
     uint32_t ids[MAX_COLUMNS]
-    uint32_t interned[MAX_COLUMNS]      # strings to which these labels own a reference
+    uint32_t interned[MAX_COLUMNS]      # strings to which this struct owns a reference
     uint32_t interned_count             # number of strings in `interned`
     uint32_t connection_hash            # hash of the key in the first view; 0 if not known
 
@@ -43,9 +43,9 @@ cdef inline void connection_key(const TableState *table, const Labels *labels,
 
 cdef bint intern_labels(TableState *table, const LabelValue *label_values,
                         Labels *labels) noexcept nogil:
-    # Sets `labels`, which are valid until `release_interned`. Strings that the lookup step has
-    # found need no new reference, because they are not removed while a batch is applied. All other
-    # strings get one. If memory runs out, returns False, and the caller must not call
+    # Sets `labels`, which are valid until `release_interned`. A reference is added to each string,
+    # except to strings whose number is already in `label_values`: these strings are not removed
+    # while a batch is applied. If memory runs out, returns False, and the caller must not call
     # `release_interned`.
     cdef char digits[32]
     cdef uint32_t i, length, number

@@ -25,8 +25,8 @@ cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
 
 
 cdef list state_init(TableState *table, plan, bytes overflow_label):
-    # Returns the field names that `number_fields` returns. The caller must keep `overflow_label`
-    # alive.
+    # Returns the field names that `number_fields` returns. The table borrows `overflow_label`, so
+    # the caller must keep it alive.
     if (not 0 < len(plan.views) <= MAX_VIEWS
             or len(plan.counters) + len(plan.gauges) + len(plan.closing_gauges) > MAX_VALUES
             or len(plan.requirements) > MAX_SKIPS - SKIP_REQUIRED):
@@ -219,8 +219,9 @@ cdef int number_values(TableState *table, plan) except -1:
 
 
 cdef list number_fields(TableState *table, plan):
-    # Numbers the lifecycle fields and the fields of values. Returns the names of these fields, in
-    # the order of their numbers. A field that is never omitted has None instead of a name.
+    # Numbers the lifecycle fields and the fields from which values are read. Returns the names of
+    # these fields, in the order of their numbers. A field that is never omitted has None instead of
+    # a name.
     cdef uint32_t i, j
     numbers = {}
 

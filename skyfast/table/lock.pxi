@@ -32,7 +32,7 @@ cdef enum:
 
 
 cdef inline void lock_with_priority(TableState *table) noexcept nogil:
-    # Takes the mutex before scans and pages do: they call `yield_lock` between two slices.
+    # Takes the mutex. While this function waits, scans and pages wait in `yield_lock`.
     if unlikely(pthread_mutex_trylock(&table.lock) != 0):
         atomic_add(&table.waiting, 1)
         pthread_mutex_lock(&table.lock)

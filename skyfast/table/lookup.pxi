@@ -56,7 +56,7 @@ cdef void look_up_labels(const TableState *table, Batch *batch) noexcept nogil:
         if needs_labels(&batch.reports[i]):
             label_values = batch.reports[i].label_values
             for j in range(table.label_value_count):
-                if label_values[j].string:      # needed later, to change `String.refs`
+                if label_values[j].string:      # the apply step changes `String.refs`
                     prefetch(row_at(&table.strings, label_values[j].string))
                 elif label_values[j].text != NULL and not label_values[j].repeats:
                     number = bucket_of(&table.strings, label_values[j].hash)[0]

@@ -36,9 +36,9 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
 
 cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
                          uint32_t *new_label_ids) noexcept nogil:
-    # Sets `new_label_ids` to the new label IDs of a flow, by column. A label that does not change
-    # has 0. `first` is the index of the flow's first move. Returns the index of the next flow's
-    # first move.
+    # Reads all moves of one flow. `first` is the index of the first of them. Sets `new_label_ids`,
+    # by column, to the label IDs that the moves give the flow. All other columns get 0. Returns the
+    # index of the next flow's first move.
     cdef uint32_t i = first, j
     cdef const Move *move
     cdef const Lookup *lookup
@@ -58,9 +58,9 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 
 cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *new_label_ids,
                              uint32_t *label_ids) noexcept nogil:
-    # Sets `label_ids` to the label IDs that a flow in row `number` of a view gets, for the columns
-    # of this view. Returns whether any label changes. Returns False for the overflow row, and if
-    # `number` is 0.
+    # `number` is a flow's current row in a view. Sets `label_ids`, by column of the plan, to the
+    # label IDs of the flow's new row in this view. Returns whether any label changes. If the
+    # current row is 0 or the overflow row, only returns False.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -75,9 +75,9 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Removes a flow from the flow counts of the rows that it leaves. If this was the last flow of
-    # its connection, also removes the connection's row from the index, so that no other flow is
-    # attached to this row, and returns the number of the row. Otherwise returns 0.
+    # Removes a flow from the flow counts of the rows that it leaves. If its connection has no flows
+    # left, removes the connection's row from the index, and returns the number of this row.
+    # Otherwise returns 0. While a row is not in the index, no flow is attached to it.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -170,9 +170,9 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # Called if a flow keeps its labels because memory ran out. Returns the row for this flow: the
-    # row with these labels in the index, if there is one. Otherwise, the flow's previous row
-    # `number` returns to the index.
+    # Called if memory ran out, so that a flow keeps the labels of its previous row, `number`. If a
+    # row with these labels is in the index, returns that row. Otherwise adds the previous row to
+    # the index again, and returns it.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing

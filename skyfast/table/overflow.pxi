@@ -17,7 +17,7 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     for i in range(view.columns):
         key.label_ids[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.label_ids, 4 * view.columns, table.seed)
-    view.overflow = find_row(view, &key)    # such a row may exist: flows can have these labels
+    view.overflow = find_row(view, &key)    # a flow with these labels may have created the row
     if view.overflow == 0:
         view.overflow = add_row(table, view, &key)
         table.connections_created += view.overflow != 0 and view == &table.views[0]
@@ -32,8 +32,8 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
 
 cdef inline void set_overflowed(TableState *table, const Targets *targets) noexcept nogil:
     # Sets `TableState.overflowed` if a flow uses the overflow row of any view except the first. The
-    # flag must only affect later reports, so the caller must first add the current report to its
-    # rows.
+    # flag must only affect later reports, so the caller must first add the current report to the
+    # flow's rows.
     cdef uint32_t i
     for i in range(1, table.view_count):
         if targets.rows[i]:

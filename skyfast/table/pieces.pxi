@@ -15,14 +15,16 @@
 #   plus the number of the family.
 # * A row has one note for its numbers, then one note for each label value:
 #   * The length in the first note packs three lengths: of the first direction's value, of the
-#     second direction's value, and of the start time. The length of a value without a line is 0.
-#     The length of an unknown start time is 0.
+#     second direction's value, and of the start time. If a direction has no line, the length of its
+#     value is 0. If the lines have no start time, its length is 0.
 #   * A note for a label value has the length of the value. Its source is the label ID.
 # * A histogram has one note for its start time, then one note for each label value, then one note
-#   for each number. The length of an unknown start time is 0.
+#   for each number. If the histogram is written without a start time, the length of the first note
+#   is 0.
 
 # The source of a piece is either IS_STRING plus the number of an interned string, or one of these
-# kinds plus a number.
+# kinds plus a number. A label value that is an integer has its label ID as source, which may look
+# like any kind. This does no harm, because `deflate.pxi` compares the bytes.
 cdef enum:
     TEXT = 0                    # new text: no earlier occurrence is known
     HEAD = 1 << 28              # the head of a family; in a note, plus the number of the family
@@ -210,7 +212,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
     pieces[0] = put_piece(pieces[0], text.bucket.length, FIXED | FIXED_NAME)
     note = expand_labels(family, view, label_pieces, direction, note + 1, pieces, &labels, &before)
     piece = pieces[0]
-    rest = 0                        # length of the previous line after its labels
+    rest = 0                        # length of the text after the labels of the previous line
     for i in range(bound_count + 1):
         if i:
             piece = put_piece(piece, text.bucket.length, FIXED | FIXED_NAME)

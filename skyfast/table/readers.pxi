@@ -1,10 +1,10 @@
-# Readers: for each type of flows, the fields from which values are read.
+# Readers: where the fields that the table needs are in flows of one type.
 #
 # `Table.set_flow_types` calls this code, with the GIL.
 
 cdef int resolve_readers(Reader *readers, types, plan, bint slots, list owned) except -1:
-    # Adds the objects that readers borrow to `owned`. If a check shows that the offsets of a reader
-    # are wrong, sets `Reader.slots` to False, so that fields are read by name.
+    # Adds to `owned` the Python objects that the readers borrow. If a check shows that the offsets
+    # of a reader are wrong, sets `Reader.slots` to False, so that fields are read by name.
     cdef Reader *reader
     cdef uint32_t i
     owners = (types.KnownReport, types.Update, types.FirstReport, types.FullReport)
@@ -118,7 +118,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list own
         return 0
     owned.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
-    if len(path) == 1:              # the path of a part, of which only the presence matters
+    if len(path) == 1:              # a requirement: only checks whether the part is present
         return 0
     field.inner_name = <PyObject *>path[1]
     field.inner_offset = member_offset(inner, path[1])

@@ -18,9 +18,9 @@ cdef inline void wheel_add(TimerWheel *wheel, uint32_t deadline_s, uint32_t numb
 
 cdef inline uint32_t wheel_due(TimerWheel *wheel, uint32_t count, uint32_t now_s,
                                uint32_t *max_rows) noexcept nogil:
-    # Returns the first row whose slot is due. Returns 0 if there is no such row, or if `max_rows`
-    # is used up before the search ends. In the second case, `next_s` is not later than `now_s`.
-    # `count` is the number of rows in the wheel.
+    # Returns the first row whose slot is due, or 0 if no row is due. `count` is the number of rows
+    # in the wheel. Each returned row and each empty slot reduces `max_rows` by 1. If `max_rows` is
+    # 0, the search stops: then the result is 0, and `next_s` is not later than `now_s`.
     cdef uint32_t number
     while wheel.next_s <= now_s:
         if count == 0:

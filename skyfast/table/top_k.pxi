@@ -1,7 +1,7 @@
 # Top k: a min-heap with a fixed capacity finds the rows with the highest values.
 #
-# A heap exists only during one call of a method. It never grows, because rows are visited under the
-# table's mutex.
+# A heap exists only during one call of `Table.top` or `Table.top_groups`. Its memory is allocated
+# before the first row is visited, so nothing is allocated under the table's mutex.
 
 cdef struct SnapshotValues:
     # The values of a family at the time of a snapshot.
