@@ -2,14 +2,14 @@
 #
 # Relabeling works in passes. A pass fetches some of the changed keys from an iterator. It then
 # visits all flow rows in slices: each call of `Relabeling.step` processes one slice. Between two
-# slices, the table and the names can change in any way. A flow that becomes live during a pass gets
-# the new names from `Table.update`.
+# slices, the table and the names can change in any way. A pass may miss a flow that becomes live
+# during the pass. This does no harm, because `Table.update` gives the flow the new names.
 #
 # A slice has five steps. Steps 1, 3 and 4 need the GIL, and take the table's mutex only to intern
 # new labels. Step 2 needs no mutex: it only reads the table, and no other thread changes the table.
 #
-# 1. `find_keys` finds the strings of the keys.
-# 2. `find_moves` finds the flows with these strings.
+# 1. `find_keys` finds the interned strings of the changed keys.
+# 2. `find_moves` finds the live flows that use these strings as keys.
 # 3. `resolve_keys` looks up the new names of the keys of these flows.
 # 4. `resolve_contexts` resolves ambiguous keys, using the contexts of the flows.
 # 5. `apply_moves` moves the flows, under the mutex.
@@ -35,7 +35,7 @@ cdef struct Changes:
     uint32_t *label_ids
     uint32_t change_count
     uint32_t change_capacity
-    LabelValue *pending                 # labels of up to BATCH changes that are not interned yet
+    LabelValue *pending                 # labels that are not interned yet, of up to BATCH changes
     uint32_t pending_count              # number of changes with labels in `pending`
     ChangedKey *keys                    # sorted by the numbers of their strings
     uint32_t key_count
@@ -146,8 +146,8 @@ cdef bint reserve(void **items, uint32_t count, uint32_t *capacity, size_t size)
 # Changed names
 
 cdef bint fetch_keys(const TableState *table, keys, list pass_keys, Py_ssize_t count) except -1:
-    # Fetches up to `count` keys, and adds those that are interned strings of the table to
-    # `pass_keys`. Returns whether there may be more keys.
+    # Fetches up to `count` keys from the iterator `keys`. If a key is an interned string, adds it
+    # to `pass_keys`. Returns whether there may be more keys.
     cdef Py_ssize_t _key
     for _key in range(count):
         key = next(keys, END)
@@ -277,8 +277,8 @@ cdef int find_moves(const TableState *table, Changes *changes, RowRange *rows,
 
 cdef bint scan_flows(const TableState *table, Changes *changes, uint64_t *changed,
                      RowRange *rows, Py_ssize_t budget) noexcept nogil:
-    # Implements `find_moves`. `changed` is scratch space: an empty bit set with a bit for each
-    # string. Returns False if out of memory.
+    # Implements `find_moves`. `changed` is scratch space: a bit set with a bit for each string. All
+    # bits must be 0. Returns False if out of memory.
     cdef const uint32_t *strings
     cdef uint32_t i, string
     cdef uint32_t end = <uint32_t>min(<int64_t>rows.end, rows.next + RELABEL_ROWS * <int64_t>budget)
@@ -321,7 +321,7 @@ cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
 
 
 cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nogil:
-    # The index in `Changes.keys` of the key with this string, which must exist.
+    # The index in `Changes.keys` of the key with this string. There must be such a key.
     cdef uint32_t low = 0
     cdef uint32_t high = changes.key_count
     cdef uint32_t middle

@@ -1,8 +1,8 @@
 # Rendering: writes the lines of a page, family by family.
 #
 # `Page.read` calls `render_lines` from any thread, without the GIL. Rendering takes the table's
-# mutex for a slice of up to RENDER_ROWS rows, and changes only the cursor. Between two slices, rows
-# may be created and removed.
+# mutex for a slice of up to RENDER_ROWS rows. It changes nothing in the table. Between two slices,
+# rows may be created and removed.
 
 cdef struct Cursor:
     uint32_t now_s
@@ -66,8 +66,9 @@ cdef Cursor begin_page(TableState *table, uint32_t now_s) noexcept nogil:
 cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char *limit,
                         Piece **notes) noexcept nogil:
     # Writes lines until `limit` is reached or the page ends. The last lines may exceed `limit` by
-    # up to `max_lines` bytes. If `notes` is not NULL, also writes notes (see `pieces.pxi`), and may
-    # stop earlier, at the end of a family.
+    # up to `max_lines` bytes. If `notes` is not NULL, the page is compressed. Then this function
+    # also writes notes (see `pieces.pxi`), and can stop at the end of a family before `limit`, so
+    # that the next family gets its own codes.
     cdef const char *start = out
     cdef const Family *family
     cdef uint32_t end
@@ -273,8 +274,8 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 
 cdef char *render_row_list(const TableState *table, Cursor *cursor, const Family *family, char *out,
                            const char *limit, Piece **notes) noexcept nogil:
-    # Renders at most RENDER_ROWS rows. Rows with consecutive numbers are rendered together, so
-    # rendering is not slower if the list has nearly all rows.
+    # Renders at most RENDER_ROWS rows. Rows with consecutive numbers are rendered together, so a
+    # list of nearly all rows is rendered as fast as without a list.
     cdef const View *view = &table.views[family.view]
     cdef const uint32_t *row_list = cursor.row_list
     cdef uint32_t i = cursor.row

@@ -195,8 +195,8 @@ cdef inline int find_result(const TableState *table, PyObject *flow, const Reade
 
 
 cdef int find_names_rows(const TableState *table, Batch *batch, list owned) except -1:
-    # Finds the rows of results. A result without a row is added to `owned`, because other Python
-    # code may remove the result from the dict.
+    # Finds the rows of results. A result without a row is added to `owned`, which keeps it alive if
+    # other Python code removes it from the dict.
     cdef const Lookup *lookup
     cdef FoundNames *names
     cdef uint32_t i, number
@@ -357,7 +357,7 @@ cdef inline int read_value(PyObject *flow, const Column *column, bint slots, Lab
         owned.append(<object>value)
         Py_DECREF(<object>value)
         is_string = not PyLong_CheckExact(value)
-    if is_string or value == NULL:          # NULL means that a part is missing: an empty text
+    if is_string or value == NULL:          # if the part is missing (NULL), the text is empty
         return read_text(value, &label.text, &label.length)
     return read_integer(value, &label.number)
 
@@ -442,7 +442,8 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     cdef bint invalid_update_start, invalid_last
-    # If FinishType is invalid, this may be a closing report that repeats the previous report.
+    # If FinishType is invalid, this may be a closing report, whose last update may repeat the
+    # previous report.
     cdef bint invalid_finish = (
         report.has_omissions and report.omitted_lifecycle >> LIFECYCLE_FINISH & 1
     )
@@ -470,7 +471,7 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     if not invalid_start and not invalid_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
-        report.last_update[i] = min(report.values[i], <int64_t>0)   # 0, or ABSENT like the total
+        report.last_update[i] = min(report.values[i], <int64_t>0)   # 0; ABSENT if the total is
     report.initial_delta = INITIAL_LAST_UPDATE
     if unlikely(invalid_start or invalid_update_start or invalid_finish):
         if not report.repeats:

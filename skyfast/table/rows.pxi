@@ -77,8 +77,8 @@ cdef inline uint32_t *bucket_at(const Rows *rows, uint32_t bucket) noexcept nogi
 
 
 cdef inline uint32_t *bucket_of(const Rows *rows, uint32_t hash) noexcept nogil:
-    # Linear hashing: if the hash belongs to a bucket that does not exist yet, the rows are in the
-    # bucket from which this bucket will be split.
+    # Linear hashing: if a hash belongs to a bucket that does not exist yet, its rows are in the
+    # bucket from which the missing bucket will be split.
     cdef uint32_t bucket = hash & rows.mask
     if bucket >= rows.buckets:
         bucket &= rows.mask >> 1
@@ -159,7 +159,7 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef uint32_t *new
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
-        return                  # out of memory: does no harm, but buckets get longer
+        return                  # out of memory: only makes buckets longer
     # Prefetch the first two rows of buckets that are split later.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:

@@ -1,8 +1,9 @@
-# Scans visit all rows of a view to count label values, rank connections, or take a snapshot.
+# Scans visit all rows of a view, for example to count label values, to rank connections or to take
+# a snapshot.
 #
 # Any thread may scan. A scan takes the table's mutex for RENDER_ROWS rows at a time, without the
-# GIL. Rows may be removed after the mutex is released, so their contents are counted or copied
-# under the mutex.
+# GIL. Other threads may remove rows after the mutex is released, so the contents of rows are
+# counted or copied under the mutex.
 
 cdef struct Scan:
     const View *view
@@ -128,14 +129,14 @@ cdef inline void mark_values(const View *view, const uint32_t *label_ids, uint32
 cdef struct LabelScan:
     const View *view
     Counter counters[MAX_VIEW_COLUMNS]  # for each label: how often each of its values occurs
-    # For each label: the combinations of the values of all other labels.
+    # For each label: estimates the number of different combinations of all other labels' values.
     DistinctSample remaining[MAX_VIEW_COLUMNS]
-    uint64_t *spare             # spare array of the samples: see `sample_thin`
+    uint64_t *spare             # scratch space for `sample_key`
     int32_t without             # index of the label that `combinations` ignores, or -1
     # How often each combination of the values of all labels except `without` occurs.
     Counter combinations
     uint32_t *ids               # copies of the label IDs of a slice's rows
-    uint32_t rows               # number of rows
+    uint32_t rows               # number of rows that have been counted
 
 
 cdef tuple label_frequencies(TableState *table, tuple names, uint32_t view, uint32_t count,
@@ -272,10 +273,10 @@ cdef list values_on_page(TableState *table, list columns, const Cursor *cursor):
 
 cdef bint count_page_labels(TableState *table, const View *view, uint32_t column,
                             uint32_t page_seq, Counter *counter) noexcept nogil:
-    # Adds the values of one label to `counter`. Returns False if out of memory. A key consists of a
-    # label ID and the hash of its string. The hash is needed because the number of a string can be
-    # reused after the mutex is released. Rows past their deadline are also counted, because a
-    # report can extend the deadline before the page reaches the row.
+    # Adds the values of one label to `counter`. Returns False if out of memory. A key of the
+    # counter consists of a label ID and the hash of its string. The hash is needed because the
+    # number of a string can be reused after the mutex is released. Rows past their deadline are
+    # also counted, because a report can extend the deadline before the page reaches the row.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef String *string
@@ -297,9 +298,9 @@ cdef bint count_page_labels(TableState *table, const View *view, uint32_t column
 
 
 cdef str label_id_text(TableState *table, uint32_t label_id, const uint32_t *hash):
-    # The text of a label value, or None if its string has been removed. If `hash` is not NULL, the
-    # result is also None if the string has another hash: then the number of the removed string has
-    # been reused.
+    # The text of a label value, or None if its string has been removed. The number of a removed
+    # string can be reused. To detect this, the caller can pass the hash of its string as `hash`. If
+    # `hash` is NULL, reuse is not detected.
     cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string
@@ -434,14 +435,14 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
 
 cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
                                  const Connection *row, int64_t value) noexcept nogil:
-    # The growth of a row's counter from its value in a snapshot to `value`, or -1 if the growth is
-    # 0 or unknown.
+    # The growth of a row's counter since a snapshot, or -1 if the growth is 0 or unknown. `value`
+    # is the current value. If the snapshot has no value of this row, the row has grown by `value`.
     cdef int64_t growth = value
     if (number < since.rows and 0 <= since.values[number] <= value
             and since.hashes[number] == row.hash):
         growth -= since.values[number]
     elif row.flows & RESTORED:
-        return -1               # unknown, because the row started with saved counters
+        return -1               # unknown: the row started with a removed connection's counters
     return growth if growth else -1
 
 
@@ -475,8 +476,8 @@ cdef bint row_matches(const TableState *table, Connection *row,
         elif position >= SMALL_INTEGERS:
             position = 64 * search.words
         if unlikely(position >= 64 * search.words):
-            # The value has no bit, because it is a large integer, or a string that was interned
-            # after the search began.
+            # The value has no bit in `misses`, because it is a large integer, or a string that was
+            # interned after the search began.
             if label_matches(table, label_ids[i], search, i):
                 return True
             continue

@@ -37,7 +37,7 @@ cdef struct Search:
     uint32_t size               # number of characters; 0: every row matches
     bint first_bytes[256]       # for each byte: whether a match can begin with this byte
     const View *view
-    ValueSet *value_sets        # for each column: a set of values that also match
+    ValueSet *value_sets        # for each column: values that match even without the text
     uint64_t *misses            # for each column: a bit set of label IDs that do not match
     size_t words                # number of words in the bit set of one column
 
@@ -54,9 +54,9 @@ cdef list case_variants(str character):
 
 cdef int search_init(Search *search, TableState *table, const View *view, str text,
                      dict value_sets) except -1:
-    # `value_sets` maps columns to bytes with several values: in UTF-8, with escapes, and with a
-    # newline after each value. The search borrows these bytes. The caller must call
-    # `search_destroy`, even after an exception.
+    # `value_sets` maps a column to a bytes object with several label values: in UTF-8, with
+    # escapes, and with a newline after each value. The search borrows these objects. The caller
+    # must call `search_destroy`, even after an exception.
     cdef Character *character
     cdef bytes encoded, values
     cdef const char *start

@@ -103,7 +103,8 @@ cdef struct StartText:
 
 
 cdef inline char *put_time(char *out, int64_t start_ms) noexcept nogil:
-    # Writes a start time in seconds with three decimals, then a newline, as `put_value` would.
+    # Writes a start time in seconds, then a newline. Writes the same text as `put_value` with three
+    # decimals.
     cdef uint64_t ms = <uint64_t>start_ms % 1000
     out = put_number(out, <uint64_t>start_ms / 1000)
     if likely(ms):

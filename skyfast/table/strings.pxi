@@ -139,7 +139,7 @@ cdef uint32_t string_intern(
     if length <= INLINE_STRING:
         memcpy(row.inline, text, length)
     else:
-        copy = <char *>malloc(length + 16)     # read in blocks of 16 bytes
+        copy = <char *>malloc(length + 16)     # rendering reads blocks of 16 bytes
         if copy == NULL:
             row.refs = 0
             row_release(strings, number)

@@ -1,13 +1,13 @@
 # Applying reports to the table's rows. This is the last of the three steps of `Table.update` (read,
 # look up, apply), and the only step that changes flows and connections.
 #
-# `update_flows` takes the mutex once per batch. `apply_batch` and all code that it calls run under
-# the mutex. The rules for adding reports to rows are in docs/architecture.md. If an allocation
-# fails, the current report has no effect.
+# `update_flows` takes the mutex to apply a batch, and releases it before the next batch.
+# `apply_batch` and all code that it calls run under the mutex. The rules for adding reports to rows
+# are in docs/architecture.md. If an allocation fails, the current report has no effect.
 
 cdef enum:
-    # What functions that apply one report return, in addition to SKIP_NONE and the reasons to skip.
-    APPLY_STOP = MAX_SKIPS      # the report's struct lacks fields: stop before this report
+    # Results of functions that apply one report, in addition to SKIP_NONE and the reasons to skip.
+    APPLY_STOP = MAX_SKIPS      # the flow's type lacks needed fields: stop before this flow
     APPLY_NO_MEMORY             # out of memory: the report has no effect
 
 
@@ -51,8 +51,8 @@ cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *read
 
 
 cdef void add_missed_names(TableState *table, const Batch *batch, int done) noexcept:
-    # Interns the results in `batch.missed` that belong to the first `done` reports of the batch.
-    # Results of skipped reports are not interned.
+    # Adds rows for the results in `batch.missed` (see `names.pxi`), if their reports are among the
+    # first `done` reports of the batch and were not skipped.
     cdef uint32_t i, number, position
     lock_with_priority(table)
     for i in range(batch.missed_count):
@@ -240,10 +240,11 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 
 
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
-    # Whether an unknown flow began after the horizon (see `Table.horizon_s`). The start of the flow
-    # is computed from `age_ms`, which is the difference of two times of the same agent. So a wrong
-    # clock of the agent does no harm. If the plan has conversations, the result is False, because
-    # the table does not remember skipped duplicates.
+    # Whether an unknown flow has certainly never been counted, because it began after the horizon
+    # (see `Table.horizon_s`). The start of the flow is computed from `age_ms`, which is the
+    # difference of two times of the same agent. So a wrong clock of the agent does no harm. If the
+    # plan has conversations, the result is False: the flow may be a duplicate that was skipped, and
+    # the table does not remember such flows.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - MAX_REPORT_DELAY_S
                  > table.horizon_s))
