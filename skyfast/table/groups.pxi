@@ -2,10 +2,10 @@
 # group are combined.
 #
 # Groups exist only during one call of `Table.top_groups`. Memory for the maximum number of groups
-# is allocated before the first row is visited. The part of it that is never used takes no physical
-# memory. If there are too many groups after a slice of rows, the half with the lowest ranks is
-# added to `Groups.other` and removed. Later connections of a removed group form a new group. The
-# values of the new group do not include the values that were added to `Groups.other`.
+# is allocated before the first row is visited. Unused parts of it take no physical memory. If there
+# are too many groups after a slice of rows, the half with the lowest ranks is added to
+# `Groups.other` and removed. Later connections of a removed group form a new group. The values of
+# the new group do not include the values that were added to `Groups.other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # average space for the label values of a group, in bytes
@@ -36,7 +36,7 @@ cdef struct Groups:
     uint32_t column_count
     uint32_t series             # number of series per connection
     int *kinds                  # by series: how values are combined, for example COMBINE_SUM
-    int rank_kind               # how ranks are combined, for example COMBINE_SUM
+    int rank_kind               # how the connections' ranks are combined, for example COMBINE_SUM
     int64_t *values             # by series: the value of the current row
     char *groups                # `capacity` groups, then `other`
     size_t stride               # size of a group and its values, in bytes
@@ -70,8 +70,8 @@ cdef void *allocate_lazily(size_t count, size_t size) except NULL:
 
 cdef int groups_init(Groups *groups, TableState *table, const Family *ranked,
                      uint32_t limit) except -1:
-    # The caller must set `view`, `columns` and `column_count` before, and all other fields to 0.
-    # Even after an exception, the caller must call `groups_destroy`.
+    # Before the call, the caller must set `view`, `columns` and `column_count`, and set all other
+    # fields to 0. Even after an exception, the caller must call `groups_destroy`.
     cdef const Family *family
     cdef uint32_t i, direction
     cdef uint32_t slots = 4

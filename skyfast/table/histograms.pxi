@@ -6,14 +6,16 @@
 # deadline of the row that has the histogram.
 
 cdef enum:
-    # What to do with a value above 0 if the flow lacks the flag FIRST_OBSERVED.
+    # What to do with the observed value if it is above 0 and the flow lacks the flag
+    # FIRST_OBSERVED.
     FIRST_IS_NEW                # observe the value
     FIRST_IS_OLD                # only set the flag: an earlier report may have had the first value
     IGNORE_FIRST                # do nothing, because the report has no new totals
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
-    # A row's counts of the histogram's buckets. The sum of the observed values follows the counts.
+    # The number of observations in each bucket of a histogram (not cumulative), for one row. The
+    # sum of the observed values follows these counts.
     return <int64_t *>(<char *>row + histogram.offset)
 
 

@@ -53,7 +53,8 @@ cdef inline void lock_for_page(TableState *table) noexcept nogil:
 
 
 cdef inline void yield_lock(TableState *table) noexcept nogil:
-    # Lets threads that wait in `lock_with_priority` take the mutex. The caller must not hold it.
+    # Lets threads that wait in `lock_with_priority` take the mutex. The caller must not hold the
+    # mutex.
     cdef uint32_t _i
     for _i in range(MAX_YIELDS):
         if likely(atomic_read(&table.waiting) == 0):

@@ -73,8 +73,9 @@ cdef void release_strings(TableState *table, const uint32_t *strings,
 
 
 cdef bint expire_names(TableState *table, uint32_t now_s, uint32_t *max_rows) noexcept nogil:
-    # Returns whether more rows are due. A freed row keeps its reference to the result until
-    # `release_results` is called, because releasing a result requires the GIL.
+    # Frees rows that are due, and returns whether more rows are due. A freed row keeps its
+    # reference to the result until `release_results` is called, because releasing a result requires
+    # the GIL.
     cdef TimerWheel *wheel = &table.names_wheel
     cdef uint32_t number
     cdef NamesRow *row

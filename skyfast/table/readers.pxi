@@ -1,4 +1,4 @@
-# Readers: where the fields that the table needs are in flows of one type.
+# Readers: a reader has the locations of the fields that the table needs, in flows of one type.
 #
 # `Table.set_flow_types` calls this code, with the GIL.
 
@@ -118,7 +118,7 @@ cdef int resolve_field(Reader *reader, Field *field, owner, tuple path, list own
         return 0
     owned.append(inner)
     field.inner_type = <PyTypeObject *><PyObject *>inner
-    if len(path) == 1:              # a requirement: only checks whether the part is present
+    if len(path) == 1:              # a requirement only checks whether the part is present
         return 0
     field.inner_name = <PyObject *>path[1]
     field.inner_offset = member_offset(inner, path[1])

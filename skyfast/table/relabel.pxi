@@ -1,9 +1,10 @@
 # Relabeling: after names have changed, flows move to the connections of their new labels.
 #
-# Relabeling works in passes. A pass fetches some of the changed keys from an iterator. It then
-# visits all flow rows in slices: each call of `Relabeling.step` processes one slice. Between two
-# slices, the table and the names can change in any way. A pass may miss a flow that becomes live
-# during the pass. This does no harm, because `Table.update` gives the flow the new names.
+# Relabeling works in passes. A pass fetches some of the keys whose names have changed, from an
+# iterator. The pass then visits all flow rows in slices: each call of `Relabeling.step` processes
+# one slice. Between two slices, the table and the names can change in any way. A pass may miss a
+# flow that becomes live during the pass. This does no harm, because `Table.update` gives the flow
+# the new names.
 #
 # A slice has five steps. Steps 1, 3 and 4 need the GIL, and take the table's mutex only to intern
 # new labels. Step 2 needs no mutex: it only reads the table, and no other thread changes the table.
@@ -30,7 +31,7 @@ cdef struct Changes:
     uint32_t indexes[MAX_COLUMNS]       # for each label of a change: its index in a result
     uint32_t labels                     # number of labels per change
     uint32_t positions[MAX_COLUMNS]     # for each column: the position of its label in a change
-    Py_ssize_t length                   # minimum length of a result
+    Py_ssize_t length                   # a result with fewer elements is invalid
     # The label IDs of all changes, with references to their strings until `changes_destroy`.
     uint32_t *label_ids
     uint32_t change_count
@@ -175,7 +176,7 @@ cdef int find_keys(const TableState *table, Changes *changes, list pass_keys) ex
 
 
 cdef int resolve_keys(TableState *table, Changes *changes, names, list pass_keys) except -1:
-    cdef list owned = []                # owns the pending labels
+    cdef list owned = []                # owns the results whose labels are pending
     cdef ChangedKey *key
     cdef uint32_t i
     for i in range(changes.key_count):
@@ -340,7 +341,7 @@ cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nog
 cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
     # Sets `Move.change` in all moves. If several moves have the same ambiguous key and context, the
     # key is resolved only once.
-    cdef list owned = []                # owns the pending labels
+    cdef list owned = []                # owns the results whose labels are pending
     cdef const Context *context
     cdef uint32_t i, change = 0
     find_contexts(table, changes)

@@ -9,7 +9,7 @@ cdef struct Cursor:
     uint32_t family
     uint32_t row                # next row, or its index in `row_list`; 0: the head is next
     uint32_t page_seq           # rows with this sequence number or a later one are not on the page
-    uint32_t head_index         # index in `Family.heads`
+    uint32_t head_index         # index of the page's format in `Family.heads`
     int starts                  # how start times are shown, for example START_HIDDEN
     uint32_t part               # index of the part of the page
     uint32_t parts              # number of parts; 1: the page is not divided into parts

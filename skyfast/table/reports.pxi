@@ -471,7 +471,8 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     if not invalid_start and not invalid_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
-        report.last_update[i] = min(report.values[i], <int64_t>0)   # 0; ABSENT if the total is
+        # If the total is ABSENT, the delta is also ABSENT. Otherwise it is 0.
+        report.last_update[i] = min(report.values[i], <int64_t>0)
     report.initial_delta = INITIAL_LAST_UPDATE
     if unlikely(invalid_start or invalid_update_start or invalid_finish):
         if not report.repeats:

@@ -128,7 +128,7 @@ cdef void rows_destroy(Rows *rows) noexcept nogil:
 
 
 cdef uint32_t row_new(Rows *rows) noexcept nogil:
-    # Returns the number of a row with undefined contents, or 0 if out of memory.
+    # Returns the number of a new row, or 0 if out of memory. The contents of the row are undefined.
     cdef uint32_t number = rows.free_head
     if number:
         rows.free_head = head_at(rows, number).next
@@ -159,7 +159,7 @@ cdef void index_split(Rows *rows) noexcept nogil:
     cdef uint32_t *new
     cdef RowHead *row
     if fresh >> SEGMENT_SHIFT == rows.segment_count and not rows_add_segment(rows):
-        return                  # out of memory: only makes buckets longer
+        return                  # out of memory: does no harm, but buckets get longer
     # Prefetch the first two rows of buckets that are split later.
     number = bucket_at(rows, (fresh + 2 * AHEAD) & (rows.mask >> 1))[0]
     if number:

@@ -59,7 +59,7 @@ cdef inline Connection *scan_row(const View *view, uint32_t number) noexcept nog
 
 
 cdef uint32_t rows_end(TableState *table, const Rows *rows) noexcept nogil:
-    # The number of the row after the last row. May be called from any thread.
+    # Reads `rows.end` under the mutex. May be called from any thread.
     cdef uint32_t end
     pthread_mutex_lock(&table.lock)
     end = rows.end
