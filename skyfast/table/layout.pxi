@@ -13,9 +13,9 @@ cdef void *allocate(size_t size) except NULL:
 
 
 cdef int wheel_allocate(TimerWheel *wheel, double timeout_s) except -1:
-    # The wheel gets at least one slot per second of the timeout, but at most MAX_WHEEL_SLOTS. If
-    # the timeout has more seconds than the wheel has slots, a row is visited before its deadline,
-    # and added to the wheel again.
+    # The wheel gets one slot for each second of the timeout, and some spare slots, but never more
+    # than MAX_WHEEL_SLOTS. If the timeout has more seconds than the wheel has slots, a row is
+    # visited before its deadline, and added to the wheel again.
     cdef uint32_t slots = 4
     while slots < timeout_s + 2 and slots < MAX_WHEEL_SLOTS:
         slots *= 2

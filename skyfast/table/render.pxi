@@ -334,8 +334,9 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.row_list_capacity):
-                # The row is always written to the list, and then `count` increases by 0 or 1. This
-                # avoids a branch, which the processor could not predict.
+                # The row is always written to the list, but `count` only increases if the row
+                # belongs to the part. This is faster than a branch that the processor cannot
+                # predict.
                 cursor.row_list[count + 1] = number
                 count += part_of(table, view, row, cursor.parts) == cursor.part
     cursor.row_list_end = count + 1

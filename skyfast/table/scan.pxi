@@ -298,9 +298,9 @@ cdef bint count_page_labels(TableState *table, const View *view, uint32_t column
 
 
 cdef str label_id_text(TableState *table, uint32_t label_id, const uint32_t *hash):
-    # The text of a label value, or None if its string has been removed. The number of a removed
-    # string can be reused. To detect this, the caller can pass the hash of its string as `hash`. If
-    # `hash` is NULL, reuse is not detected.
+    # The text of a label value, or None if its string has been removed. `hash` points to the hash
+    # that the string had. If another string has reused the number, its hash differs, so the result
+    # is also None. If `hash` is NULL, reuse is not detected.
     cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string

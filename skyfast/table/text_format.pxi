@@ -2,7 +2,7 @@
 #
 # Rendering spends most of its time in these functions, mostly under the table's mutex. To be fast,
 # these functions are plain C and inline, and do not check whether there is space left. Callers must
-# provide `TableState.max_lines` bytes, which includes space for blocks that are copied beyond the
+# provide `TableState.max_lines` bytes. This includes space for blocks that are copied beyond the
 # end of a line. Numbers are written exactly, without an exponent.
 
 cdef const char *DIGITS = (

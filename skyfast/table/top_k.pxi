@@ -6,7 +6,8 @@
 cdef struct SnapshotValues:
     # The values of a family at the time of a snapshot.
     int64_t *values             # for each row number (from 1): the value, or -1
-    # For each row number: the hash of the row's labels, because the row can be reused later.
+    # For each row number: the hash of the row's labels. If the hash differs later, the row has been
+    # reused.
     uint32_t *hashes
     uint32_t rows               # the highest row number, plus 1
 

@@ -67,8 +67,8 @@ cdef void add_missed_names(TableState *table, const Batch *batch, int done) noex
 
 
 cdef void begin_update(TableState *table, Batch *batch, double now) noexcept nogil:
-    # Sets the deadlines for the reports of this call of `Table.update`. Advances empty wheels to
-    # the current time, because they may be far behind.
+    # Sets the deadlines that the reports of this call of `Table.update` give to rows. Advances
+    # empty wheels to the current time, because they may be far behind.
     cdef uint32_t i
     cdef View *view
     table.now = now
