@@ -26,7 +26,7 @@ cdef extern from *:
 
 cdef enum:
     YIELD_US = 20
-    MAX_YIELDS = 500            # limits how long a scan waits if other threads keep waiting
+    MAX_YIELDS = 500            # limits how long a scan lets other threads go first
     LOCK_ATTEMPTS = 64          # attempts to take the mutex; with their pauses, about 20 µs
     PAUSES = 16                 # number of pauses after each attempt
 

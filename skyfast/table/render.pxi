@@ -334,7 +334,7 @@ cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcep
             row = scan_row(view, number)
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.row_list_capacity):
-                # The row is always written to the list, but `count` only increases if the row
+                # The number is always written to the list, but `count` only increases if the row
                 # belongs to the part. This is faster than a branch that the processor cannot
                 # predict.
                 cursor.row_list[count + 1] = number
