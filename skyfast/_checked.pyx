@@ -8,7 +8,7 @@ This module includes ``_table.pyx``, and adds or changes the following:
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
 * `after_unlock` calls a function whenever the mutex is released.
 * `page_slices` returns the pieces of a page (see ``table/pieces.pxi``). `deflate_pieces` compresses
-  a text that a test has split into pieces.
+  any text with any pieces.
 * Free rows are filled with garbage, and AddressSanitizer reports reads of free rows.
 * The table grows in small steps, so that every kind of growth occurs with a dozen rows. If the
   environment variable SKYFAST_STEPS is ``usual`` at import, the table grows in its usual steps.
@@ -207,8 +207,8 @@ def deflate_pieces(slices, long_from=None):
 
     :param slices: a pair for each slice: a text of up to `MAX_SLICE` bytes, and a list of up to
         `MAX_SLICE` / 2 pieces. A piece is a pair of a length and a source.
-    :param long_from: the index of a slice to compress as if it began at position 4 GiB of the page
-        minus 1000 bytes, because 32-bit positions wrap around at 4 GiB. The slices before this
+    :param long_from: the index of a slice to compress as if it began 1000 bytes before the end of
+        the first 4 GiB of the page, where 32-bit positions wrap around. The slices before this
         slice must have at least 32 KiB of text.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
@@ -270,7 +270,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 
 def peak_rows(Table table not None):
-    """Return the peak number of rows, summed over all kinds except conversations."""
+    """Return the sum of the peak row counts of all kinds of rows except conversations."""
     cdef uint32_t i, rows = table.state.strings.end + table.state.flow_rows.end
     rows += table.state.names.end
     for i in range(table.state.view_count):
@@ -279,7 +279,7 @@ def peak_rows(Table table not None):
 
 
 def longest_chains(Table table not None):
-    """Return the length of the longest chain in three indexes, by kind of row."""
+    """For three kinds of rows, return the length of the longest chain of a bucket in the index."""
     return {
         "strings": longest_chain(&table.state.strings),
         "flows": longest_chain(&table.state.flow_rows),
@@ -350,8 +350,8 @@ cdef class _Check:
         expect(not self.table.batch_objects, "the table still holds values of a batch")
 
     cdef set members(self, str kind, Rows *rows):
-        # Check that each row in use is only in the chain of its bucket, and that all other rows are
-        # in the list of free rows. Returns the row numbers in use.
+        # Check that each row is either once in the chain of its bucket, or once in the list of free
+        # rows. Returns the row numbers in use.
         cdef uint32_t bucket, number
         cdef set used = set()
         cdef set unused = set()

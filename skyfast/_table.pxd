@@ -15,7 +15,8 @@ cpdef enum:
     MAX_ROWS = 1 << 27
     MAX_VIEWS = 16
     MAX_VALUES = 64             # maximum number of counters and gauges per plan
-    MAX_COLUMNS = 64            # maximum number of labels and of fields that lookups use, per plan
+    # Maximum number per plan of different labels, plus fields that lookups use.
+    MAX_COLUMNS = 64
     MAX_VIEW_VALUES = 32        # maximum number of counters and gauges per view
     MAX_VIEW_COLUMNS = 32
     MAX_RANKED = 1 << 16        # maximum number of results of `Table.top` and `Table.top_groups`
@@ -134,7 +135,7 @@ cdef struct Connection:
     # plan). Histograms, and links to more than one view, take additional space.
     uint32_t hash
     uint32_t next
-    # Pages show the row before this time of the table's clock. In a free row: 0.
+    # Pages show the row until this time of the table's clock. In a free row: 0.
     uint32_t deadline_s
     uint32_t flows              # number of the row's live flows, and the flag RESTORED
     uint32_t created_seq        # sequence number of the row, modulo 2^32 (see `connections.pxi`)
@@ -181,8 +182,8 @@ cdef struct Conversation:
 
 
 cdef struct LabelValue:
-    # A label value of a report. The struct is only valid for one batch, because the text is
-    # borrowed.
+    # A label value of a report. The struct is only valid while its batch is applied, because the
+    # text is borrowed from Python objects.
 
     # The text of the value. NULL if the value is an integer, or if `string` comes from a
     # `NamesRow`.
@@ -191,8 +192,8 @@ cdef struct LabelValue:
     uint32_t hash               # hash of the text
     uint32_t string             # number of the interned string, or 0 if the number is not known
     bint escapes                # whether the text needs escapes as a label value
-    # Whether the same label has the same text in the batch's previous report whose labels were
-    # read.
+    # Whether the text is the same as the label's text in the previous report. Only reports in the
+    # same batch whose labels were read are compared.
     bint repeats
     int64_t number              # the value, if it is an integer
 
@@ -229,11 +230,12 @@ cdef struct Report:
 
     # Hash of the labels. 0 if the number of a label's interned string is not known.
     uint32_t connection_hash
-    # Reason to skip the report, SKIP_NONE, or APPLY_STOP. If an earlier report of the batch makes
-    # the flow live, this reason does not apply.
+    # Reason to skip the report, SKIP_NONE, or APPLY_STOP. Ignored if an earlier report of the batch
+    # makes the flow live.
     int skip_if_not_live
     int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
-    bint repeats                # whether this is a closing report that repeats the previous report
+    # Whether this is a closing report that repeats the last update of the flow's previous report.
+    bint repeats
     # Time from the flow's start to the flow's last update in milliseconds, or -1 if unknown.
     int64_t age_ms
     # Start of the flow in Unix milliseconds, or 0 if unknown. Not set if `initial_delta` is
@@ -273,8 +275,8 @@ cdef struct ChangedKey:
 
 
 cdef struct Move:
-    # One lookup of a flow whose key has changed labels. If several lookups of a flow have changed
-    # keys, the flow has several moves.
+    # A flow and one of its lookups, after the labels of the lookup's key have changed. If this
+    # applies to several lookups of a flow, the flow has several moves.
     uint32_t flow               # row number of the flow
     uint32_t lookup             # index of the lookup in `TableState.lookups`
     uint32_t key                # index of the key in `Changes.keys`
@@ -320,7 +322,9 @@ cdef struct HistogramText:
 
 
 cdef struct Family:
-    # Metadata lines in the text format, in OpenMetrics 1.0 and in OpenMetrics 2.0.
+    # The series of a view with the same metric name.
+
+    # Metadata lines, by format: the text format, OpenMetrics 1.0, OpenMetrics 2.0.
     char *heads[3]
     uint32_t head_lengths[3]    # sizes of the metadata lines, in bytes
     uint32_t view               # index of the view
@@ -366,7 +370,7 @@ cdef struct View:
     uint32_t plan_columns[MAX_VIEW_COLUMNS]  # by column: index of the column in the plan
     uint32_t counters           # number of counters
     uint32_t values             # number of counters and gauges
-    # By value: its index in the list of the plan's counters, followed by the plan's gauges.
+    # By value: its index among the values of the plan, which are first counters, then gauges.
     uint32_t sources[MAX_VIEW_VALUES]
     bint counts_new_flows       # whether rows have a number of new flows after their gauges
     Amount bytes

@@ -24,7 +24,7 @@ MAX_VIEWS: int
 """The maximum number of views per plan, including the first view."""
 
 MAX_COLUMNS: int
-"""The maximum sum of two numbers of a plan: different columns, and fields that lookups use."""
+"""The maximum number of different columns per plan, plus fields that lookups use."""
 
 MAX_VALUES: int
 """The maximum number of different counters and gauges per plan."""

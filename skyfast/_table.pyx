@@ -7,21 +7,23 @@ The table uses no clock, no sockets and no logging: callers pass times and repor
 Data structures
     There are two levels of rows. A *flow* row represents one flow, as an agent reports it. The key
     of a flow row is the flow's UUID, and the row stores the flow's latest totals. A *connection*
-    row represents one label tuple on the page. Each report of a flow adds its *deltas* to
-    connection rows: the increase of the flow's totals.
+    row represents one label tuple on the page. When a report arrives, the increases of the flow's
+    totals, called *deltas*, are added to the flow's connection rows.
 
     A *plan* defines which labels and metrics are exported. Each plan has one or more *views*. A
-    view is a set of metrics with the same labels, and has its own connection rows. Each live flow
-    links to one connection row of each view. Without overflow rows, it has no link to a view that
-    was full. The view determines where the link is stored:
+    view is a set of metrics with the same labels, and has its own connection rows. A flow is *live*
+    until it expires. Each live flow links to one connection row of each view. If another view than
+    the first was full, the flow links to the view's *overflow row*, or has no link to this view if
+    the plan has no overflow rows. The view determines where the link is stored:
 
     * For the first view, the link is in the flow row.
     * If all labels of a view are also labels of the first view, the link is in the row of the first
       view.
     * For any other view, the link is in the flow row.
 
-    Each kind of row (strings, flows, connections, conversations, names) has its own slab allocator
-    and index (`Rows`). An index splits one bucket at a time, so no insert has to rehash all rows.
+    The rows of strings, flows, conversations, results of lookups, and each view's connections have
+    their own slab allocator and index (`Rows`). An index splits one bucket at a time, so no insert
+    has to rehash all rows.
 
     Flows expire with a timer wheel (see ``table/timer_wheel.pxi``). When a connection of the first
     view has no live flows left, it is removed. Connections of all other views can outlive their
@@ -29,22 +31,26 @@ Data structures
 
     An expired flow becomes *dormant*: it keeps its row, its key and its totals, but does not belong
     to a connection. When the next report of a dormant flow arrives, only the increase over the
-    stored totals is added. If the counters of a removed connection cannot be restored from the
-    totals of its last flow, a separate dormant row stores the counters.
+    stored totals is added.
+
+    If a dormant flow has a new report after its connection was removed, the connection is created
+    again, and its counters continue. Usually, they are restored from the totals of the flow. If
+    these totals are not enough, the counters were saved in a separate dormant row.
 
     Each dormant row is in one of three lists: flows that claim a conversation (see
     ``table/conversations.pxi``), flows that have ended, and all others. Dormant rows are forgotten
-    after a limited time. If a new flow needs space, a dormant row that is not a claim is forgotten
-    earlier. In each list, the oldest rows are forgotten first.
+    after a limited time. If a new flow needs space, a dormant row that does not claim a
+    conversation is forgotten earlier. In each list, the oldest rows are forgotten first.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
-    new or dormant flow takes two searches, plus one search per label string. A
-    lookup of names returns a tuple of strings. If a recent report had the same tuple, one search
-    finds all labels of the tuple. The time for expiry is
-    proportional to the number of expired rows. In addition, each live flow is added to the wheel
-    again once per timeout. Rendering a page visits all connections of a view once for each of
-    its families.
+    new or dormant flow takes two searches, plus one search per label string. Some labels come from
+    lookups of names: a lookup returns a tuple of strings. If a recent report had the same tuple,
+    one search finds all labels of the tuple.
+
+    The time for expiry is proportional to the number of expired rows. In addition, each live flow
+    is added to the wheel again once per timeout. Rendering a page visits all connections of a view
+    once for each of its families.
 
 Memory
     Slabs and index segments are allocated from an arena of large blocks (`Arena`), and kept until
@@ -181,7 +187,7 @@ cdef enum:
     MAX_LABEL_BYTES = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
-    # Maximum number of fields whose values can be omitted.
+    # Maximum number of fields in which invalid values are counted (see `Table.values_skipped`).
     MAX_FIELDS = 4 * MAX_VALUES + LIFECYCLE_FIELDS
     INLINE_STRING = 48          # maximum size of a string that is stored in its row, in bytes
     FLOW_TYPES = 4
@@ -223,7 +229,7 @@ cdef extern from *:
         RENDER_ROWS             # maximum number of rows per slice of a page or scan
         # Maximum number of flow rows that `Relabeling.step` visits per unit of its budget.
         RELABEL_ROWS
-        AHEAD                   # rows and buckets are prefetched this number of steps before use
+        AHEAD                   # loops prefetch rows and buckets this number of steps before use
         MAX_NAMES               # maximum number of lookup results whose labels stay interned
         SLAB_SHIFT              # binary logarithm of SLAB_ROWS
         SLAB_ROWS               # number of rows per slab
@@ -234,9 +240,11 @@ cdef extern from *:
         HUGE_PAGE_BYTES
         FIRST_BLOCK_BYTES       # minimum size of an arena's first block
         BLOCK_BYTES             # minimum size of an arena's later blocks
-        DEFLATE_SLICE           # approximate bytes of text per slice
+        DEFLATE_SLICE           # approximate size of a slice (see `deflate.pxi`), in bytes of text
         DEFLATE_CHUNK           # maximum of `size` in `Page.deflate`
-        MIN_SAMPLE              # minimum bytes of text from which a family's codes are learnt
+        # Minimum size of a slice from which new Huffman codes are learnt, in bytes of text. The
+        # first slice of a page can be smaller.
+        MIN_SAMPLE
     void row_unused(void *address, size_t size) noexcept nogil
     void row_used(void *address, size_t size) noexcept nogil
 
@@ -273,14 +281,14 @@ cdef extern from *:
     const uint32_t ROW              # mask of the row number in `Flow.connection`
     const uint32_t RESTORED         # flag in `Connection.flows`
     const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row has replaced the row
-    const int64_t ABSENT            # a total that no report contained
+    const int64_t ABSENT            # value of a counter that no report contained
     const int64_t NO_START          # start time of a row before the row's first report
     const uint32_t FLOWS            # in `Family.values`: the number of a row's flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # argument of `scan_until`: visit all rows
     # Must never change. Otherwise, shards that run different versions of skyfast would overlap.
     const uint64_t SHARD_SEED
-    # Must be odd, and must never change. Otherwise, connections would move to other parts.
+    # Must be odd. Must never change: otherwise, connections would move to other parts of the page.
     const uint64_t PART_SEED
     const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
     const int64_t MAX_INTEGER       # the same as MAX_NUMBER
@@ -300,7 +308,9 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    SKIP_REQUIRED               # reason for the plan's first requirement; the others follow
+    # A flow without a part that the plan requires. This is the reason for the first requirement.
+    # The reasons for the other requirements have the next numbers.
+    SKIP_REQUIRED
     MAX_SKIPS = 32              # maximum number of reasons
 
 cdef tuple SKIP_NAMES = (
@@ -315,10 +325,10 @@ cdef enum:
 cdef enum:
     # What a report of an unknown flow adds to a row (see `Report.initial_delta`). If
     # `adds_whole_total` is true for the row, the report adds its totals instead.
-    INITIAL_UNREAD              # unknown: the struct lacks the lifecycle fields
+    INITIAL_UNREAD              # not determined: the report's struct lacks the lifecycle fields
     INITIAL_TOTAL               # the totals in the report
     INITIAL_LAST_UPDATE         # the deltas of the flow's last update
-    INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, which the struct lacks
+    INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, but the struct lacks their fields
 
 cdef enum:
     # How a report changes the totals of a known flow.
@@ -330,16 +340,16 @@ cdef enum:
     # The value of a flow that a histogram observes.
     OBSERVE_FIRST               # the first value above 0
     OBSERVE_TOTAL               # the value in the closing report
-    OBSERVE_AGE                 # `last_ms` of the closing report, minus a time in the same report
+    OBSERVE_AGE                 # time from the value in the closing report to its `last_ms`
 
 cdef enum:
-    # Flags of a flow: histograms have already observed the flow on an event (see
+    # Flags of a flow. A flag is set if histograms have already observed the flow on this event (see
     # `histograms.pxi`).
     FIRST_OBSERVED = 1          # on the first value above 0
     CLOSING_OBSERVED = 2        # on the closing report
 
 cdef enum:
-    # Which of its flows' values a gauge of a row keeps.
+    # Which value a gauge of a row keeps, if the flows of the row have different values.
     KEEP_LATEST
     KEEP_LEAST
     KEEP_MOST
@@ -363,8 +373,8 @@ include "table/distinct_sample.pxi"
 
 
 cdef struct FoundNames:
-    PyObject *key               # the key, borrowed; NULL if there was no lookup
-    PyObject *result            # the result, borrowed; NULL if the lookup failed
+    PyObject *key               # borrowed; NULL if the flow needs no lookup or the key is invalid
+    PyObject *result            # borrowed; NULL if the key or the context is invalid
     uint32_t row                # row of the result, or 0 if its labels are not interned
 
 
@@ -379,8 +389,9 @@ cdef struct Batch:
     uint32_t *missed            # indexes in `names` of results that do not have a row yet
     uint32_t missed_count
     # Numbers of the interned UUIDs of flows that are removed while the batch is applied. The
-    # strings are released after the batch, because the labels of a later report may refer to the
-    # same string. Each report can remove its own flow and up to MAX_EVICTIONS other flows.
+    # strings are released after the batch, because a later report of the batch may have the number
+    # of the same string as a label. Each report can remove its own flow and up to MAX_EVICTIONS
+    # other flows.
     uint32_t strings_to_release[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t strings_to_release_count
     int64_t oldest_ms           # lowest `Last` in the latest `update`, in Unix milliseconds
@@ -397,15 +408,15 @@ cdef struct TableState:
     Rows strings
     Rows flow_rows
     Rows conversations
-    View *views                 # the rows of the first view are the connections
+    View *views                 # the views, with their connection rows
     uint32_t view_count
     Rows names                  # results of lookups, with interned labels
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
     DormantList dormant         # dormant flows that are not in `ended` or `claims`; saved counters
-    DormantList ended           # flows whose latest report was their closing report
+    DormantList ended           # dormant flows that have ended, and are not in `claims`
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
-    uint32_t saved_connections  # number of rows in `dormant` that have a connection's counters
+    uint32_t saved_connections  # number of rows in `dormant` with a removed connection's counters
     uint64_t next_seq           # sequence number for the next connection row of any view
 
     # Layout: set when the table is created
@@ -419,7 +430,7 @@ cdef struct TableState:
     uint32_t lookup_columns     # number of columns from lookups; they are the first columns
     uint32_t lookup_count
     uint32_t requirements       # number of requirements
-    bint counts_new_flows       # whether any view or histogram depends on new flows
+    bint counts_new_flows       # whether any view or histogram depends on whether a flow is new
     # Flags (FIRST_OBSERVED, ...) of the events on which at least one histogram observes flows.
     uint32_t events
     uint32_t first_value        # index in `Report.values` of the value that OBSERVE_FIRST observes
@@ -433,8 +444,8 @@ cdef struct TableState:
     uint32_t first_lookup_string  # index in a flow's links of the first string that lookups use
     Family *families
     uint32_t family_count
-    # Maximum size, in bytes, of a family's metadata lines, and of one connection's lines in one
-    # family.
+    # Maximum number of bytes that rendering writes at once: the metadata lines of a family, or the
+    # lines of one connection in one family.
     size_t max_lines
     # For the two fields of each counter or gauge: index of the field in `omitted_counts`.
     uint32_t value_fields[2 * MAX_VALUES]
@@ -447,7 +458,7 @@ cdef struct TableState:
 
     uint32_t max_flows, max_connections
     double memory_s             # time until a dormant flow that has not ended is forgotten
-    double min_timeout_s        # shortest timeout that the first view has ever had
+    double min_timeout_s        # the lowest `timeout_s` that has ever been set
     double flow_update_s        # see `Table.flow_update_s`
     bint has_horizon
     double horizon_s            # an unknown flow that began after this time has never been counted
@@ -480,10 +491,10 @@ cdef struct TableState:
 
     Lookup lookups[MAX_COLUMNS]
     uint32_t name_indexes[MAX_COLUMNS]  # by column from a lookup: index of its label in the result
-    # By index of a label value: the column with the same value as a string that lookups use.
-    uint32_t key_columns[MAX_COLUMNS]
-    # By index of a label value: whether a column has the same value as a string that lookups use.
+    # For each string that lookups use, by its index in `Report.label_values`: whether a column has
+    # the same value, which is then copied, and the index of this column.
     bint key_is_column[MAX_COLUMNS]
+    uint32_t key_columns[MAX_COLUMNS]
 
 
 include "table/lock.pxi"
@@ -529,9 +540,9 @@ cdef class Table:
     clock in seconds. The clock's origin does not matter.
 
     Any thread may call `page`, `label_values`, `cardinality`, `hidden`, `forecast`, `top`,
-    `top_groups` and `snapshot`. All of these methods except `page` visit all rows of a view,
-    without the GIL. If a connection is created, changed or removed during the call, the result may
-    contain the state before or after this event.
+    `top_groups` and `snapshot`. All of these methods except `page` visit all rows of one or more
+    views, without the GIL. If a connection is created, changed or removed during the call, the
+    result may contain the state before or after this event.
     """
 
     cdef TableState state
@@ -541,7 +552,7 @@ cdef class Table:
     cdef bint wants_slots
     cdef list reader_objects            # owns the objects that `Field` borrows
     cdef list batch_objects             # owns results of rewrites and lookups for a batch
-    cdef list field_names               # by index in `omitted_counts`; None: never omitted
+    cdef list field_names               # by index in `omitted_counts`; None: the index is not used
     cdef bytes overflow_label           # owns `TableState.overflow_text`
     cdef tuple skip_names               # names of the reasons to skip a flow
     cdef tuple label_names              # labels of the first view
@@ -651,9 +662,9 @@ cdef class Table:
         in `skipped`, and omitted values in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results. Holds the GIL while
-        waiting for the mutex. A thread that renders or scans 2,048 connections holds the mutex for
-        about 0.5 ms. While a hash table of `Page.distinct_values` grows, the mutex is held for
-        about 20 ns per value.
+        waiting for the mutex. Usually, the wait takes at most 0.5 ms: the time in which another
+        thread renders or scans 2,048 connections. If the other thread is in `Page.distinct_values`,
+        and its hash table grows, the wait takes about 20 ns per value.
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -669,12 +680,12 @@ cdef class Table:
         Also forgets flows that have been dormant for `memory_s`. If there are more than `max_flows`
         flow rows, also forgets surplus dormant flows.
 
-        :param max_rows: maximum number of rows and empty wheel slots to visit. Each visit takes
-            about 0.2 µs.
-        :returns: whether there is more to do at `now`.
+        :param max_rows: maximum number of visits to rows and empty slots of timer wheels. Each
+            visit takes about 0.2 µs.
+        :returns: whether there may be more to do at `now`.
 
-        After the deadline of a row, pages do not show the row. Until the row is removed, a delayed
-        report can still renew the row.
+        Pages do not show a row after its deadline, even if the row has not been removed yet. Until
+        the row is removed, a delayed report can renew it.
         """
         cdef bint more
         with nogil:
@@ -718,7 +729,7 @@ cdef class Table:
 
     def page(self, double now, uint32_t openmetrics=0, *, created=False, uint32_t part=0,
              uint32_t parts=1, names=None):
-        """Begin a page of the connections that were created before the call and are alive at `now`.
+        """Begin a page. It shows connections created before this call, with deadlines after `now`.
 
         :param openmetrics: the format: 0 for the text format 0.0.4, 1 for OpenMetrics 1.0, 2 for
             OpenMetrics 2.0. The formats differ in metadata lines, start times and histograms; all
@@ -728,8 +739,9 @@ cdef class Table:
             counter, and after each histogram, the page then has a sample ``_created`` with the
             start time. Pages in OpenMetrics 2.0 always have start times. If the first report of a
             connection has no valid start time, the connection has no start time.
-        :param part: show only the connections of this part, counted from 0. A connection is always
-            in the same part: in all its families, on all pages, and in all processes.
+        :param part: show only the connections of this part, counted from 0. For the same `parts`, a
+            connection is always in the same part: in all its families, on all pages, and in all
+            processes.
         :param parts: the number of parts, at most `MAX_PARTS`.
         :param names: show only the families with these names; None shows all families. The page has
             the ``HELP`` and ``TYPE`` lines of a shown family even if no connection has a value.
@@ -864,8 +876,8 @@ cdef class Table:
             * the rank: for a counter, the sum of both directions; for a gauge, the higher value of
               the two directions
             * the label values
-            * the values of the view's families in order, without histograms: None for a missing
-              series, otherwise an integer without the family's decimal point
+            * the values of the view's families in order, without histograms. A missing series has
+              None. A series of a family with `decimals` has its value times 10^`decimals`.
             * whether pages show the connection
 
         The result omits these connections:
@@ -885,18 +897,18 @@ cdef class Table:
 
     def top_groups(self, uint32_t family, uint32_t count, labels, Snapshot since=None,
                    str containing="", also=(), uint32_t max_groups=MAX_RANKED):
-        """Return the top groups: each group is all connections with the same values of `labels`.
+        """Group connections with the same values of `labels`, and return the top groups.
 
         :param labels: one or more labels of the family's view.
         :param max_groups: the maximum number of groups, up to 65,536. If there are more groups, the
-            half with the lowest ranks is moved to "the others". If the scan finds more connections
-            of a moved group, they form a new group, whose values are too low.
+            half with the lowest ranks is added to "the others" and removed. If the scan finds more
+            connections of a removed group, they form a new group, whose values are too low.
         :returns: a tuple of four items:
 
             * a list of the top groups. A group is a tuple of its rank, its label values in the
               order of `labels`, its values as in `top`, and its number of connections.
-            * "the others": a tuple of the number, the rank (or None) and the values of all
-              connections that are in no top group
+            * "the others", which are the connections that are in no top group: a tuple of their
+              number, their rank (None without connections), and their values as in `top`
             * the number of groups at the end of the scan
             * whether connections were added to "the others" during the scan, because there were too
               many groups or too many bytes of label values
@@ -1171,7 +1183,7 @@ cdef class Relabeling:
         the flows with this key keep their labels.
 
         Between two steps, names may change, and all methods of the table may be called. Until the
-        last step, a connection can have both flows that have moved and flows that have not. Each
+        last step, some flows have their new labels, and others still have their old labels. Each
         step uses the current names. For an ambiguous key, `names.resolve` is called once per step
         for each different context.
 
@@ -1226,8 +1238,8 @@ cdef class Page:
         """Return the next lines like `read`, and the same lines compressed with deflate.
 
         The compressed bytes of all calls form one stream (RFC 1951) without its last block. After
-        the last line of the page, the returned lines are empty. The compressed bytes of this call
-        end the current block at a byte boundary, so that blocks of other text can follow.
+        the last line of the page, a call returns no lines. Its compressed bytes end the stream at a
+        byte boundary, so that the caller can append other blocks.
 
         :param size: the approximate number of bytes of lines to return; the maximum is 512 KiB.
         :returns: a pair: the lines, which the next call overwrites, and the compressed bytes.

@@ -4,8 +4,8 @@
 # bounds, so bounds can change at any time. Overflow rows are always shown.
 #
 # Before a page renders the first family of a view with bounds, `list_rows` lists the rows to show.
-# The page uses this list for all families of the view. So a row is shown either in all families of
-# the view, or in none.
+# The page uses this list for all families of the view. Otherwise, a row that reaches a bound while
+# the page is read would only be shown in some families.
 #
 # `Table.page`, `Table.hidden` and `Table.forecast` call this code, from any thread. Like the code
 # in `scan.pxi`, it takes the table's mutex for RENDER_ROWS rows at a time.
@@ -64,9 +64,8 @@ cdef inline bint bounds_are_set(const Bounds *bounds) noexcept nogil:
 
 cdef inline uint64_t amount_of(const View *view, const Amount *amount,
                                Connection *row) noexcept nogil:
-    # The bytes or packets of a row in both directions together. If the view does not count them,
-    # the result is 0. Counters of bytes and packets are never ABSENT, and the sum of two such
-    # counters fits into 64 bits.
+    # The bytes or packets of a row in both directions together, or 0 if the view does not count
+    # them. These counters are never ABSENT, and the sum of two fits into 64 bits.
     cdef const int64_t *values = values_of(view, row)
     if amount.count == 2:
         return <uint64_t>values[amount.values[0]] + <uint64_t>values[amount.values[1]]
@@ -75,8 +74,8 @@ cdef inline uint64_t amount_of(const View *view, const Amount *amount,
 
 cdef inline bint reaches_bounds(const View *view, Connection *row,
                                 const Bounds *bounds) noexcept nogil:
-    # `|` is used instead of `or` to avoid a branch: the processor cannot predict which counters
-    # reach a bound.
+    # `|` avoids a branch, which `or` would need: the processor cannot predict which counters reach
+    # a bound.
     cdef uint64_t least_bytes = bounds.min_bytes if bounds.min_bytes else <uint64_t>-1
     cdef uint64_t least_packets = bounds.min_packets if bounds.min_packets else <uint64_t>-1
     return ((amount_of(view, &view.bytes, row) >= least_bytes)

@@ -13,8 +13,8 @@ cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcep
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # If a row is more than MAX_SEQ_AGE numbers older than the next row, makes it appear younger.
-    # Must be called for every row at least once per 2^30 new rows.
+    # If the sequence number of a row is more than MAX_SEQ_AGE below `next_seq`, raises it to this
+    # limit. Must be called for every row at least once per 2^30 new rows.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 
@@ -44,8 +44,9 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. An
-    # overflow row without flows has no valid links, because the linked rows may have been removed.
+    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. If
+    # the row has no flows, it is the overflow row. Its links may then be outdated: unlike this row,
+    # linked rows without flows expire.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -104,9 +105,9 @@ cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept
 
 cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *label_ids,
                               bint *created) noexcept nogil:
-    # Returns the row with these labels in any view except the first. If there is no such row, adds
-    # a row and sets `created`. However, if the view is full, returns the overflow row instead.
-    # Returns 0 in two cases:
+    # Returns the row with these labels. If there is no such row, adds a row and sets `created`.
+    # However, if the view is full, returns the view's overflow row instead. Must not be called for
+    # the first view. Returns 0 in two cases:
     #
     # * Memory has run out. Then `created` is true, or the table has overflow rows.
     # * The view is full. Then `created` is false, and the table has no overflow rows.
@@ -181,8 +182,8 @@ cdef inline void count_new_flow(const View *view, Connection *row) noexcept nogi
 
 cdef inline void add_deltas(const TableState *table, const View *view, Connection *row,
                             const int64_t *deltas, const int64_t *values) noexcept nogil:
-    # Adds `deltas` to the counters of a row, and combines `values` with its gauges. The gauges of
-    # an overflow row do not change.
+    # Adds `deltas` to the counters of a row, and updates its gauges from `values`. The gauges of an
+    # overflow row do not change.
     cdef int64_t *sums = values_of(view, row)
     cdef int64_t value
     cdef uint32_t i

@@ -1,15 +1,13 @@
 # Conversations: several capture points can report the same packets, so only the flows of one point
 # are counted.
 #
-# A capture point owns a conversation while at least one of its flows is live or claims the
-# conversation. A dormant flow claims its conversation if one of these reports is counted without
-# making the flow live:
+# A conversation is owned by a capture point while at least one flow from this point is live or
+# claims the conversation. Some reports of a dormant flow are counted without making the flow live.
+# The flow then claims its conversation for `timeout_s`. Otherwise, another capture point could take
+# over the conversation and count the same packets again. These reports lead to a claim:
 #
-# * a closing report that repeats a lost report
-# * a report that is added to the overflow row
-#
-# Without the claim, another capture point could take over the conversation and count the same
-# packets again. A claim ends after `timeout_s`.
+# * a closing report that repeats a previous report, if skyfast has not received the previous report
+# * a report that is added to the overflow row of the first view
 #
 # Conversation rows exist only if `TableState.has_conversations` is true. This code needs the
 # table's mutex.

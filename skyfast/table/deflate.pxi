@@ -6,11 +6,12 @@
 #
 # 1. Under the table's mutex, `render_lines` writes text, and notes about the text. After the mutex
 #    is released, `expand_notes` turns the notes into pieces.
-# 2. `find_matches` turns the pieces into *sequences*. A sequence has literals, then a match. Each
+# 2. `find_matches` turns the pieces into *sequences*. A sequence has *literals* (bytes that are not
+#    repeated), then a *match* (a length, and the distance to the same bytes in earlier text). Each
 #    piece is compared with the earlier text that its source refers to. If the bytes are equal, the
 #    piece becomes a match:
 #    * If the previous piece is a match of the same distance, both become one longer match.
-#    * If the next piece is not a match, its first bytes can still extend the match.
+#    * If the next piece does not become a match, its first bytes can extend this match.
 # 3. `write_sequences` writes the sequences as bits.
 #
 # A wrong source does no harm, because only equal bytes become a match. For example, the source of a
@@ -26,8 +27,8 @@
 #   from
 #
 # New codes begin a new block. All symbols have codes, because later slices can contain any text.
-# The codes are complete, because some decoders reject incomplete codes. A code has at most 12 bits,
-# so that four literals can be written at once.
+# Huffman codes are always complete, because some decoders reject incomplete codes. A code has at
+# most 12 bits, so that four literals can be written at once.
 #
 # All memory belongs to a page or its `Deflater`. The size of this memory does not depend on the
 # size of the table.
@@ -42,11 +43,11 @@ cdef enum:
     MAX_MATCH = 258
     HISTORY = 32768             # maximum distance of a match
     MIN_STRING = 8              # a shorter string takes fewer bits as literals than as a match
-    NO_CHAR = 0x80              # in an index of `Code.pairs`: stands for a missing character
+    NO_CHAR = 0x80              # see `Code.pairs`
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
     CODE_BITS = 24              # an entry in `Code` has a code in its low 24 bits, then its length
     CODE_MASK = (1 << CODE_BITS) - 1
-    REPEAT = 16                 # symbol in a list of code lengths: repeats a length 3 to 6 times
+    REPEAT = 16                 # symbol in a list of code lengths: 3 to 6 times the same length
     LENGTH_SYMBOLS = 19         # number of different symbols in a list of code lengths
     MAX_HEADER = 256
     STRING_SLOTS = 2048
@@ -175,10 +176,10 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
     cdef const char *text = deflater.end
     cdef Sequence *out = deflater.sequences
     cdef uint64_t position = deflater.position
-    # number of literals before the match, or before `text` if there is no match
+    # The sequence that is not written yet: its literals and its match.
     cdef uint32_t literals = 0
     cdef uint32_t length = 0
-    cdef uint32_t distance = 0          # 0 if there is no match
+    cdef uint32_t distance = 0          # 0: no match yet
     cdef uint32_t size, source, candidate, same
     cdef uint32_t *latest
     cdef bint before
@@ -387,8 +388,8 @@ cdef void count_symbols(Deflater *deflater, const Sequence *last) noexcept nogil
 
 
 cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *lengths) noexcept nogil:
-    # Huffman's algorithm with two queues: one of symbols, and one of trees. After that, codes that
-    # are too long are shortened to MAX_CODE_BITS bits. In return, some shorter codes become longer.
+    # Huffman's algorithm with two queues: one of symbols, and one of trees. Then, codes that are
+    # too long are shortened to MAX_CODE_BITS bits, and some shorter codes become longer instead.
     cdef uint64_t weights[2 * LITERALS]     # the symbols by frequency, then the trees
     cdef uint16_t parents[2 * LITERALS]
     cdef uint8_t depths[2 * LITERALS]
@@ -503,9 +504,10 @@ cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
 # Slices and chunks
 
 cdef bint deflater_init(Deflater *deflater, char *text, size_t max_lines) noexcept nogil:
-    # Returns False if out of memory. Even then, the caller must call `deflater_destroy`. A slice
-    # has at most one piece per two bytes on average: label values and numbers can be short, but
-    # they alternate with longer fixed texts.
+    # Returns False if out of memory. Even then, the caller must call `deflater_destroy`.
+    #
+    # The arrays have space for one piece per two bytes of a slice. This is enough: label values and
+    # numbers can be shorter, but they alternate with longer fixed texts.
     cdef size_t pieces = (DEFLATE_SLICE + max_lines) / 2 + 16
     cdef size_t headers = (DEFLATE_CHUNK + max_lines) / MIN_SAMPLE + 2
     memset(deflater, 0, sizeof(Deflater))
@@ -581,7 +583,8 @@ cdef void deflate_slice(Deflater *deflater, const Piece *last, char *end) noexce
 
 
 cdef void end_blocks(Deflater *deflater) noexcept nogil:
-    # Writes an empty block without compression, because such a block fills up the last byte.
+    # Ends the current block. Then writes an empty uncompressed block, because such a block always
+    # ends at a byte boundary.
     if deflater.code.sample_bytes:
         put_entry(&deflater.writer, deflater.code.literals[END_OF_BLOCK])
         deflater.code.sample_bytes = 0

@@ -1,4 +1,5 @@
-# Dormant flows: their three lists, their later reports, and the counters of removed connections.
+# Dormant flows: the three lists of dormant rows, reports of dormant flows, and saved counters of
+# removed connections.
 #
 # The rows of a list are in the order in which they were added. They are linked by fields that have
 # another meaning in live rows (see `Flow`). Flows that claim their conversation (see
@@ -72,8 +73,9 @@ cdef void link_dormant(TableState *table, uint32_t number, uint32_t now_s) noexc
 
 
 cdef void link_and_claim(TableState *table, uint32_t number) noexcept nogil:
-    # Called after a report of a dormant flow has been counted. The flow must not be in any list.
-    # With conversations, the flow claims its conversation.
+    # Adds a flow to the list `claims`, and makes it claim its conversation. If the plan has no
+    # conversations, adds the flow to `ended` or `dormant` instead. The flow must not be in any
+    # list. Called after a report has been counted without making the flow live.
     cdef Conversation *conversation
     if not table.has_conversations:
         link_dormant(table, number, <uint32_t>floor(table.now))
@@ -104,8 +106,8 @@ cdef void forget_flow(TableState *table, uint32_t number) noexcept nogil:
 
 
 cdef inline void evict_surplus(TableState *table) noexcept nogil:
-    # If there are more flow rows than `max_flows`, forgets up to MAX_EVICTIONS dormant rows. If
-    # more rows must be forgotten because `max_flows` was lowered, `expire_dormant` forgets them.
+    # If there are more flow rows than `max_flows`, forgets up to MAX_EVICTIONS dormant rows. After
+    # `max_flows` is lowered, there may be more surplus rows: `expire_dormant` forgets them.
     cdef uint32_t _row
     for _row in range(MAX_EVICTIONS):
         if likely(table.flow_rows.used <= table.max_flows) or not forget_first(table):
@@ -114,8 +116,9 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forgets the first row of the list `ended` or `dormant`. Returns False if both are empty.
-    # Usually `ended` comes first. However, `dormant` comes first while reports of the first ended
-    # flow may be in transit: if this flow were forgotten, its reports would be counted again.
+    # Usually, a row of `ended` is forgotten. However, while reports of the first ended flow may be
+    # in transit, a row of `dormant` is preferred: reports of a forgotten flow would be counted
+    # again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -208,7 +211,7 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
         done = apply_dormant_when_full(table, report, &labels, conversation, deltas, change)
     elif (number == 0 and saved == 0 and first.identifies_connection
             and report.initial_delta == INITIAL_UNREAD):
-        table.met_unknown = True        # later reports may need the missing fields too
+        table.met_unknown = True        # the next reports may need the missing fields, too
         done = APPLY_STOP
     elif find_or_add_all_targets(table, report, &labels, number, &conversation, &targets):
         unlink_dormant(table, report.flow)
@@ -225,8 +228,8 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
 cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
                                uint32_t number, uint32_t saved, uint32_t conversation,
                                const int64_t *deltas, int change) noexcept nogil:
-    # Applies a closing report that repeats a lost report, and has new totals. The flow stays
-    # dormant.
+    # Applies a closing report that repeats a previous report. Because its totals are new, the
+    # previous report was lost. The flow stays dormant.
     cdef uint32_t before = conversation
     if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
@@ -247,7 +250,7 @@ cdef int apply_dormant_closing(TableState *table, const Report *report, const La
 cdef int apply_dormant_when_full(TableState *table, const Report *report, const Labels *labels,
                                  uint32_t conversation, const int64_t *deltas,
                                  int change) noexcept nogil:
-    # Applies a report of a dormant flow that needs a new connection, if the first view is full.
+    # Applies a report of a dormant flow whose connection cannot be created: the first view is full.
     cdef uint32_t before = conversation
     if table.has_overflow_rows:
         if not ensure_conversation(table, report, &conversation):
@@ -295,11 +298,11 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
     # Adds `deltas` to the rows with the flow's labels in all views, without making the flow live.
     # Returns False if out of memory. `start_ms` is the start time of new rows.
     #
-    # `number` is the row in the first view. If `number` is 0, the first view has no such row.
-    # `deltas` are then added to the saved counters of a removed connection:
+    # `number` is the row in the first view, or 0 if there is no such row. In the second case,
+    # `deltas` are added to the saved counters of a removed connection with these labels:
     #
-    # * If `saved` is not 0, it is the row with these counters.
-    # * If `saved` is 0, a row for saved counters is created. However, no row is created if
+    # * If `saved` is not 0, it is the dormant row with the saved counters.
+    # * If `saved` is 0, a dormant row with saved counters is created. However, no row is created if
     #   `memory_s` is 0, or if the flow's totals are enough to restore the connection.
     cdef View *first = &table.views[0]
     cdef View *view
@@ -314,8 +317,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
         flow_at(table, saved).last_ms = pack_saved(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, saved))[i] = ABSENT if table.optional[i] else 0
-    # If the next call runs out of memory, the new row with saved counters stays. This row does no
-    # harm, because its counters are 0 or ABSENT.
+    # If the next call runs out of memory, the new row with saved counters is not removed. It does
+    # no harm, because its counters are 0 or ABSENT.
     if not find_or_add_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):

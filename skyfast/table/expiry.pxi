@@ -1,9 +1,9 @@
 # Expiry: flows become dormant at their deadlines, connections without flows are removed, and
 # dormant flows are forgotten.
 #
-# `Table.expire` calls `expire_slice`, which takes the table's mutex. To keep the mutex only for a
-# short time, each call visits at most `max_rows` rows and slots of timer wheels. Functions decrease
-# `max_rows` by one for each of them.
+# `Table.expire` calls `expire_slice`, which takes the table's mutex. To release the mutex soon, a
+# call visits at most `max_rows` rows and slots of timer wheels. For each visit, the functions
+# decrease `max_rows` by one.
 
 cdef bint expire_slice(TableState *table, uint32_t now_s, uint32_t max_rows) noexcept nogil:
     # Returns whether more rows may be due, because `max_rows` is used up.

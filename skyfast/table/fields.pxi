@@ -47,13 +47,13 @@ cdef struct Lookup:
     # A lookup: one field of a flow is the key, and the result is a tuple with one or more labels.
     PyObject *names             # the mapping from keys to results; owned by the plan
     bint is_dict                # whether `names` can be read with the C functions for dicts
-    bint has_context            # whether ambiguous keys (result None) are resolved with a context
+    bint has_context            # whether a context resolves ambiguous keys, whose result is None
     uint32_t key                # index of the key in `Report.label_values`
     uint32_t other              # index of the context's other address in `Report.label_values`
     uint32_t point              # index of the context's capture point in `Report.label_values`
     uint32_t column             # index of the lookup's first column; its columns are adjacent
     uint32_t columns            # how many columns the lookup has
-    uint32_t label_set          # index of the first lookup that is equal under `same_labels`
+    uint32_t label_set          # index of the first lookup with the same labels: see `same_labels`
     Py_ssize_t length           # minimum length of a result
 
 

@@ -59,8 +59,8 @@ cdef inline uint64_t string_key(uint32_t string) noexcept nogil:
 
 
 cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # `kind` is the flag in `Flow.connection` that tells what the key is: STRING_KEY, LABELS_KEY, or
-    # 0 for a UUID that is a 64-bit number.
+    # `kind` tells what the key was made from, as in `Flow.connection`: STRING_KEY, LABELS_KEY, or 0
+    # for a UUID that is a 64-bit number.
     cdef uint32_t number = bucket_of(flows, <uint32_t>key)[0]
     cdef Flow *row
     while number:
