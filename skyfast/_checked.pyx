@@ -246,7 +246,7 @@ def deflate_pieces(slices, long_from=None):
 # Invariants
 
 def set_next_seq(Table table not None, uint64_t next_seq):
-    """Set the sequence number of a table without rows, as if `next_seq` rows had been created."""
+    """Set the next sequence number of an empty table, as if it had created `next_seq` rows."""
     if table.state.strings.used or table.state.flow_rows.used:
         raise ValueError("there are rows already")
     table.state.next_seq = next_seq

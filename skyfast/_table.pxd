@@ -182,7 +182,7 @@ cdef struct Conversation:
 
 
 cdef struct LabelValue:
-    # A label value of a report. The struct is only valid while its batch is applied, because the
+    # A label value of a report, or of changed names. The struct is only valid for one batch: the
     # text is borrowed from Python objects.
 
     # The text of the value. NULL if the value is an integer, or if `string` comes from a
@@ -228,7 +228,7 @@ cdef struct Report:
     # The fields from here to `last_update` are only set if the flow was not live when the batch was
     # read.
 
-    # Hash of the labels. 0 if the number of a label's interned string is not known.
+    # Hash of the first view's labels. 0 if the number of a label's interned string is not known.
     uint32_t connection_hash
     # Reason to skip the report, SKIP_NONE, or APPLY_STOP. Ignored if an earlier report of the batch
     # makes the flow live.
@@ -246,7 +246,7 @@ cdef struct Report:
     int64_t update_start_ms
     uint64_t conversation       # hash of the conversation
     uint64_t point              # hash of the capture point
-    LabelValue *label_values    # the labels, then the strings of lookups; owned by the batch
+    LabelValue *label_values    # labels, then strings that lookups use; owned by the batch
     int64_t *last_update        # deltas of the last update, by counter; owned by the batch
 
     # Omitted values. Omissions in fields that the report does not use are not counted.
@@ -265,7 +265,7 @@ cdef struct Report:
 cdef struct ChangedKey:
     # A lookup key whose labels have changed.
     uint32_t string             # number of the key's interned string
-    uint32_t position           # index of the key in the list of the pass's keys
+    uint32_t position           # index of the key in `Relabeling.pass_keys`
     # Whether a flow with the key has been found. If not, the next two fields are not set.
     bint found
     bint ambiguous              # whether the labels depend on the context
@@ -329,8 +329,8 @@ cdef struct Family:
     uint32_t head_lengths[3]    # sizes of the metadata lines, in bytes
     uint32_t view               # index of the view
     uint32_t directions         # number of series per connection: 1, or 2 with a direction label
-    # By direction: index of the value in a row's values, `View.values` for the number of new flows,
-    # or FLOWS. Not used in a family of histograms.
+    # By direction: index of the value in a row's values. `View.values` stands for the number of new
+    # flows, and FLOWS for the number of live flows. Not used in a family of histograms.
     uint32_t values[2]
     int64_t absent              # a series exists only if its value is above this number
     uint32_t decimals           # pages show values divided by 10^decimals

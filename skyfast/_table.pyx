@@ -25,9 +25,9 @@ Data structures
     their own slab allocator and index (`Rows`). An index splits one bucket at a time, so no insert
     has to rehash all rows.
 
-    Flows expire with a timer wheel (see ``table/timer_wheel.pxi``). When a connection of the first
-    view has no live flows left, it is removed. Connections of all other views can outlive their
-    flows, so each of these views has its own timer wheel.
+    A timer wheel finds the flows that expire (see ``table/timer_wheel.pxi``). When a connection of
+    the first view has no live flows left, it is removed. Connections of all other views can outlive
+    their flows, so each of these views has its own timer wheel.
 
     An expired flow becomes *dormant*: it keeps its row, its key and its totals, but does not belong
     to a connection. When the next report of a dormant flow arrives, only the increase over the
@@ -49,14 +49,15 @@ Costs
     one search finds all labels of the tuple.
 
     The time for expiry is proportional to the number of expired rows. In addition, each live flow
-    is added to the wheel again once per timeout. Rendering a page visits all connections of a view
-    once for each of its families.
+    is added to the timer wheel again once per timeout. Rendering a page visits all connections of a
+    view once for each of its families.
 
 Memory
     Slabs and index segments are allocated from an arena of large blocks (`Arena`), and kept until
-    the table is destroyed. The table keeps no Python objects per flow or connection. It only keeps
-    the plan, the names and types of fields, and up to MAX_NAMES results of lookups. If an
-    allocation fails, `update` raises MemoryError, and the current report has no effect.
+    the table is destroyed. The table keeps no Python objects per flow or connection. Its only
+    Python objects are the plan, the names and types of fields, and up to MAX_NAMES results of
+    lookups. If an allocation fails, `update` raises MemoryError, and the current report has no
+    effect.
 
 Lock
     Each table has one mutex. A thread holds the mutex for one slice of work at a time:
@@ -70,8 +71,8 @@ Lock
     thread may read pages.
 
     A thread that holds the mutex must not wait for the GIL, because the thread that has the GIL may
-    be waiting for the mutex. Therefore all code under the mutex is plain C, and allocates memory
-    with C functions. Python's allocators may take the GIL if allocations are traced.
+    be waiting for the mutex. Therefore all code that runs under the mutex is plain C. It allocates
+    memory with C functions: if allocations are traced, Python's allocators may take the GIL.
 
 Files
     This file contains the class `Table` (the interface for Python), the struct `TableState`, and
@@ -84,7 +85,7 @@ Files
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
         decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``counter`` and
         ``distinct_sample`` (estimated numbers of connections).
-    Kinds of rows:
+    Rows and their contents:
         ``labels``, ``names``, ``flows``, ``connections``, ``start_times``, ``conversations``,
         ``dormant``, ``overflow``, ``histograms``.
     Implementation of the methods of `Table`:
@@ -242,8 +243,8 @@ cdef extern from *:
         BLOCK_BYTES             # minimum size of an arena's later blocks
         DEFLATE_SLICE           # approximate size of a slice (see `deflate.pxi`), in bytes of text
         DEFLATE_CHUNK           # maximum of `size` in `Page.deflate`
-        # Minimum size of a slice from which new Huffman codes are learnt, in bytes of text. The
-        # first slice of a page can be smaller.
+        # Huffman codes are usually learnt from slices with at least this number of bytes (see
+        # `deflate.pxi`).
         MIN_SAMPLE
     void row_unused(void *address, size_t size) noexcept nogil
     void row_used(void *address, size_t size) noexcept nogil
@@ -290,7 +291,7 @@ cdef extern from *:
     const uint64_t SHARD_SEED
     # Must be odd. Must never change: otherwise, connections would move to other parts of the page.
     const uint64_t PART_SEED
-    const uint32_t MAX_SEQ_AGE      # see `clamp_seq_age`
+    const uint32_t MAX_SEQ_AGE      # maximum age of a row, in newer rows (see `clamp_seq_age`)
     const int64_t MAX_INTEGER       # the same as MAX_NUMBER
     const uint64_t EACH_BYTE        # the number 1 in each byte
     # Maximum delay of a report, in addition to the agent's update interval. An analyzer keeps a
@@ -308,8 +309,8 @@ cdef enum:
     SKIP_TABLE_FULL
     SKIP_OTHER_SHARD
     SKIP_ENDED
-    # A flow without a part that the plan requires. This is the reason for the first requirement.
-    # The reasons for the other requirements have the next numbers.
+    # The flow does not meet the plan's first requirement. The reasons for the other requirements
+    # have the next numbers.
     SKIP_REQUIRED
     MAX_SKIPS = 32              # maximum number of reasons
 
@@ -340,7 +341,7 @@ cdef enum:
     # The value of a flow that a histogram observes.
     OBSERVE_FIRST               # the first value above 0
     OBSERVE_TOTAL               # the value in the closing report
-    OBSERVE_AGE                 # time from the value in the closing report to its `last_ms`
+    OBSERVE_AGE                 # `last_ms` minus the value (a time), both of the closing report
 
 cdef enum:
     # Flags of a flow. A flag is set if histograms have already observed the flow on this event (see
@@ -349,7 +350,7 @@ cdef enum:
     CLOSING_OBSERVED = 2        # on the closing report
 
 cdef enum:
-    # Which value a gauge of a row keeps, if the flows of the row have different values.
+    # Which of the reported values a gauge of a row keeps.
     KEEP_LATEST
     KEEP_LEAST
     KEEP_MOST
@@ -421,7 +422,7 @@ cdef struct TableState:
 
     # Layout: set when the table is created
 
-    uint64_t seed               # seed of all hashes except the hashes for sharding
+    uint64_t seed               # seed of hashes, except hashes for shards and parts of pages
     uint32_t counters           # number of counters
     uint32_t values             # number of counters and gauges
     uint32_t all_values         # number of counters, gauges and closing gauges
@@ -533,8 +534,8 @@ cdef class Table:
     :param types: the types of flows that `update` accepts (`skyfast.flows.fields.flow_types` of the
         same plan).
     :param slots: whether to read the fields of flows at the offsets of their slots. If false, or if
-        a check shows that the offsets are wrong, fields are read as attributes. The results are the
-        same.
+        a check shows that the offsets are wrong, fields are read as attributes. Both ways have the
+        same results.
 
     The other parameters are those of `set_limits`. Every parameter `now` is the time of a monotonic
     clock in seconds. The clock's origin does not matter.
@@ -642,14 +643,14 @@ cdef class Table:
     def update(self, list flows not None, double now, Py_ssize_t start=0, *, int64_t wall_ms=0):
         """Apply ``flows[start:]`` in order; return the index after the last flow applied.
 
-        :param flows: instances of the plan's types; all flows of one call have the same type.
-        :param wall_ms: the system time in Unix milliseconds, which is the latest possible start
-            time of a new row. If `wall_ms` is 0, start times are not limited.
+        :param flows: instances of one of the types of `set_flow_types`.
+        :param wall_ms: the system time in Unix milliseconds. It replaces any later start time of a
+            new row, because the clocks of agents may be ahead. 0: start times are not limited.
         :returns: ``len(flows)``, or the index of the first flow whose type lacks fields that the
             table needs for this flow. In this case, decode the flows from this index on as
             ``FullReport``, and continue from this index. These flows were neither applied nor
             counted.
-        :raises TypeError: an item is of another type; the flows before this item were applied.
+        :raises TypeError: an item has none of these types; the flows before this item were applied.
         :raises MemoryError: an allocation failed for a flow; the flows before this flow were
             applied.
         :raises ValueError: ``start`` is negative.
@@ -677,8 +678,8 @@ cdef class Table:
     def expire(self, double now, uint32_t max_rows):
         """Make flows dormant at their deadlines, and remove expired connections.
 
-        Also forgets flows that have been dormant for `memory_s`. If there are more than `max_flows`
-        flow rows, also forgets surplus dormant flows.
+        Also forgets flows that have been dormant for too long (see `set_limits`). If there are more
+        than `max_flows` flow rows, also forgets surplus dormant flows.
 
         :param max_rows: maximum number of visits to rows and empty slots of timer wheels. Each
             visit takes about 0.2 µs.
@@ -729,7 +730,7 @@ cdef class Table:
 
     def page(self, double now, uint32_t openmetrics=0, *, created=False, uint32_t part=0,
              uint32_t parts=1, names=None):
-        """Begin a page. It shows connections created before this call, with deadlines after `now`.
+        """Begin a page of the connections that exist at this call and have not expired at `now`.
 
         :param openmetrics: the format: 0 for the text format 0.0.4, 1 for OpenMetrics 1.0, 2 for
             OpenMetrics 2.0. The formats differ in metadata lines, start times and histograms; all
@@ -737,8 +738,8 @@ cdef class Table:
             a page in OpenMetrics 1.0 is invalid.
         :param created: whether a page in OpenMetrics 1.0 has start times. After each sample of a
             counter, and after each histogram, the page then has a sample ``_created`` with the
-            start time. Pages in OpenMetrics 2.0 always have start times. If the first report of a
-            connection has no valid start time, the connection has no start time.
+            start time. Pages in OpenMetrics 2.0 always have start times. A connection has no start
+            time if its first report has no valid one.
         :param part: show only the connections of this part, counted from 0. For the same `parts`, a
             connection is always in the same part: in all its families, on all pages, and in all
             processes.
@@ -876,8 +877,9 @@ cdef class Table:
             * the rank: for a counter, the sum of both directions; for a gauge, the higher value of
               the two directions
             * the label values
-            * the values of the view's families in order, without histograms. A missing series has
-              None. A series of a family with `decimals` has its value times 10^`decimals`.
+            * the values of the view's families in order, without histograms. For a missing series,
+              the value is None. Other values are integers without a decimal point: for a family
+              with 3 decimals, 1.5 is returned as 1500.
             * whether pages show the connection
 
         The result omits these connections:
@@ -1006,8 +1008,8 @@ cdef class Table:
 
             * a tuple of the plan's counters, with -1 for a counter that no report contained
             * the highest ``Last``, in Unix milliseconds
-            * the time of the latest report, in seconds of the caller's clock. The returned time can
-              be up to a second too late. For a dormant flow, the returned time can be up to
+            * an estimate of the time of the latest report, in seconds of the caller's clock. It is
+              usually at most two seconds too late. For a dormant flow, it can also be up to
               `timeout_s` too early.
         """
         cdef const char *text
@@ -1109,7 +1111,7 @@ cdef class Table:
     def times_ms(self):
         """The earliest and the latest ``Last`` in the latest `update`, in Unix milliseconds.
 
-        If no report has a ``Last``, the latest time is 0, and the earliest time is greater than 0.
+        If no report has a ``Last``, the latest time is 0, and the earliest time is 2^63 - 1.
         """
         return self.batch.oldest_ms, self.batch.newest_ms
 
@@ -1167,7 +1169,7 @@ cdef class Relabeling:
     cdef RowRange rows                  # flow rows that the current pass has not visited yet
 
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
-        """Move some flows to the connections with their new labels; return whether more may follow.
+        """Move some flows to the connections with their new labels.
 
         :param budget: the maximum number of flows to move, and the maximum number of keys to fetch;
             0 counts as 1. The step visits up to 64 flow rows per unit of the budget. A visit takes

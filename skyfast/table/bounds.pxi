@@ -74,8 +74,8 @@ cdef inline uint64_t amount_of(const View *view, const Amount *amount,
 
 cdef inline bint reaches_bounds(const View *view, Connection *row,
                                 const Bounds *bounds) noexcept nogil:
-    # `|` avoids a branch, which `or` would need: the processor cannot predict which counters reach
-    # a bound.
+    # `or` would be a branch, and the processor could not predict which counters reach a bound. `|`
+    # avoids this branch.
     cdef uint64_t least_bytes = bounds.min_bytes if bounds.min_bytes else <uint64_t>-1
     cdef uint64_t least_packets = bounds.min_packets if bounds.min_packets else <uint64_t>-1
     return ((amount_of(view, &view.bytes, row) >= least_bytes)
@@ -96,7 +96,7 @@ cdef void list_shown(TableState *table, const View *view, const Bounds *bounds,
             if (row.deadline_s and created_before(row.created_seq, cursor.page_seq)
                     and count < cursor.row_list_capacity):
                 cursor.row_list[count + 1] = number
-                count += reaches_bounds(view, row, bounds)  # adds 0 or 1: see `list_part`
+                count += reaches_bounds(view, row, bounds)  # adds 0 or 1 (see `list_part`)
     cursor.row_list_end = count + 1
     cursor.row_list_view = view
 

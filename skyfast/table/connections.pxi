@@ -44,9 +44,9 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. If
-    # the row has no flows, it is the overflow row. Its links may then be outdated: unlike this row,
-    # linked rows without flows expire.
+    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. A
+    # row without flows is the overflow row. Its links may be outdated, because rows of other views
+    # expire if they have no flows.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 

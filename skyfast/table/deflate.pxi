@@ -45,14 +45,16 @@ cdef enum:
     MIN_STRING = 8              # a shorter string takes fewer bits as literals than as a match
     NO_CHAR = 0x80              # see `Code.pairs`
     PAIRS = (NO_CHAR << 8) + NO_CHAR + 1
-    CODE_BITS = 24              # an entry in `Code` has a code in its low 24 bits, then its length
+    # An entry in `Code` has a code in its low 24 bits, and the length of the code in its high bits.
+    CODE_BITS = 24
     CODE_MASK = (1 << CODE_BITS) - 1
     REPEAT = 16                 # symbol in a list of code lengths: 3 to 6 times the same length
     LENGTH_SYMBOLS = 19         # number of different symbols in a list of code lengths
-    MAX_HEADER = 256
+    MAX_HEADER = 256            # maximum size of the header of a block, in bytes
     STRING_SLOTS = 2048
     # The *sample* of the current codes is the slice that they were learnt from.
-    RELEARN_PERCENT = 120       # new codes after a slice above this % of the sample's bits per byte
+    # New codes are learnt if a slice takes more bits per byte than this percentage of the sample's.
+    RELEARN_PERCENT = 120
     LARGER_SAMPLE = 4           # new codes if a slice is this many times as large as the sample
 
 
@@ -78,7 +80,7 @@ cdef struct Sequence:
 cdef struct Code:
     uint32_t literals[LITERALS]
     uint32_t distances[DISTANCES]
-    uint32_t lengths[MAX_MATCH + 1]     # by match length: the code and the extra bits
+    uint32_t lengths[MAX_MATCH + 1]     # by match length: its code, followed by its extra bits
     # The joined codes of two ASCII characters. The index has the second character in the high byte,
     # and the first in the low byte. NO_CHAR stands for a missing character.
     uint32_t pairs[PAIRS]
@@ -101,7 +103,7 @@ cdef struct Deflater:
     Sequence *sequences         # the sequences of one slice
     char *output
     BitWriter writer
-    bint learns                 # whether codes are learnt from the next slice with enough text
+    bint learns                 # whether to learn codes from the next slice of MIN_SAMPLE bytes
     uint32_t fixed_at[MAX_FIXED]        # latest position of each fixed text, modulo 2^32
     # Latest position of strings, modulo 2^32. The index is a string's number modulo STRING_SLOTS.
     uint32_t strings_at[STRING_SLOTS]

@@ -3,7 +3,7 @@
 # A sample stores the keys whose first `level` bits are 0 (Gibbons, Tirthapura 2001). If a sample is
 # full, its level increases by one, and about half of its keys are removed. Keys are hashes, so each
 # key is stored with a probability of 2^-level. At level 0, the number of different keys is exact.
-# At higher levels, the standard error of this number is below 0.8 %.
+# At higher levels, the number is an estimate with a standard error below 0.8 %.
 #
 # All samples of one method call share one spare array, which `sample_thin` uses. Keys are added
 # without the table's mutex.

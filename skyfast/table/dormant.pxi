@@ -228,8 +228,8 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
 cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
                                uint32_t number, uint32_t saved, uint32_t conversation,
                                const int64_t *deltas, int change) noexcept nogil:
-    # Applies a closing report that repeats a previous report. Because its totals are new, the
-    # previous report was lost. The flow stays dormant.
+    # Applies a closing report that repeats a previous report. Its totals are new, so the previous
+    # report was lost. The flow stays dormant.
     cdef uint32_t before = conversation
     if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
