@@ -1,7 +1,7 @@
 """Logs in to analyzers, and creates the HTTP headers that authenticate requests.
 
-The module aiohttp is imported only at the first login. Most installations need no login, and
-importing aiohttp takes longer than all other imports together.
+This module imports aiohttp only when it is used. Most installations need no login, and importing
+aiohttp takes longer than all other imports together.
 """
 
 import asyncio
@@ -45,10 +45,11 @@ NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Return the IP addresses of ``host`` in the order of preference.
+    """Return the IP addresses of ``host``, in the order that the operating system prefers.
 
-    Each lookup runs in its own daemon thread. If it ran in the executor of the event loop, Python
-    would wait for it at exit, even if the name server does not respond.
+    Each lookup runs in its own daemon thread, because Python does not wait for such threads at
+    exit. A lookup in the event loop's executor would delay the exit if the name server does not
+    respond.
 
     Raises:
         OSError: The resolution failed or took longer than RESOLVE_TIMEOUT_S.
@@ -119,11 +120,12 @@ def connection_error(error: BaseException) -> str:
     """Return the error message of a failed connection, safe to log.
 
     An error's own text can lack the reason, as in ``Connect call failed ('127.0.0.1', 8082)``.
-    Therefore, if the error has an ``errno``, the result is the operating system's message for it.
+    Therefore, if the error has an ``errno``, the result is the operating system's message for this
+    number.
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
-        # The error numbers of name resolution are negative.
+        # The error numbers of name resolution are negative, and unknown to `os.strerror`.
         system = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
         text = system[:1].lower() + system[1:]
     return printable(text or type(error).__name__)
@@ -138,10 +140,10 @@ def redirect(location: str) -> str:
 class Authentication:
     """Authenticates requests to one analyzer.
 
-    At first, requests have Basic authentication. After a 401, skyfast logs in, and later requests
-    have the login cookie. After another 401, skyfast logs in again. No request has both Basic
-    authentication and the login cookie: Skydive would reject an expired cookie even if the password
-    is valid.
+    At first, requests have Basic authentication. After HTTP 401, skyfast logs in, and later
+    requests have the login cookie. After another HTTP 401, skyfast logs in again. No request has
+    both Basic authentication and the login cookie: Skydive would reject an expired cookie even if
+    the password is valid.
 
     The headers, cookies and passwords must not be logged.
     """
@@ -179,7 +181,7 @@ class Authentication:
         return headers
 
     async def reauthenticate(self, rejected_headers: Headers) -> bool:
-        """Log in after a request with ``rejected_headers`` returned 401.
+        """Log in, because a request with ``rejected_headers`` returned HTTP 401.
 
         Returns whether to send the request again with the new `headers`. If several requests are
         rejected at the same time, one call logs in, and the other calls wait for this login.
@@ -220,7 +222,7 @@ class Authentication:
         )
 
     async def _log_in(self) -> str:
-        """Get a token; return an error message that is safe to log, or an empty string."""
+        """Get a login cookie; return an error message that is safe to log, or "" after success."""
         import aiohttp
 
         request = f"POST {printable(self.endpoint.prefix)}{LOGIN_PATH}"

@@ -1,8 +1,9 @@
 """Finds the capture points of each capture: the interfaces on which the capture runs.
 
-The statistics of a capture do not name these interfaces, but flows do. Each flow has the ID of its
-capture, and the ``NodeTID`` of the interface. To save time, only about four messages per second are
-read. `skyfast.skydive.report_checks` checks the same messages.
+The statistics of a capture do not name these interfaces. Therefore this module finds the interfaces
+in flows: each flow has the ID of its capture, and the ``NodeTID`` of its interface. To save time,
+this module reads only the messages that `skyfast.skydive.report_checks` selects: about four per
+second.
 """
 
 import math
@@ -17,14 +18,14 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points per capture. If there are more, the capture point whose latest
-flow is oldest is forgotten."""
+"""Maximum number of capture points per capture. If there are more, the one that has been without
+flows for the longest time is forgotten."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
 
 SILENCE_S: Final = 600.0
-"""A capture point without flows is forgotten after this time."""
+"""A capture point is forgotten after this time without a flow in the messages that are read."""
 
 FORGET_INTERVAL_S: Final = 60.0
 """Minimum time between two calls of `CapturePoints._forget_silent`. Each call takes up to 2 ms."""
@@ -50,7 +51,7 @@ class CapturePoints:
         self._forgot_s = -math.inf
 
     def message(self, data: bytes | bytearray | memoryview, now: float) -> None:
-        """Store the capture points in a message's flows. Unusable messages are ignored."""
+        """Note the capture points of the flows in a message. Unusable messages are ignored."""
         if now - self._forgot_s >= FORGET_INTERVAL_S:
             self._forget_silent(now)
         try:

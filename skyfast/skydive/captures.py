@@ -3,8 +3,8 @@
 A capture runs on every interface that its query matches, on all hosts. A *capture point* is one
 capture on one interface. The agent has a flow table for each capture point. Every 10 s, each
 capture point sends a report to a random analyzer, which forwards the report to its subscribers.
-These are the fields of a report (source: Skydive's ``flow/table.go`` and ``flow/probes``, and
-recordings):
+According to recordings and to Skydive's sources (``flow/table.go`` and ``flow/probes``), a report
+has these fields:
 
 * ``FlowDropped`` and ``KernelFlowDropped``: flows dropped since the capture point's previous
   report. skyfast exports the sum over all reports of a capture as a counter. By default, agents
@@ -55,7 +55,7 @@ MAX_ID_CHARS: Final = 1024
 """Maximum length of a capture ID; reports with longer IDs are counted as ``text_too_long``."""
 
 MAX_VALUE: Final = 2**62
-"""Largest accepted value; reports with larger values are counted as ``out_of_range``."""
+"""Maximum value of a field; reports with larger values are counted as ``out_of_range``."""
 
 MAX_TOTAL: Final = 2**63 - 1
 """Maximum value of an exported counter."""
@@ -192,9 +192,10 @@ class Captures:
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
         """Process a report, the ``Obj`` of a message.
 
-        ``now`` is the time of the table's clock, which stops while reports may be missing. This
-        clock decides when captures expire. ``running`` is the time of a clock that never stops,
-        which decides when values of gauges expire.
+        * ``now``: the time of the clock by which captures expire. This clock stops while reports
+          may be missing.
+        * ``running``: the time of the clock by which values of gauges expire. This clock never
+          stops.
         """
         try:
             report = _decode(raw)
@@ -231,8 +232,7 @@ class Captures:
     def page(self, now: float, openmetrics: int = 0, *, created: bool = False) -> bytes:
         """Return the metric families, or nothing if there are no captures.
 
-        If ``created`` is true, each counter has the start time 0 in OpenMetrics 1.0. This time
-        stands for "unknown".
+        If ``created`` is true, each counter in OpenMetrics 1.0 has the start time 0 ("unknown").
         """
         rows = [
             (label_text({"capture_id": capture_id}), _values(capture))
@@ -263,7 +263,7 @@ class Captures:
         ]
 
     def _known(self, now: float) -> list[tuple[str, _Capture]]:
-        # list() is atomic, so other threads cannot modify the dict during the iteration.
+        # No other thread can modify the dict while list() copies it.
         captures = sorted(list(self._captures.items()))  # noqa: C414
         return [(key, capture) for key, capture in captures if not _is_silent(capture, now)]
 

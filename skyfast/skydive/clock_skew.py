@@ -1,6 +1,6 @@
 """Detects flows with impossible times, which show that the clock of an agent is wrong.
 
-The metrics ``start`` and ``last`` export the agents' times. The table also uses these times to
+Wrong times matter: the metrics ``start`` and ``last`` export them, and the table uses them to
 detect late reports. If the local clock is wrong, the clocks of all agents seem to be wrong.
 """
 
@@ -24,7 +24,7 @@ MAX_SKEW_BEHIND_S: Final = 60.0
 intervals (``flow.update``).
 
 Agents report a packet within one reporting interval. A second interval is allowed, because messages
-can be delayed, and because skyfast notices an increase of ``flow.update`` late."""
+can be delayed, and because skyfast does not notice an increase of ``flow.update`` at once."""
 
 MAX_CLOSING_BEHIND_S: Final = 3600.0
 """In a closing report, the latest packet may be this old.
@@ -38,7 +38,7 @@ Flow = Any
 class Dated(Protocol):
     @property
     def times_ms(self) -> tuple[int, int]:
-        """The oldest and the newest ``Last`` in the latest update of the table."""
+        """The oldest and the newest ``Last`` among the flows of the latest update."""
 
 
 class _Origin(msgspec.Struct, gc=False):

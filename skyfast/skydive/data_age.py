@@ -30,8 +30,8 @@ class DataAge:
     def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats, now_ms: float) -> None:
         """Observe one of the ``flows`` of a message that arrived at ``now_ms`` (Unix milliseconds).
 
-        The histogram ``delivery`` counts the report only if the time of the agent's update
-        (``LastUpdateMetric.Last``) was decoded.
+        The time since the latest packet goes to ``packet_age``. The time since the agent's update
+        goes to ``delivery``, if ``LastUpdateMetric.Last`` was decoded.
         """
         if not flows:
             return

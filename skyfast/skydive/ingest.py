@@ -27,14 +27,14 @@ from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_PARTIAL_FLOWS = 1_000
-"""Maximum number of flows per message that are decoded field by field. Further flows with values of
-a wrong type are skipped.
+"""Maximum number of flows in a message that are decoded field by field, because some of their
+values have wrong types. Further flows of this kind are skipped.
 
 Decoding a flow field by field takes 10 µs. Analyzers put at most 100 flows into a message, so they
 never reach this limit."""
 
 AVERAGED_MESSAGES = 32
-"""The share of messages with unknown flows is a moving average: each message weighs 1 / 32.
+"""The share of messages with unknown flows is a moving average, in which each message weighs 1/32.
 
 A flow is unknown while the table does not contain it."""
 
@@ -45,7 +45,7 @@ At twice this share, omitting these fields would save no time, because messages 
 are decoded twice."""
 
 SHOWN_BYTES = 80
-"""A log line shows this many bytes of an unusable message."""
+"""A log line shows this many bytes from the start of an unusable message."""
 
 log = logging.getLogger("skyfast.ingest")
 
@@ -154,7 +154,7 @@ class Ingest:
     def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Apply flows that were decoded with all fields; check for lost reports."""
+        """Apply flows that were decoded with all fields, and check for lost reports."""
         analyzer.flows += len(flows)
         admitted = self._flow_filter(flows)
         now_ms = self._wall_clock() * 1000
@@ -182,7 +182,7 @@ class Ingest:
     ) -> None:
         """Decode all fields of the flows from ``position`` on, and apply these flows.
 
-        The flows are not counted again as received or filtered.
+        These flows have already been counted as received or filtered.
         """
         try:
             flows = self._decoders.full.decode(data).Obj[position:]
@@ -264,7 +264,7 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # With this text, msgspec reports integers that have more than a few thousand digits.
+            # This is msgspec's error for integers of more than a few thousand digits.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows
@@ -277,11 +277,11 @@ class _Decoders:
     far:
 
     * If the latest message had unknown flows: the fields of labels, and the fields that identify
-      first reports.
-    * If the latest message had no unknown flows, but the share of messages with unknown flows is
-      above `MAX_UNKNOWN_SHARE`: the fields of labels.
-    * Otherwise: none of these fields. Decoding is then faster by a seventh, but a message with
-      unknown flows must be decoded twice.
+      the first report of a flow.
+    * Otherwise, if the share of messages with unknown flows is above `MAX_UNKNOWN_SHARE`: the
+      fields of labels.
+    * In all other cases: none of these fields. Decoding is then faster by a seventh, but a message
+      with unknown flows must be decoded twice.
     """
 
     def __init__(self, types: FlowTypes) -> None:

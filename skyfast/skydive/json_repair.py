@@ -1,8 +1,8 @@
-"""Repairs JSON text that the decoder rejects although its structure is valid.
+"""Repairs JSON text that msgspec rejects although its structure is valid.
 
-RFC 8259 allows two things that the decoder rejects: escapes of lone surrogates, and nesting beyond
-the decoder's limit. The repair removes only strings with lone surrogates, and parts that are nested
-too deeply.
+RFC 8259 allows two things that msgspec rejects: escapes of lone surrogates, and nesting beyond
+msgspec's limit. A repair changes only strings with lone surrogates and parts that are nested too
+deeply.
 """
 
 import re
@@ -19,7 +19,8 @@ MAX_REPAIRED_TOKENS: Final = 500_000
 Parsing 500,000 tokens takes 0.2 s, much less than the timeout for a pong. A message of 100 flows
 contains 10,000 strings and brackets."""
 
-# Matches a string, complete or not, or a bracket. The possessive quantifier prevents backtracking.
+# Matches a bracket or a string. The end of the string may be missing. The possessive quantifier
+# prevents backtracking.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
 # Matches an escape. The group matches only if the escape is a lone surrogate.
@@ -33,9 +34,9 @@ _ESCAPE: Final = re.compile(
 def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
     r"""Return ``data`` with lone surrogates replaced by bytes that are not valid UTF-8.
 
-    The decoder mistakes ``"\ud800"`` for the end of the text. If an invalid byte replaces this
-    escape, the decoder rejects only the string that contains the byte. ``max_escapes`` limits how
-    many escapes are parsed; 0 means all.
+    msgspec mistakes ``"\ud800"`` for the end of the text. If an invalid byte replaces this escape,
+    msgspec rejects only the string that contains the byte. ``max_escapes`` limits how many escapes
+    are parsed; 0 means all.
     """
 
     def marked(escape: re.Match[bytes]) -> bytes:

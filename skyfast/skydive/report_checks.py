@@ -2,9 +2,10 @@
 
 By default, agents send reports to analyzers in UDP datagrams, which can get lost. Reports also get
 lost when a subscriber disconnects, because the analyzer then stops sending for a while. The next
-report of a flow reveals the loss: the totals have increased by more than the increases in
-``LastUpdateMetric``. Such a report has a *gap*. Gaps are counted so that operators notice lost
-reports. The counters of the table stay correct, because the table adds the whole increase.
+report of the flow reveals the loss. Its ``LastUpdateMetric`` has the increases since the previous
+report, but the flow's totals have increased by more. Such a report has a *gap*. Gaps are counted so
+that operators notice lost reports. The counters of the table stay correct, because the table adds
+the whole increase.
 
 The sample also shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -31,11 +32,11 @@ FIRST_PROBABILITY: Final = 0.25
 """The probability that a message is checked, before the rate of messages is known."""
 
 RATE_PERIOD_S: Final = 10.0
-"""Interval at which the probability is adjusted to the rate of messages."""
+"""Interval at which the probability of a check is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""Maximum time by which an older report of a flow arrives after a newer one. Analyzers batch
-reports for up to 5 s, and messages can be delayed."""
+"""An older report of a flow arrives at most this long after a newer report. Analyzers batch reports
+for up to 5 s, and messages can be delayed."""
 
 MAX_UNSETTLED: Final = 10_000
 """Maximum number of gaps that wait for a late report. Above this number, the oldest gap is counted
@@ -46,8 +47,8 @@ UPDATE_PERIODS: Final = 60
 """``flow.update`` is estimated from the longest interval of each of the last 60 minutes.
 
 An interval is the time from ``Start`` to ``Last`` in a ``LastUpdateMetric``. The estimate is the
-second longest of the 60 intervals. The longest is not reliable: when the clock of an agent is
-adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
+second longest of the 60 intervals. The longest interval is not reliable. If the clock of an agent
+is adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
 """Reasons for which skyfast skips single reports of a flow. Only these reasons cause gaps.
@@ -77,7 +78,7 @@ class KnownFlows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Total:
-    """A counter of the plan whose latest increase is in ``LastUpdateMetric``."""
+    """A counter whose increase since the previous report is in ``LastUpdateMetric``."""
 
     index: int
     """The index of the counter in ``plan.counters``."""
@@ -125,8 +126,8 @@ class ReportChecker:
             for index, counter in enumerate(plan.counters)
             if counter.last_update
         )
-        # With deduplication, an unknown flow shows nothing about lost reports: the table may have
-        # skipped earlier reports of the flow as duplicates.
+        # With deduplication, a flow that the table does not contain shows nothing about lost
+        # reports: the table may have skipped its earlier reports as duplicates.
         self._checks_unknown = plan.conversation is None
         self._table = table
         self._stats = stats
@@ -163,7 +164,7 @@ class ReportChecker:
         self._tokens += 1.0
 
     def sample(self, flows: Sequence[Flow]) -> Sample:
-        """Return the flows of a chosen message with their states before the update, for `check`."""
+        """Return the flows of a chosen message with their states before the update of the table."""
         known = self._table.known_totals
         return [(flow, known(flow.UUID)) for flow in flows]
 
@@ -200,11 +201,11 @@ class ReportChecker:
 
     @property
     def has_unsettled(self) -> bool:
-        """Whether gaps wait for late reports."""
+        """Whether late reports can still close a gap."""
         return bool(self._unsettled)
 
     def tick(self) -> None:
-        """Count the gaps whose missing report did not arrive in time, and adjust the probability.
+        """Count gaps whose missing report did not arrive in time; adjust the probability of checks.
 
         Must be called about once a second.
         """

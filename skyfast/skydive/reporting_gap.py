@@ -1,9 +1,9 @@
-"""Decides when to hold (stop) the clock, so that nothing expires while reports may be missing.
+"""Decides when to hold (stop) the table's clock: nothing must expire while reports may be missing.
 
 While a subscription does not deliver (see `Subscription.delivers`), reports of live flows do not
 arrive. Therefore no row expires until the subscription has delivered again for one reporting
 interval (``flow.update``). By then, every live flow has been reported again. The clock is held only
-for a limited time, because ended connections do not expire in this time.
+for a limited time, because ended connections do not expire meanwhile.
 """
 
 import math
@@ -29,12 +29,14 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """Limits how long the clock is held."""
+    """Measures how long the clock is held because of one subscription, or of all together."""
 
     spent_s: float = 0.0
-    """How long the clock has been held. Reset to 0 after a healthy reporting interval."""
+    """How long the clock has been held. Reset to 0 when ``healthy_s`` reaches one reporting
+    interval."""
     healthy_s: float = 0.0
-    """Length of the current healthy interval."""
+    """How long the subscription has been healthy. For all subscriptions: how long none of them has
+    been a reason to hold the clock."""
 
     def pass_time(
         self, seconds: float, *, holding: bool, healthy: bool, reset_after_s: float
@@ -72,13 +74,14 @@ class ReportingGap:
       `SLACK_S`.
     * The clock is held while a considered subscription is unhealthy. A removed subscription counts
       as not delivering.
-    * A subscription that does not deliver for `MISSING_UPDATES` intervals, while another
-      subscription delivers, is ignored until it is healthy again. After these intervals, the agents
-      send their reports to the other analyzers.
+    * If a subscription does not deliver while another one does, it is ignored after
+      `MISSING_UPDATES` intervals. By then, the agents send all reports to the other analyzers. Once
+      the subscription is healthy, it is considered again.
     * A subscription is also ignored if it has held the clock for `INCIDENT_UPDATES` intervals. This
       time is counted from 0 again after one interval in which the subscription was healthy.
     * All subscriptions together can hold the clock for `INCIDENT_UPDATES` intervals. This time is
-      counted from 0 again after one interval in which no subscription was a reason to hold it.
+      counted from 0 again after one interval in which no subscription was a reason to hold the
+      clock.
     """
 
     def __init__(self, *, slack_s: float = SLACK_S) -> None:

@@ -1,16 +1,16 @@
 """Detects subscriptions that receive nothing for longer than chance can explain.
 
 Every 10 s, each capture point (a capture on one interface) sends a ``stats`` message to a random
-analyzer (``flow/table.go`` and ``flow/client/flow_client.go`` of Skydive). If n of these messages
-are sent to N analyzers, the probability that a given analyzer receives none of them is (1 - 1/N)^n.
-A subscription without a message is *suspect* if this probability is less than `SUSPECT_CHANCE`, and
-*silent* if it is less than `SILENT_CHANCE`. The section "Silence" of ``docs/architecture.md``
-explains how n is estimated.
+analyzer. In Skydive's sources, see ``flow/table.go`` and ``flow/client/flow_client.go``. If n
+``stats`` are sent to N analyzers, the probability that a given analyzer receives none of them is (1
+- 1/N)^n. A subscription without a message is *suspect* if this probability is less than
+`SUSPECT_CHANCE`, and *silent* if it is less than `SILENT_CHANCE`. The section "Silence" of
+``docs/architecture.md`` explains how n is estimated.
 
 A subscription can also get ``stats`` but no flows. When a subscriber disconnects, the analyzer
 stops sending to all its subscribers until another client subscribes. If this client subscribes only
-to ``stats``, all subscribers get only ``stats``. A subscription without flows is silent, too, if
-``stats`` show that captures receive packets.
+to ``stats``, all subscribers get only ``stats``. A subscription without flows also counts as silent
+if ``stats`` show that captures receive packets.
 
 Time is measured in ticks (regular calls). A pause of the process counts as one tick, so the pause
 does not seem to be silence.
@@ -50,10 +50,10 @@ four windows are longer than the silence. When captures end, the estimate decrea
 minutes."""
 
 ENDED_SHARE: Final = 0.5
-"""The share of the expected ``stats`` below which some captures have probably ended.
+"""If the other subscriptions receive less than this share of their expected ``stats``, some
+captures have probably ended.
 
-The share is computed if one subscription receives no message, and all others deliver. It covers the
-``stats`` that the others receive together."""
+This is only checked while one subscription receives no message and all others do."""
 
 IDLE_SHARE: Final = 0.1
 """If at most this share of the reports shows received packets (see `Activity`), the captures may be
@@ -64,15 +64,15 @@ IDLE_REPORTS: Final = 3
 still changes."""
 
 MEMORY_S: Final = 60.0
-"""Reported values are remembered for at least this time. A capture point sends six reports in this
-time."""
+"""Reported values of ``PacketsReceived`` are remembered for at least this time. A capture point
+sends six reports in this time."""
 
 MAX_VALUES: Final = 20_000
 """Maximum number of values that are remembered in `MEMORY_S`. At the limit, the values of further
 reports are ignored."""
 
 READINGS: Final = (9, 10, 11)
-"""``PacketsReceived`` is the sum of nine, ten or eleven readings of a total."""
+"""``PacketsReceived`` is the sum of nine, ten or eleven readings of a packet counter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ class SilenceTiming:
     silent_s: float = 20.0
     """Minimum time without a message until a subscription is silent."""
     slack_s: float = SLACK_S
-    """Time from the end of a reporting interval until the reports have arrived."""
+    """Maximum time from the end of a reporting interval until its reports have arrived."""
 
 
 class _PacketReport(msgspec.Struct, gc=False):
@@ -225,8 +225,8 @@ class SilenceDetector:
     def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
         """Update once per tick; return why the subscription is silent, or an empty string.
 
-        ``received``, ``statistics`` and ``flows`` describe the messages since the last tick.
-        ``statistics`` is the number of ``stats``.
+        All arguments except ``now_s`` describe the messages since the last tick. ``statistics`` is
+        the number of ``stats``; ``flows`` is whether any message had flows.
         """
         self._reporting.add(statistics, now_s)
         if received:
@@ -280,8 +280,8 @@ class SilenceDetector:
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
     """Return whether the probability that an analyzer gets no message is at most ``chance``.
 
-    Each of ``sent`` messages goes to one of ``analyzers`` at random. ``lost`` is the share of lost
-    messages.
+    ``sent`` is the number of messages; each goes to one of ``analyzers`` at random. ``lost`` is the
+    share of lost messages.
     """
     missed = 1 - (1 - lost) / analyzers
     if missed <= 0:
@@ -304,7 +304,7 @@ class _MissingFlows:
         """Number of reports that show received packets, minus the number that is normal for idle
         captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
-        """The value of ``seconds`` when flows became due (see `_due_since`), or infinity."""
+        """The value of ``seconds`` when flows became due; infinity if they are not due yet."""
 
     def update(self, *, flows: bool, tick_s: float) -> None:
         if flows:

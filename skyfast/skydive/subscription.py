@@ -58,8 +58,8 @@ _wire_log = logging.getLogger("skyfast.websockets")
 _wire_log.setLevel(logging.WARNING)
 
 SILENCE_JITTER: Final = 1.3
-"""Each subscription multiplies the silence timeout by a random factor of up to this value: a
-timeout of 20 s becomes up to 26 s.
+"""Each subscription multiplies the silence timeout by a random factor from 1 to this value.
+Example: a timeout of 20 s becomes 20 to 26 s.
 
 An analyzer stops sending to all its subscribers at once. When one of them reconnects, the analyzer
 sends to all of them again. Because of the random factor, one subscriber reconnects first, and the
@@ -95,13 +95,14 @@ class Timing:
     backoff_most_s: float = 10.0
     """Upper limit of the maximum delay."""
     healthy_s: float = 30.0
-    """A subscription that lasted this long resets the delay."""
+    """After a subscription that lasted this long, the delays start from ``backoff_first_s``
+    again."""
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If the analyzer has waited to send for this long, and then closes the connection, skyfast has
-    probably read too slowly. Skydive closes a connection if it cannot write for 10 s,
-    or if no pong arrives within 7 s."""
+    """If the analyzer closes the connection after it has waited to send for this long, skyfast has
+    probably read too slowly. Skydive closes a connection if it cannot write for 10 s, or if no pong
+    arrives within 7 s."""
     conflict_grace_s: float = 15.0
     """For this time after the end of a subscription, its analyzer may reject the next subscription
     with HTTP 409."""
@@ -110,7 +111,7 @@ class Timing:
     resolve_interval_s: float = 30.0
     """Interval between two resolutions of a ``dns+`` name."""
     silence: SilenceTiming = field(default_factory=SilenceTiming)
-    """The times of `skyfast.skydive.silence`."""
+    """The times that decide when a subscription is silent."""
 
 
 DEFAULT_TIMING: Final = Timing()
@@ -182,7 +183,7 @@ def classify(exc: BaseException) -> str:
 
 
 def backoff(timing: Timing = DEFAULT_TIMING) -> Iterator[float]:
-    """Yield the delays before new attempts in seconds: exponential backoff with full jitter."""
+    """Yield the delays, in seconds, before new attempts: exponential backoff with full jitter."""
     ceiling_s = timing.backoff_first_s
     while True:
         yield random.uniform(0, ceiling_s)
@@ -243,7 +244,7 @@ class _SilenceMonitor:
         tick_s: float,
         on_change: Callable[[], None],
     ) -> None:
-        """If the subscription is silent, ``deadline`` expires.
+        """The monitor makes ``deadline`` expire when the subscription is silent.
 
         ``on_change`` is called when the subscription starts or stops delivering.
         """
@@ -478,7 +479,7 @@ class Subscription:
 
     async def _close(self, connection: ClientConnection) -> None:
         try:
-            # The timeout of websockets does not cover a full write buffer.
+            # If the write buffer is full, the timeout of websockets does not apply.
             async with asyncio.timeout(self._timing.close_timeout_s):
                 await connection.close()
         except TimeoutError:
@@ -488,7 +489,7 @@ class Subscription:
                 connection.transport.abort()
 
     async def _failed(self, exc: Exception, delay_s: float) -> None:
-        """Count and log the end of a subscription, and log in to the analyzer if that may help."""
+        """Count and log the end of a subscription. After HTTP 401, log in to the analyzer."""
         reason = classify(exc)
         self.stats.reconnects[reason] += 1
         level = logging.WARNING
@@ -521,8 +522,8 @@ class Subscription:
             self._on_change()
 
     def _log_subscribed(self, server: str) -> None:
-        # Log the next failure in any case. Otherwise, the last log line would show the subscription
-        # as up.
+        # Log the next failure, even if the same failure has just been logged. Otherwise, the last
+        # log line would show the subscription as up.
         self._limit.reset()
         if self._server in ("", server):
             log.info("analyzer %s: subscribed to %s", self.endpoint.name, server)
@@ -576,7 +577,7 @@ def _explanation(exc: Exception, *, secure: bool) -> str:
             return redirect(exc.response.headers.get("Location", ""))
         case InvalidStatus() if exc.response.status_code == 400 and not secure:
             return USE_TLS
-        case InvalidMessage() if not secure:  # an HTTP/1.0 response, an alert, or no response
+        case InvalidMessage() if not secure:  # an HTTP/1.0 response, a TLS alert, or no response
             return USE_TLS
         case ssl_module.SSLError() if exc.reason in NOT_TLS:
             return USE_PLAIN

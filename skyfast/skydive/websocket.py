@@ -46,8 +46,8 @@ _FORWARDED: Final = (
 )
 """The first byte of a fragment, ping or pong, which is forwarded to websockets.
 
-Close frames are not in this list: a close frame and all later bytes are forwarded without parsing,
-because no message follows a close frame."""
+Close frames are not in this list. No message follows a close frame, so this frame and all later
+bytes are forwarded without parsing."""
 
 _RESPONSE_END: Final = b"\r\n\r\n"
 """The end of a successful opening handshake response, which has no body."""
@@ -56,7 +56,7 @@ _UNLIMITED: Final = sys.maxsize
 """More bytes than a connection can ever receive."""
 
 _INT_BYTES: Final = 4
-"""Size of a C int, which is the result of FIONREAD: see ioctl(2)."""
+"""Size of the result of FIONREAD, which is a C int: see ioctl(2)."""
 
 _DATA: Final = (Opcode.CONT, Opcode.TEXT, Opcode.BINARY)
 
@@ -72,8 +72,8 @@ because the buffer is reused."""
 class WebSocketConnection(ClientConnection):
     """A client connection that passes its messages on immediately, without a queue.
 
-    This class uses only methods that subclasses of websockets' class may override or call: the
-    callbacks of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
+    This class uses only methods that subclasses of websockets' class may override or call. These
+    are the callbacks of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -93,7 +93,7 @@ class WebSocketConnection(ClientConnection):
         """
         self._receiver.start(on_message, max_message_bytes)
         while True:
-            await self.recv()  # only raises: `process_event` consumes all messages
+            await self.recv()  # never returns a message: `process_event` consumes all of them
 
     def backlog_bytes(self) -> int:
         """Return the number of unprocessed bytes in the socket and in the buffer."""
