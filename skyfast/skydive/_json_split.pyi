@@ -2,10 +2,10 @@ from typing import Self, final
 
 @final
 class ArraySplitter:
-    """Splits one JSON list into its elements. ``null`` counts as an empty list.
+    """Splits the text of one JSON list into its elements. ``null`` counts as an empty list.
 
     Elements longer than ``max_element_bytes`` are skipped and counted in ``skipped``. The syntax
-    inside of elements is not checked. Two threads must not use the same splitter at the same time.
+    inside the elements is not checked. Two threads must not use the same splitter at the same time.
 
     Raises:
         ValueError: ``max_element_bytes`` is not positive.
@@ -16,10 +16,12 @@ class ArraySplitter:
     @property
     def skipped(self) -> int: ...
     def feed(self, piece: bytes | bytearray | memoryview, /) -> list[bytes]:
-        """Return the elements that end in ``piece``, in order. Releases the GIL while scanning.
+        """Return the elements that end in ``piece``, the next part of the text.
+
+        Releases the GIL while it scans the text.
 
         Raises:
-            ValueError: The text is not a JSON list. After this error, the splitter cannot be used.
+            ValueError: The text is not a JSON list. The splitter must not be used afterwards.
 
         """
 

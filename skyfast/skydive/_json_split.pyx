@@ -1,12 +1,12 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
-A response of the topology API can be a hundred megabytes long. Decoding the whole response at once
-would need memory for the text and for all objects, and would hold the GIL for a large part of a
-second.
+A response of the topology API can be a hundred megabytes long. Decoding it at once would need
+memory for the text and for all objects. It would also hold the GIL for a large part of a second.
 
 To find the commas between the elements, the splitter counts brackets and skips strings, which takes
-about 1 ns per byte. The decoder later checks the syntax inside of the elements.
+about 1 ns per byte. The syntax inside the elements is checked later, when msgspec decodes each
+element.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -28,7 +28,7 @@ cdef struct _State:
     _Place place
     Py_ssize_t depth        # number of open brackets within the element
     bint in_string
-    bint escaped            # whether the previous character was a backslash in a string
+    bint escaped            # whether a backslash in a string escapes the next character
     int letters             # number of letters of "null" that have been read
 
 cdef struct _Found:
@@ -46,10 +46,10 @@ cdef Py_ssize_t _scan(
     const unsigned char *text, Py_ssize_t start, Py_ssize_t size,
     _State *state, _Found *found, int *count, Py_ssize_t *begin,
 ) noexcept nogil:
-    """Find elements that end at or after the offset ``start`` of ``text``.
+    """Store in ``found`` the next elements that end at or after the offset ``start`` of ``text``.
 
-    Returns the offset at which the next call continues, or at which the text is invalid. ``begin``
-    is the offset at which the current element begins.
+    Returns the offset at which the next call starts. If ``state.place`` is ``INVALID``, this is the
+    offset of the error. ``begin`` is the offset of the element that has not ended yet.
     """
     cdef Py_ssize_t index = start
     cdef unsigned char char
@@ -161,7 +161,7 @@ cdef class ArraySplitter:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """Complete the current element with the first ``size`` bytes of ``text``, and add it."""
+        """Complete an element with the first ``size`` bytes of ``text``, and add or skip it."""
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:
@@ -174,7 +174,7 @@ cdef class ArraySplitter:
         return 0
 
     cdef int _keep(self, const unsigned char *text, Py_ssize_t size) except -1:
-        """Store a part of an element that continues in the next piece."""
+        """Store the received part of an element that continues in the next piece."""
         if len(self._partial) + size > self._max_element_bytes:
             self._partial = bytearray()
             self._skipping = True

@@ -17,7 +17,7 @@ _NETWORK: Final = 1
 """Index of the own name of an address's network in the tuples of `OwnNames`."""
 
 _UNKNOWN: Final[NameTuple] = ("unknown",)
-"""Returned by a lookup if the address is not in the topology."""
+"""Stands for the names of an address that is not in the topology."""
 
 MAX_SHARED: Final = 10_000
 """Maximum number of cached name tuples of ambiguous addresses. A full cache is emptied."""
@@ -33,7 +33,7 @@ class TopologyNames(Protocol):
 
 
 class CombinedNames(dict[str, NameTuple | None]):
-    """Maps addresses, as written in flows, to their names: a `skyfast.flows.plan.Names`.
+    """Maps addresses, as written in flows, to names. Implements `skyfast.flows.plan.Names`.
 
     Each tuple of names has these parts:
 
@@ -43,8 +43,7 @@ class CombinedNames(dict[str, NameTuple | None]):
     3. The own name of the network, and the values of the keys in ``names_keys``. If there are no
        own names, tuples have this part only if a label shows one of its elements.
 
-    The first lookup of an address adds the address to the dict, unless the address is not in the
-    topology.
+    If an address is in the topology, the first lookup adds it to the dict.
 
     The table compares tuples by identity. Therefore two unknown addresses with equal own names get
     the same tuple. Two ambiguous addresses get the same tuple if both their own names and their
@@ -59,7 +58,7 @@ class CombinedNames(dict[str, NameTuple | None]):
         self.use(NO_NAMES, extends=False)
 
     def use(self, own: OwnNames, *, extends: bool) -> None:
-        """Combine the topology's names with ``own`` from now on.
+        """Replace the own names with ``own``.
 
         ``extends`` is true if a label shows the name of a network, or a value of ``names_keys``.
         """

@@ -62,13 +62,13 @@ CONTROLLERS: Final = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""Maps the node type of each pod-creating workload in Skydive to its kind in Kubernetes."""
+"""The workloads that create pods: maps their node type in Skydive to their kind in Kubernetes."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
 """The values of ``RelationType`` for the edges that skyfast uses to resolve names."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type that this module uses for containers of the Kubernetes probe.
+"""The type that this module gives to the containers of Skydive's Kubernetes probe.
 
 Skydive uses the type ``container`` both for these containers and for containers of a container
 runtime."""
@@ -81,13 +81,14 @@ _KUBERNETES_TYPES: Final = frozenset(
         *("service", "statefulset", "storageclass", KUBERNETES_CONTAINER),
     )
 )
-"""The node types of the Kubernetes probe: see ``NewK8sProbe`` in ``topology/probes/k8s/k8s.go``."""
+"""The node types of Skydive's Kubernetes probe: see ``NewK8sProbe`` in
+``topology/probes/k8s/k8s.go``."""
 
 _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libvirt"}
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# Maps each relation to the types of its parent and its child. For ``ownership`` and ``layer2``,
+# Maps each relation to the types of an edge's parent and child. For ``ownership`` and ``layer2``,
 # `_add_edges` has separate rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
@@ -163,7 +164,10 @@ class GraphIndex:
             self.skipped[reason] += count
 
     def release(self) -> None:
-        """Free the memory in parts. Afterwards, the index must not be used."""
+        """Free the memory in parts, so that other threads can get the GIL.
+
+        Afterwards, the index must not be used.
+        """
         while self._parents:
             self._parents.popitem()
         while parts := vars(self):
@@ -238,7 +242,7 @@ class GraphIndex:
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
     """Return whether to count an edge as `EDGE_WITHOUT_NODE`.
 
-    At least one of ``parent`` and ``child`` is None: this node is not in the graph.
+    None stands for a parent or child that is missing from the graph. At least one is missing.
     """
     if relation == OWNERSHIP:
         # Do not count the edge if the missing node may have a type that skyfast does not read. A

@@ -115,7 +115,10 @@ class _Page:
     _openmetrics: dict[tuple[int, bool], bytes] = field(default_factory=dict)
 
     def in_openmetrics(self, version: int, *, created: bool) -> bytes:
-        """Return the page in OpenMetrics, rendered on first use; see `Interfaces.page`."""
+        """Return the page in OpenMetrics, rendered on first use.
+
+        `Interfaces.page` explains the arguments.
+        """
         key = version, version == 1 and created
         if key not in self._openmetrics:
             text = memoryview(self.text)
@@ -188,8 +191,8 @@ class Interfaces:
 
         * ``openmetrics`` is 0 for the text format 0.0.4, 1 for OpenMetrics 1.0, or 2 for
           OpenMetrics 2.0. Pass 1 only with ``naming: standard``.
-        * If ``created`` is true, each counter in OpenMetrics 1.0 has the start time 0 ("unknown"):
-          devices do not report when a counter started.
+        * If ``created`` is true, each counter in OpenMetrics 1.0 has the start time 0 ("unknown").
+          Devices do not report when a counter started.
         """
         page = self._page
         if now >= page.expires_at:

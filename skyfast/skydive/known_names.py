@@ -1,10 +1,10 @@
 """Looks up and searches the names of addresses and capture points.
 
-No queries are sent. The names come from these sources:
+Lookups send no queries to analyzers. The names come from these sources:
 
-* names from the topology that labels show
+* the names in the topology, if labels show them
 * *own names*, which users gave to addresses and networks
-* interfaces whose counters are exported
+* the interfaces whose counters are exported
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -56,7 +56,7 @@ _HOST, _INTERFACE, _NAMESPACE, _POD, _CONTAINER, _NETNS = map(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownNames:
-    """Thread-safe, but names can change between two calls."""
+    """Any thread may look up names. The names can change between two lookups."""
 
     index: NameMappings | None
     """None if no label shows names and there are no own names."""
@@ -102,5 +102,5 @@ def _point_name(names: tuple[str, ...]) -> CapturePointName:
 
 
 def _items(names: Mapping[str, object]) -> list[tuple[str, Any]]:
-    # The event loop cannot change a dict while ``list()`` copies it.
+    # The event loop cannot change the dict while list() copies it.
     return list(names.items())

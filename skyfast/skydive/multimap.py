@@ -10,7 +10,7 @@ V = TypeVar("V")
 class MultiMap(Generic[K, V]):
     """Maps each key to its values, in the order in which the values were added.
 
-    Two equal values of a key are kept if they are different objects.
+    Values are distinguished by identity: two equal objects are two values.
 
     A list for each of 100,000 keys would slow down the garbage collector, which visits all lists
     without releasing the GIL.

@@ -26,12 +26,14 @@ MAX_NAMES: Final = 100_000
 """Maximum number of entries of a mapping, including entries that are no longer in the topology."""
 
 MAX_RESOLVED: Final = 50_000
-"""Maximum number of keys (`ResolveKey`) in the cache of names. Further keys have empty names."""
+"""Maximum number of keys (`ResolveKey`) in the cache with the names of ambiguous addresses. Further
+keys have empty names."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache of names.
+"""Minimum time between two clearings of the cache with the names of ambiguous addresses.
 
-After a clearing, current flows look up their names again. Therefore only unused names are lost."""
+After a clearing, the names for current flows are looked up again. Therefore only unused names are
+lost."""
 
 MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
@@ -62,7 +64,8 @@ class _Update(Generic[V]):
     gone: Mapping[str, float]
     """The keys that are missing from the resolution, but are not removed yet.
 
-    Maps each of these keys to the time of the first resolution without the key, oldest first."""
+    Maps each key to the time of the first resolution without it. The keys with the earliest times
+    come first."""
 
     @property
     def keys(self) -> set[str]:
@@ -88,7 +91,7 @@ class _Context:
         return choose(candidates, other, point, self.networks, address=address)
 
     def _in_namespaces_of(self, point: PointLocation | None, address: str) -> tuple[Candidate, ...]:
-        """Return the candidates in the namespaces of a capture point and of the point's peers.
+        """Return the candidates in the namespaces of a capture point and of its veth peers.
 
         A loopback address has one candidate in each namespace, so there can be thousands. Therefore
         the candidates are indexed by namespace.
@@ -117,8 +120,8 @@ class IndexChanges:
     """The new content of the cache: the names of each key, chosen again with ``context``. Empty if
     the cache is cleared."""
     cached: int
-    """The number of keys in the cache at the time of the comparison; `apply` drops keys that were
-    added later."""
+    """The number of keys in the cache when these changes were computed. `apply` drops keys that
+    were added to the cache later."""
     affected: Set[str]
     """The ambiguous addresses whose names have changed for at least one cached key. If the cache is
     cleared, these are all addresses whose names may change."""
@@ -161,8 +164,8 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         self.notes_unknown = True
         """Whether a lookup notes an unknown address for `take_unknown`."""
         self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
-        """The number of lookups of ``unknown`` addresses and of ``ambiguous`` addresses that
-        exceeded a limit."""
+        """The number of lookups that exceeded a limit, for ``unknown`` and for ``ambiguous``
+        addresses."""
         self._context = _Context()
         self._resolved: dict[ResolveKey, tuple[str, ...]] = {}
         self._overflowed = False
@@ -238,7 +241,7 @@ class NameIndex:
     New and changed names apply at once. An analyzer that has just started may not know all nodes
     yet. Therefore, if a node is missing from a resolution, its names stay for ``keep_s``. The first
     resolution after this time removes the names. If all capture points of a host are missing, the
-    host's candidates for ambiguous addresses also stay for ``keep_s``.
+    host's candidates (possible owners) for ambiguous addresses also stay for ``keep_s``.
 
     The table keeps references to the mappings. Therefore :meth:`apply` and :meth:`forget_topology`
     change the mappings in place.
@@ -247,7 +250,7 @@ class NameIndex:
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
         """``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
 
-        ``k8s_labels`` are the keys of the pod labels whose values follow an address's other names.
+        ``k8s_labels`` are the keys of pod labels. The names of an address end with their values.
         """
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()
@@ -297,7 +300,7 @@ class NameIndex:
         self._keep_s = keep_s
 
     def is_due(self, now: float) -> bool:
-        """Return whether the next resolution removes entries even if the topology is unchanged."""
+        """Return whether names that have been missing for ``keep_s`` must be removed."""
         gone = self._gone_nodes, self._gone_addresses
         oldest = [since for times in gone for since in islice(times.values(), 1)]
         return any(now - since >= self._keep_s for since in oldest)
@@ -478,10 +481,10 @@ def _truncated(mapping: Mapping[str, V]) -> tuple[Mapping[str, V], int]:
 def _with_gone_hosts(
     candidates: Mapping[str, tuple[Candidate, ...]], context: _Context, gone_hosts: Set[str]
 ) -> dict[str, tuple[Candidate, ...]]:
-    """Keep the former candidates on ``gone_hosts`` for addresses that have other candidates now.
+    """Return the candidates of addresses that have lost candidates on ``gone_hosts``.
 
-    Returns these addresses, each with its current candidates and its former candidates on
-    ``gone_hosts``.
+    Each address gets its current candidates and the lost candidates. Addresses without current
+    candidates are left out.
 
     After an analyzer has started, hosts reappear in the topology one by one. If several hosts have
     the same address, the address must not get the names of the host that reappears first.

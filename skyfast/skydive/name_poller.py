@@ -51,7 +51,7 @@ PODS_INTERVAL_S: Final = 5.0
 These readings detect that another pod has taken over an address."""
 
 OVERLAP_MS: Final = 120_000
-"""A query for changes also asks for the changes in this period before the previous query.
+"""Each query for changes also covers this much time before the previous query.
 
 Without this overlap, skyfast could miss changes. ``UpdatedAt`` comes from the clock of the node's
 host, and this clock can be behind. In addition, a change takes a few seconds to reach the
@@ -107,7 +107,8 @@ class _Progress:
     asked_ms: int = 0
     """The Unix time of the latest reading."""
     newest_ms: int = 0
-    """The latest ``UpdatedAt`` of the nodes. Edges are not newer than their nodes."""
+    """The latest ``UpdatedAt`` of the nodes. Edges are ignored, because they are not newer than
+    their nodes."""
 
 
 class NamePoller:
@@ -228,7 +229,7 @@ class NamePoller:
     async def _ask(
         self, client: TopologyClient, query: Query, kind: str, *, kept: Query
     ) -> GraphReader | None:
-        """Send ``query``, which asks for all or some of the elements of the stored query ``kept``.
+        """Send ``query``, which returns all or some of the elements that are stored for ``kept``.
 
         Returns None if no analyzer responded.
         """
@@ -334,10 +335,10 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Query the pods of unknown addresses and the pods that have just changed, in turns.
+        """Query the pods of unknown addresses and the changed pods, alternately.
 
-        A query for changed pods finds pods that got an unknown address after this address was
-        queried. Such a query also finds pods that have taken over a known address.
+        A query for changed pods finds pods that did not have their address yet when this address
+        was queried. It also finds pods that have taken over a known address.
         """
         addresses, now = self._index.addresses, self._now()
         query = None

@@ -90,7 +90,8 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """Whether this is the host's own namespace."""
     has_containers: bool = False
     container: str = ""
-    """The name of the namespace's only container that is not a sandbox, or ""."""
+    """The name of the only container in the namespace; "" if there are none or several. Sandboxes
+    do not count."""
     pod: Pod | None = None
     pod_names: PodNames | None = None
     """The names of the pod. They can be known from containers even if ``pod`` is None."""
@@ -210,10 +211,13 @@ class _Resolver:
     def _pod_of(
         self, containers: Sequence[Node], host: str
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
-        """Return the pod of containers that share a namespace, and the names of the pod.
+        """Return the pod of runtime containers that share a namespace, and the names of the pod.
 
-        The pod's name comes from the containers' counterparts in Kubernetes, or else from labels of
-        the containers, or else from names of the containers.
+        The name of the pod comes from the first of these sources that has a name:
+
+        * the Kubernetes containers that belong to the runtime containers
+        * the labels of the runtime containers
+        * the names of the runtime containers
 
         Raises:
             ContradictionError: The containers belong to different pods.
@@ -269,7 +273,7 @@ class _Resolver:
                 self._skipped[NO_ID] += 1
                 continue
             # If several nodes have the same TID, a flow does not show to which of them it belongs.
-            # In this case, always choose the same node.
+            # In this case, always choose the same node, so that names do not change.
             other = by_tid.setdefault(tid, (node, namespace))
             if other[0] is not node:
                 self._skipped[DUPLICATE_TID] += 1
@@ -410,9 +414,9 @@ class _Resolver:
     def _is_host_network(self, pod: Pod) -> bool:
         """Return whether a pod uses the network of its host.
 
-        A pod with the same address as its host uses the network of the host. If the host of the pod
-        is unknown, any host with the same address counts. If the host is known, other hosts do not
-        count, because several hosts can use the same subnet.
+        A pod with an address of its host uses the network of the host. If the host of the pod is
+        unknown, an address of any host counts. If the host is known, other hosts do not count,
+        because several hosts can use the same subnet.
         """
         hosts = [self._own_addresses.get(address, ()) for address in pod.addresses]
         return pod.host_network or any(

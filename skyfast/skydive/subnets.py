@@ -57,8 +57,8 @@ class Subnets:
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
         if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
-            # A subnet with only one address never contains both addresses of a flow, and every pod
-            # can have such a subnet.
+            # Leave out subnets with one address. They never contain both addresses of a flow, but
+            # each pod can have such a subnet.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)

@@ -66,7 +66,7 @@ class Reader(Protocol):
         """Raises MalformedResponseError if the whole response is unusable."""
 
     def skip(self, count: int, /) -> None:
-        """Count elements that were too long to be decoded."""
+        """Add ``count`` to the number of elements that were too long to be decoded."""
 
 
 class Observer(Protocol):
@@ -138,8 +138,8 @@ class TopologyClient:
         # The import takes up to 0.3 s. Meanwhile, the event loop continues.
         aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
         self._session = aiohttp.ClientSession(
-            # An open connection would time out before the next query, and aiohttp does not retry a
-            # POST.
+            # Close connections after each query: an open connection would time out before the next
+            # query, and aiohttp does not retry a POST.
             connector=http_connector(force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
             # `_Elements` decompresses the response, and limits the decompressed size.

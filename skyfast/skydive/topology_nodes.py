@@ -22,7 +22,7 @@ MAX_ELEMENTS: Final = 100_000
 
 
 class MalformedResponseError(ValueError):
-    """A response is not a JSON list."""
+    """A response is not a JSON list, or one of its elements is not JSON."""
 
 
 class Counters(msgspec.Struct, gc=False, rename="pascal"):
@@ -129,7 +129,7 @@ def _recover(element: bytes) -> InterfaceNode | None:
 
 
 def readable(element: bytes) -> bytes:
-    """Return ``element`` without too deeply nested parts, and with replacements for invalid text.
+    """Return ``element`` without parts that are nested too deeply. Invalid text becomes U+FFFD.
 
     Raises:
         MalformedResponseError: ``element`` is not JSON.

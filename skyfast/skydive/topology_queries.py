@@ -27,8 +27,8 @@ MAX_VALUES: Final = 500
 """Maximum number of addresses or IDs in a query.
 
 The analyzer locks its graph while it compares each value with each pod. For 500 addresses and 5,000
-pods, this takes 0.4 s of CPU time. A ``Regex`` of the same addresses would take 0.07 s, but the
-analyzer would cache 0.35 MB for each query for 5 minutes or more."""
+pods, this takes 0.4 s of CPU time. A ``Regex`` of the same addresses would take 0.07 s. However,
+the analyzer would cache 0.35 MB for each query, for 5 minutes or more."""
 
 Element = dict[str, Any]
 """A node or edge as decoded JSON."""
@@ -55,7 +55,7 @@ class Query:
 def _metadata(element: Element, *path: str) -> Any:
     """Return the value at ``path``, or None.
 
-    If ``path`` leads through a list of objects, return the list of their values.
+    If ``path`` leads through a list of objects, return the list of the values in these objects.
     """
     value: Any = element.get("Metadata")
     for key in path:
@@ -169,8 +169,8 @@ def changes(query: Query, since_ms: int) -> Query:
     """Return the query for the elements of ``query`` that were updated after ``since_ms``.
 
     Queries for interfaces are not accepted, because agents update the counters of all interfaces
-    every 30 s. Deleted elements are not in the response. Skydive before 0.28 returns nothing,
-    because its key is ``UpdatedAt`` instead of ``@UpdatedAt``.
+    every 30 s. Deleted elements are not in the response. Before Skydive 0.28, the key of the time
+    was ``UpdatedAt`` instead of ``@UpdatedAt``, so older analyzers return nothing.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")

@@ -6,8 +6,8 @@ query. `GraphReader` reuses the objects of unchanged elements. Therefore the sto
 by the identities of objects.
 
 A garbage collection that visits 100,000 elements would stop the process for 0.1 s. Therefore the
-garbage collector does not track elements. Before CPython 3.14, this also applies to the dicts
-with the elements: a dict is not tracked if none of its keys and values is tracked.
+garbage collector does not track elements. Before CPython 3.14, it does not track the dicts of
+elements either, because their keys and values are untracked.
 """
 
 from collections import Counter
@@ -97,8 +97,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # The following comparison must ignore ``UpdatedAt``: a change of a field that skyfast
-            # does not read also changes ``UpdatedAt``.
+            # Ignore ``UpdatedAt`` in the following comparison: it changes even if skyfast does not
+            # read the changed field.
             known.updated_at = node.updated_at
         if known == node:
             # Use the string of the known node's ID as the key. The equal string of the new node
@@ -160,7 +160,7 @@ class TopologyStore:
     def reader(
         self, kept: Query, *, changes: Query | None = None, also_interfaces: bool = False
     ) -> GraphReader:
-        """Return a reader for the response to ``changes`` if it is set, otherwise to ``kept``.
+        """Return a reader for the response to ``changes``, or to ``kept`` if ``changes`` is None.
 
         ``changes`` is a query that returns only some elements of ``kept``.
         """

@@ -38,9 +38,10 @@ per Kubernetes container.
 In a consistent topology, both numbers are at most 1."""
 
 MAX_OF_NAME: Final = 64
-"""Maximum number of pods with the same namespace and name, in one cluster or in all clusters.
+"""Maximum number of pods with the same namespace and name. If there are more, none of them is found
+by name.
 
-Beyond the limit, none of these pods is found by its name."""
+If the cluster of the host is known, only the pods in this cluster count."""
 
 _NO_K8S: Final = K8s()
 
@@ -77,11 +78,10 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     agent: str
     """The name of the host that has an edge to the pod's Kubernetes node, or "" if unknown."""
     host: str
-    """The host to show: ``agent``, or else the name of the Kubernetes node."""
+    """The host that labels show: ``agent``, or else the name of the Kubernetes node."""
     assumed_host: str
-    """The host where the interface of the pod is expected.
-
-    The value is ``host``, or "" if edges of the topology contradict ``host``."""
+    """The host on which the interface of the pod is expected: ``host``, or "" if edges of the
+    topology contradict ``host``."""
     addresses: tuple[str, ...]
     """As written in flows. Empty if the pod's status is not in `RUNNING`."""
     host_network: bool
@@ -382,8 +382,8 @@ class Workloads:
     def _without_replica_set(self, pod: K8s, owner: Workload) -> Workload:
         """Return the workload of a replica set that is not in the topology.
 
-        Example: if a pod of the replica set ``web-5d9c7b`` has the label ``pod-template-hash`` with
-        the value ``5d9c7b``, the workload is the deployment ``web``.
+        Example: if the pods of the replica set ``web-5d9c7b`` have the label ``pod-template-hash``
+        with this hash, the workload is the deployment ``web``.
         """
         template_hash = _label(pod, "pod-template-hash")
         name = owner.name.removesuffix(f"-{template_hash}") if template_hash else owner.name
@@ -404,7 +404,7 @@ class Workloads:
         return Workload(name, kind) if kind and name else _UNKNOWN
 
     def _above_owner(self, pod: Node, owner: Workload) -> Workload | None:
-        """Return the workload of a replica set or job; None if ``owner`` is not in the topology."""
+        """Return the workload of ``owner``; None if the topology lacks this replica set or job."""
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
@@ -423,8 +423,8 @@ class Workloads:
 def latest(pods: Sequence[Pod]) -> Pod | None:
     """Return the pod to use if several pods have the same name, or None if the choice is unclear.
 
-    Example: a stateful set has created a new pod with the name of an ended pod, and the topology
-    still has the ended pod.
+    Example: a stateful set creates a pod with the name of an ended pod that is still in the
+    topology.
     """
     if len({pod.cluster for pod in pods}) != 1:
         return None
@@ -450,7 +450,7 @@ def _label(k8s: K8s, key: str) -> str | None:
 
     Skydive splits the keys of labels at dots into nested objects. Therefore, if a pod has the
     labels ``app`` and ``app.kubernetes.io/name``, only one of them is left. A node has two copies
-    of its labels. Each copy may have kept a different label.
+    of its labels, and each copy may have kept another label.
     """
     meta = k8s.extra.object_meta if k8s.extra else None
     for labels in (k8s.labels, meta.labels if meta else None):
