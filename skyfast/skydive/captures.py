@@ -12,10 +12,10 @@ has these fields:
 * ``FlowCount``: the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped``: once a second (``agent.capture.stats_update``), the
   agent reads the socket's totals since the start of the capture. A report has the sum of the
-  readings since the previous report, usually ten. Example: ten readings of 100 packets give 1,000.
-  skyfast exports a tenth of the sum, which is usually the mean. Because the number of readings
-  varies, skyfast cannot export exact totals as counters. If a capture does not read from a socket,
-  its reports lack these fields.
+  readings since the previous report; usually, there are ten readings. Example: ten readings of 100
+  packets give 1,000. skyfast exports a tenth of the sum, which is usually the mean. Because the
+  number of readings varies, skyfast cannot export exact totals as counters. If a capture does not
+  read from a socket, its reports lack these fields.
 
 A report does not name its capture point. Therefore skyfast cannot sum ``FlowCount``,
 ``PacketsReceived`` and ``PacketsDropped`` over the capture points of a capture. Instead, a gauge
@@ -273,7 +273,7 @@ def _is_silent(capture: _Capture, now: float) -> bool:
 
 
 def _values(capture: _Capture) -> tuple[str, ...]:
-    """Return the values of a capture as text, in the order of `_FAMILIES`."""
+    """Return the exported values of a capture as text, in the order of `_FAMILIES`."""
     highest = capture.highest
     return (
         _mean(highest.packets_received),

@@ -99,7 +99,7 @@ class ClockSkewCheck:
     ) -> None:
         if not misdated:
             # The table has seen an impossible time, but ``misdated`` is empty in two cases:
-            # * Only closing reports are older than ``earliest_ms``. Their times are possible.
+            # * Only closing reports are older than ``earliest_ms``. Such reports may be this old.
             # * The table needs more fields of the flow with the impossible time. The caller decodes
             #   this flow again, and calls `check` after the next update.
             return

@@ -41,7 +41,7 @@ class CombinedNames(dict[str, NameTuple | None]):
        network.
     2. The other names of the address in the topology.
     3. The own name of the network, and the values of the keys in ``names_keys``. If there are no
-       own names, tuples have this part only if a label shows one of its elements.
+       own names, tuples have part 3 only if a label shows an element of this part.
 
     If an address is in the topology, the first lookup adds it to the dict.
 

@@ -1,4 +1,4 @@
-"""Chooses among several owners of an address by the capture point of the flow."""
+"""Chooses among several owners of a flow's address by the flow's capture point."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import merge
@@ -80,7 +80,8 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    Any host or link can use the same local addresses, even if it is not in the topology.
+    All hosts and links can have the same local addresses, including those that are not in the
+    topology.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):
         return True

@@ -1,7 +1,7 @@
 """Polls the topology for the names of addresses and capture points.
 
-* Everything is read every `FULL_INTERVAL_S`.
-* In between, updated nodes and edges are read every `INTERVAL_S`. Interfaces are always read
+* The required nodes and edges are read completely every `FULL_INTERVAL_S`.
+* In between, only updated nodes and edges are read, every `INTERVAL_S`. Interfaces are always read
   completely, because a query for updated interfaces would not be cheaper.
 * While flows have unknown addresses, a query is sent every `UNKNOWN_INTERVAL_S`. Queries for the
   pods with these addresses alternate with queries for updated pods.
@@ -338,7 +338,7 @@ class NamePoller:
         """Query the pods of unknown addresses and the changed pods, alternately.
 
         A query for changed pods finds pods that did not have their address yet when this address
-        was queried. It also finds pods that have taken over a known address.
+        was queried. Such a query also finds pods that have taken over a known address.
         """
         addresses, now = self._index.addresses, self._now()
         query = None

@@ -242,8 +242,8 @@ class _Resolver:
             return None, None
         linked = tuple(pods.values())
         if len({pod.cluster for pod in linked}) > 1:
-            # Skydive's Kubernetes probe ignores clusters. Therefore it also links containers to
-            # pods of the same name in other clusters.
+            # Skydive's Kubernetes probe ignores clusters. Therefore the probe also links containers
+            # to pods of the same name in other clusters.
             cluster = workloads.cluster_of_host(host)
             linked = tuple(pod for pod in linked if pod.cluster == cluster)
             if not cluster or not linked:
@@ -357,8 +357,8 @@ class _Resolver:
     def _place(self, namespace: _Namespace, host: str, machine: str | None) -> _Place:
         """Return the place of an interface's own addresses, or of a virtual machine's addresses.
 
-        For own addresses, ``machine`` is None. For addresses of a virtual machine, it is the name
-        of this machine, or "" if the name is unknown.
+        For own addresses, ``machine`` is None. For addresses of a virtual machine, ``machine`` is
+        the name of this machine, or "" if the name is unknown.
         """
         key = id(namespace), host, machine
         place = self._places.get(key)

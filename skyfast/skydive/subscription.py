@@ -2,8 +2,8 @@
 
 A subscription always ends with an exception. :func:`classify` maps the exception to the reason that
 is counted and logged. After the delay that :func:`backoff` determines, the subscription starts
-again. Only cancellation ends this loop, so a misbehaving analyzer affects only its own
-subscription.
+again. This repeats until the subscription is cancelled, so a misbehaving analyzer affects only its
+own subscription.
 
 ``docs/skydive.md`` describes the protocol and the bugs of analyzers.
 """
@@ -323,7 +323,7 @@ class Subscription:
         If ``endpoint`` includes an IP address, skyfast connects to this address. ``on_message``
         receives the bytes of each message, and counts the message in ``stats``. ``on_change`` is
         called when ``stats.up`` or `delivers` has changed. ``predecessor`` is the subscription that
-        this one replaces.
+        the new subscription replaces.
         """
         self.endpoint = endpoint
         self._authentication = Authentication(

@@ -23,8 +23,8 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
 BUFFER_BYTES: Final = 256 << 10
-"""Size of the receive buffer of a subscription, and maximum size of a read. The buffer has space
-for three messages of 100 flows. Larger messages get a temporary buffer."""
+"""Size of the receive buffer of a subscription. The buffer has space for three messages of 100
+flows. Larger messages get a temporary buffer."""
 
 GROWTH: Final = 4
 """The buffer of a large message grows by this factor whenever it is full."""

@@ -76,7 +76,8 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     names: PodNames
     cluster: str
     agent: str
-    """The name of the host that has an edge to the pod's Kubernetes node, or "" if unknown."""
+    """The name of the host that has an edge to the pod's Kubernetes node; "" if it is unclear which
+    host."""
     host: str
     """The host that labels show: ``agent``, or else the name of the Kubernetes node."""
     assumed_host: str
@@ -178,7 +179,7 @@ class Workloads:
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
-        """Return the pods of a runtime container, and the names of its pods that were not found.
+        """Return a runtime container's pods, and the names of its pods outside the topology.
 
         Each name is a pair of namespace and name. In a consistent topology, there is at most one
         pod or one name. The Kubernetes container of the runtime container is found by an edge, or
@@ -217,8 +218,8 @@ class Workloads:
     def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
         """Return the Kubernetes containers of each pod, and the pods of each container.
 
-        A container without an edge to a pod belongs to the pod that it names, if this name is
-        unique. The keys are the ``id()`` of nodes.
+        If a container has no edge to a pod, its field ``K8s.Pod`` is used: the name of the pod,
+        which must be unique. The keys are the ``id()`` of nodes.
         """
         index = self._index
         by_name = MultiMap(
