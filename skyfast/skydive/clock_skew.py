@@ -76,7 +76,8 @@ class ClockSkewCheck:
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
         oldest_ms, newest_ms = self._table.times_ms
         if newest_ms > latest_ms:
-            # The table has skipped flows with a ``Last`` above ``newest_ms`` as out of range.
+            # Leave out flows whose ``Last`` is above ``newest_ms``: the table has skipped them as
+            # out of range.
             misdated = [flow for flow in flows if latest_ms < flow.Last <= newest_ms]
             self._report("ahead", misdated, data, analyzer, now_ms)
         if oldest_ms < earliest_ms:

@@ -168,7 +168,7 @@ class _Resolver:
             if node is not None:
                 containers.add(id(node), container)
             else:
-                # Each owner of the container may be its namespace.
+                # Each owner may be the namespace of the container.
                 uncertain.update(id(owner) for owner in index.parents(OWNERSHIP, container))
         # The names of a host's own namespace do not depend on the containers in it.
         namespaces = {

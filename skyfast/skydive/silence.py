@@ -77,7 +77,10 @@ READINGS: Final = (9, 10, 11)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SilenceTiming:
-    """The times that decide when a subscription is silent. Only tests change the defaults."""
+    """The times that decide when a subscription is suspect or silent.
+
+    Only tests change the defaults.
+    """
 
     statistics_s: float = 10.0
     """Interval between two ``stats`` of a capture point."""
@@ -226,7 +229,7 @@ class SilenceDetector:
         """Update once per tick; return why the subscription is silent, or an empty string.
 
         All arguments except ``now_s`` describe the messages since the last tick. ``statistics`` is
-        the number of ``stats``; ``flows`` is whether any message had flows.
+        the number of ``stats``; ``flows`` is true if any message had flows.
         """
         self._reporting.add(statistics, now_s)
         if received:

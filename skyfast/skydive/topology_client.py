@@ -308,7 +308,7 @@ class _Elements:
             case "" | "identity":
                 pass
             case "gzip":
-                self._unpacker = zlib.decompressobj(wbits=31)  # 31 is gzip
+                self._unpacker = zlib.decompressobj(wbits=31)  # 31: gzip format
             case _:
                 raise QueryError("malformed", f"Content-Encoding {encoding!r} was not requested")
 

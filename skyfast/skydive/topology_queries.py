@@ -110,8 +110,8 @@ NAMED_INTERFACES: Final = Query(
 
 The response has two kinds of nodes:
 
-* all Linux devices, including loopback and tunnels, whose ``EncapType`` is ``loopback``, ``gre``,
-  ``sit``, ``none``, …
+* all Linux devices, including loopback and tunnels. For loopback and tunnels, the ``EncapType`` is
+  ``loopback``, ``gre``, ``sit``, ``none``, …
 * all Open vSwitch bridges and ports, which have no ``EncapType``: see ``CaptureTypes`` in Skydive's
   ``flow/probes/capabilities.go``
 

@@ -97,8 +97,8 @@ class GraphReader:
         self.newest_ms = max(self.newest_ms, _updated_ms(node))
         known = self._known.get(key)
         if isinstance(known, Node):
-            # Ignore ``UpdatedAt`` in the following comparison: it changes even if skyfast does not
-            # read the changed field.
+            # Ignore ``UpdatedAt`` in the following comparison. Every change of a node also changes
+            # ``UpdatedAt``, even if skyfast does not read the changed field.
             known.updated_at = node.updated_at
         if known == node:
             # Use the string of the known node's ID as the key. The equal string of the new node
