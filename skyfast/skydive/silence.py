@@ -2,8 +2,8 @@
 
 Every 10 s, each capture point (a capture on one interface) sends a ``stats`` message to a random
 analyzer. In Skydive's sources, see ``flow/table.go`` and ``flow/client/flow_client.go``. If n
-``stats`` are sent to N analyzers, the probability that a given analyzer receives none of them is (1
-- 1/N)^n. A subscription without a message is *suspect* if this probability is below
+``stats`` are sent to N analyzers, a given analyzer receives none of them with the probability
+(1 - 1/N)^n. A subscription without a message is *suspect* if this probability is below
 `SUSPECT_CHANCE`, and *silent* if the probability is below `SILENT_CHANCE`. The section "Silence" of
 ``docs/architecture.md`` explains how n is estimated.
 

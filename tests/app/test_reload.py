@@ -1344,7 +1344,7 @@ async def test_signal_during_the_start_is_handled_after_the_start(
         return bool(writers)
 
     async with spawned(str(pipe)) as process:
-        await until(is_read, START_S)
+        await until(is_read)
         process.send_signal(signal.SIGHUP)
         os.write(writers[0], text_of(subscribing(analyzer)).encode())
         os.close(writers[0])
