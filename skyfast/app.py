@@ -46,11 +46,12 @@ if TYPE_CHECKING:
     from skyfast.web.auth import WebSecurity
 
 EXPIRY_INTERVAL_S = 0.5
-"""Interval of expiry. Deadlines of rows are whole seconds, so a shorter interval would gain
-little."""
+"""Interval at which expired flows and rows are removed from the table.
+
+Deadlines of rows are whole seconds, so a shorter interval would gain little."""
 
 EXPIRY_SLICE_S = 0.002
-"""Maximum time for which expiry blocks the event loop."""
+"""Maximum time for which expiry blocks the event loop before other tasks can run."""
 
 EXPIRY_ROWS = 256
 """Maximum number of rows that one call of `Table.expire` visits; a call takes about 0.1 ms."""
@@ -61,12 +62,15 @@ STATUS_PAGE_WAIT_S = 3.0
 This log message should be the last one at startup, because people read the last line first."""
 
 RELABEL_FLOWS = 1_000
-"""Number of flows to relabel in one slice, which takes a few milliseconds."""
+"""Number of flows to relabel before other tasks can run.
+
+Relabeling this number of flows takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
-"""Number of the table's strings to check in one slice, after own names have changed.
+"""Number of strings that one call of `Table.strings` returns, which takes a few milliseconds.
 
-A slice takes a few milliseconds."""
+When own names (names given by users) change, skyfast searches the strings of the table for
+addresses with new names."""
 
 RELABEL_RETRY_S = 1.0
 """Delay before the next attempt if memory runs out during relabeling."""
@@ -75,7 +79,7 @@ FULL_INTERVAL_S = 60.0
 """Minimum time between two log messages about a full table."""
 
 MAX_ANNOUNCED = 8
-"""Maximum number of analyzers in a log message."""
+"""Maximum number of analyzers that a log message names."""
 
 log = logging.getLogger("skyfast.app")
 
@@ -408,7 +412,7 @@ class App:
         """Stop the table's clock while reports may be missing, so that no connection expires."""
         if all(analyzer.up for analyzer in self.stats.analyzers.values()):
             self._all_up.set()
-        # In a replay, the timeout is 0: the clock never stops.
+        # In a replay, the timeout is 0, and the clock is never stopped.
         if self._parts.config.subscriber.silence_timeout_s:
             self.clock.hold(
                 self._gap.update(
@@ -464,9 +468,9 @@ class App:
             await asyncio.sleep(EXPIRY_INTERVAL_S)
 
     def _count_from_now(self, now: float) -> None:
-        """When the first subscription comes up, set the table's horizon to ``now``.
+        """When the first subscription comes up, set `Table.horizon_s` to ``now``.
 
-        The table then assumes that unknown flows that begin after ``now`` were never counted.
+        If a flow begins after this time, the table knows that it has never counted the flow before.
         """
         if self._parts.table.horizon_s is None and self.subscriptions.any_up:
             self._parts.table.raise_horizon(now)

@@ -60,7 +60,7 @@ SHELLS = ("bash", "zsh", "fish")
 COMPLETION = Path(__file__).with_name("data") / "completion"
 
 MIN_SIMILARITY = 0.6
-"""Minimum similarity between an unknown option and a suggested one, as a ratio of `difflib`."""
+"""The ``cutoff`` of `difflib.get_close_matches` for suggesting an option for an unknown one."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):

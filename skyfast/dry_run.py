@@ -1,7 +1,7 @@
 """Replays recordings without sockets and without waiting, for ``skyfast --check --replay``.
 
-Messages, expiry and names from the topology have the same effect as in a replay. Time is simulated:
-between two recorded messages, the clock advances without waiting.
+Messages, expiry and names from the topology have the same effect as with ``skyfast --replay``. Time
+is simulated: between two recorded messages, the clock advances without waiting.
 """
 
 from collections.abc import Set
@@ -25,15 +25,17 @@ from skyfast.web import empty_labels
 from skyfast.web.forecast import Forecast, make_forecast
 
 STEP_S = 1.0
-"""Maximum step of the simulated time.
+"""Maximum step of the simulated time. A longer gap between two messages is split into steps.
 
-`Clock` would treat a step above `PAUSE_S` as a pause of the process, so longer gaps are split."""
+`Clock` would treat a step above `PAUSE_S` as a pause of the process."""
 
 EXPIRY_ROWS = 1 << 20
-"""Rows per call of `Table.expire`. Nothing else has to run in between."""
+"""Number of rows that a call of `Table.expire` visits.
+
+The number is high, because no other task has to run between two calls."""
 
 RELABEL_FLOWS = 1 << 20
-"""Flows per step of `Table.relabel`."""
+"""Number of flows that a step of `Table.relabel` moves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

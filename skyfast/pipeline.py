@@ -118,8 +118,8 @@ class Parts:
     async def wait_for_names(self) -> None:
         """If names are needed, wait up to `NAMES_WAIT_S` for the first topology response.
 
-        Without the wait, the first flows would at first get series without names, and soon
-        afterwards other series with names.
+        Without the wait, the first flows would be exported without names. When the names arrive,
+        the flows would move to other series.
         """
         if name_poller.needed(self.config):
             with contextlib.suppress(TimeoutError):
@@ -295,9 +295,9 @@ def build(config: Config, old: Parts | None, shared: Shared) -> Parts:
 def _has_same_names(old: Config, new: Config) -> bool:
     """Return whether the name index of ``old`` has all names that the labels of ``new`` need.
 
-    If the export selection is the same, the table looks up names in the old index, so the return
-    value is True. In this case, info series of ``new`` may lack names until the next topology
-    responses arrive.
+    If the export selections are equal, the result is True, because the table of ``old`` stays in
+    use and continues to look up names in this index. Info series that ``new`` adds may then lack
+    names until the next topology responses arrive.
     """
     if old.export == new.export:
         return True

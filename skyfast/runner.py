@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SWITCH_INTERVAL_S = 0.001
 """How long a worker thread may keep the GIL while the event loop waits for it.
 
-Python's default is 5 ms, and one iteration of the event loop can wait several times."""
+Python's default is 5 ms, and the event loop can wait several times in one iteration."""
 
 log = logging.getLogger("skyfast.app")
 
@@ -139,9 +139,11 @@ async def _start_replay(
 ) -> tuple[Callable[[Config], Config], Replay | None]:
     """Start the servers of the replay, if there is a replay.
 
-    Return a function and a `Replay`. The function returns a copy of a configuration that subscribes
-    to the servers. Without a replay, the function returns the same configuration, and None takes
-    the place of the `Replay`.
+    Return two values:
+
+    * A function that takes a configuration, and returns a copy whose endpoints are the servers.
+      Without a replay, the function returns its argument.
+    * The `Replay`, or None without a replay.
     """
     if options.playback is None:
         return lambda config: config, None

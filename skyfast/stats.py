@@ -122,17 +122,18 @@ NAME_SKIPS = (
     "edge_limit",
     "address_limit",
 )
-"""Reasons why a node, edge or value of the topology is not used for names.
+"""Reasons why a node, an edge or a node's attribute is not used to resolve names.
 
-* ``too_many``: a node or edge above the limit of one response
-* ``node_limit``, ``edge_limit``, ``address_limit``: above a limit for all responses together
+* ``too_many``: one response contains too many nodes or edges
+* ``node_limit``, ``edge_limit``, ``address_limit``: all responses together contain too many nodes,
+  edges or addresses
 """
 
 LOOKUP_DROPS = ("ambiguous", "unknown")
 """Kinds of name lookups that are dropped because a limit is reached.
 
-* ``ambiguous``: the lookup of an ambiguous address; if it is dropped, the names are empty
-* ``unknown``: a topology query for an unknown address
+* ``ambiguous``: The names of an ambiguous address are not resolved for a flow, so they are empty.
+* ``unknown``: An unknown address is not looked up by a topology query.
 """
 
 AGE_BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 45, 60, 90, 120, 300, 600)
@@ -257,9 +258,9 @@ class ScrapeStats:
     last_bytes: int = 0
     """Size, before compression, of the latest page that ``scrapes`` counts."""
     rejected: int = 0
-    """Number of rejected requests for metrics pages, except ``/metrics/self``."""
+    """Number of rejected requests for metrics pages. ``/metrics/self`` is not counted."""
     failures: dict[str, int] = field(default_factory=_zeros(SCRAPE_FAILURES))
-    """Number of incompletely served metrics pages by reason, except ``/metrics/self``."""
+    """Number of incompletely served metrics pages, by reason. ``/metrics/self`` is not counted."""
     connections_rejected: int = 0
     """Number of TCP connections that were closed because ``web.max_connections`` were already
     open."""
@@ -285,16 +286,17 @@ class NameStats:
     nodes: int = 0
     """Number of capture points with names."""
     ambiguous: int = 0
-    """Number of addresses whose names depend on the flow, excluding loopback and link-local
-    addresses."""
+    """Number of addresses whose names depend on the flow. Loopback and link-local addresses are not
+    counted."""
     unknown: int = 0
-    """Number of addresses without names in recent flows."""
+    """Number of addresses in recent flows that have no names."""
     elements: int = 0
     resolutions: int = 0
     resolution_duration_s: float = 0.0
     last_reading_timestamp_s: float = 0.0
     skipped: dict[str, int] = field(default_factory=_zeros(NAME_SKIPS))
-    """A gauge: number of unused nodes, edges and values of the current topology by reason."""
+    """A gauge: number of nodes, edges and attributes of the current topology that are not used, by
+    reason."""
     dropped: dict[str, int] = field(default_factory=_zeros(LOOKUP_DROPS))
     """Number of dropped lookups by kind."""
     labels_without_pods: str = ""
@@ -368,12 +370,13 @@ class Stats:
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
     flows_skipped: dict[str, int] = field(default_factory=_zeros(SKIP_REASONS))
-    """Number of skipped flows by reason, without those that the current table has skipped."""
+    """Number of skipped flows by reason, except those that the current table skips and counts."""
     flows_filtered: dict[str, int] = field(default_factory=dict)
     """Number of dropped flows by filter rule."""
     values_skipped: dict[str, int] = field(default_factory=dict)
-    """Number of skipped values by field, such as ``Metric.RTT``, in tables that a reload has
-    replaced. The current table has its own counters."""
+    """Number of values that previous tables skipped, by field, such as ``Metric.RTT``.
+
+    A reload can replace the table. The current table has its own counters."""
     max_connections: int = 0
     max_flows: int = 0
     flow_memory_s: float = 0.0

@@ -26,7 +26,9 @@ _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "histogram": ("", "_bucket", "_count", "_sum", "_created"),
     "info": ("", "_info"),
 }
-"""OpenMetrics 1.0 reserves these names for each family: its name plus one of these suffixes."""
+"""For each type, the suffixes of the names that OpenMetrics 1.0 reserves for a family.
+
+Example: the counter family ``x`` reserves ``x``, ``x_total`` and ``x_created``."""
 
 Sample = tuple[Mapping[str, str], float]
 """The labels of a sample, and its value."""
@@ -162,8 +164,8 @@ def number_text(value: float) -> str:
 def bound_text(bound: float) -> str:
     """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
 
-    The text is the shortest exact one in the style of C's ``%g``, with at least six digits of
-    precision. Example: one million is ``1e+06``.
+    The text is formatted like C's ``%g``, with a precision of 6 digits or, if this is not exact,
+    with the lowest exact precision. Example: one million is ``1e+06``.
     """
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)

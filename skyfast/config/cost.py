@@ -48,14 +48,18 @@ OBSERVED_BYTES: Final = 4
 """If there are histograms: bytes per flow for the flags that show which values were observed."""
 
 CELL_BYTES: Final = 4
-"""Bytes per row for each label value, and bytes per flow for each lookup key."""
+"""Bytes per row for each label value.
+
+Also, bytes per flow for each field by which names are looked up, such as an address."""
 
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
 )
 
 STRING_BYTES: Final = 72
-"""Bytes for each distinct label value or lookup key of up to 48 bytes, including an index entry."""
+"""Bytes for each distinct string of up to 48 bytes, including an index entry.
+
+The strings are label values, and addresses and capture points by which names are looked up."""
 
 NAMES_BYTES: Final = 36
 """Bytes for each address or capture point whose names are stored for lookups by new flows.
@@ -105,7 +109,7 @@ class _NoNameSource:
 
 
 def row_bytes(config: Config) -> int:
-    """Return the memory of a connection with one flow, in bytes: see `Table.row_bytes`."""
+    """Return the memory of a connection with one flow, in bytes, without its strings."""
     plan = make_plan(config.export, names=_NoNameSource(), shard=config.shard)
     table = Table(
         plan,
@@ -296,7 +300,7 @@ def _row(view: ViewSpec) -> str:
 
 
 def _counts_traffic(view: ViewSpec) -> bool:
-    """Return whether the view counts the bytes of both directions, or the packets of both."""
+    """Return whether the view counts bytes or packets, and does so for both directions."""
     return len(hidden_amounts(view, Bounds(min_bytes=1, min_packets=1))) < len(AMOUNTS)
 
 

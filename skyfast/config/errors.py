@@ -32,7 +32,7 @@ class InvalidValue(Exception):  # noqa: N818 - becomes a ConfigError
         self.problem = problem
         self.value = value
         self.name = name
-        """The path from the key to the value; empty if the value is the key's whole value."""
+        """The path from the key to the value; empty if the error is about the key's whole value."""
         self.line = line
         """The line of the value; None if messages show the line of the key."""
         self.shown = shown

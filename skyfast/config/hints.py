@@ -14,7 +14,7 @@ MAX_SIBLINGS: Final = 3
 """Maximum number of similar names that `KnownKeys.suggest` considers."""
 
 CUTOFF: Final = 0.8
-"""Minimum similarity of a misspelled name and a known name, as a ratio of `difflib`."""
+"""The ``cutoff`` of `difflib.get_close_matches` for suggesting a known name."""
 
 LOW_CUTOFF: Final = 0.6
 """Like `CUTOFF`, but for sections that only skyfast uses.
@@ -22,8 +22,8 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""If the part of a variable after ``SKYDIVE_`` is shorter, `similar_variables` does not search for
-known variables that end with this part."""
+"""Minimum length of the part after ``SKYDIVE_`` with which `similar_variables` searches for known
+variables that end with the same part."""
 
 
 class KnownKeys:
@@ -83,7 +83,10 @@ class KnownKeys:
         return [join(parent, one) for one in near]
 
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
-        """Return the known paths that end with ``name`` and accept ``value``."""
+        """Return the known paths that end with ``name`` and accept ``value``.
+
+        If there are more than `MAX_SUGGESTIONS` such paths, return none of them.
+        """
         paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return paths if len(paths) <= MAX_SUGGESTIONS else ()
 
@@ -151,14 +154,15 @@ def similar_variables(
 ) -> list[str]:
     """Return the known variables that the user may have meant by ``name``.
 
-    All variables start with ``prefix``. ``sections`` has a longer prefix for the variables of each
-    section, such as ``SKYDIVE_PIPELINE_``. If ``name`` starts with one of ``sections``, only
-    variables of this section are compared.
+    All variables start with ``prefix``. ``sections`` are longer prefixes, such as
+    ``SKYDIVE_PIPELINE_``. The result is:
 
-    If ``name`` starts with none of ``sections``, the user may have left out the section. Example:
-    for ``SKYDIVE_MAX_CONNECTIONS``, the function returns both variables whose names end with
-    ``_MAX_CONNECTIONS``. In all other cases, it returns the variable with the most similar
-    spelling, if any.
+    * If ``name`` starts with one of ``sections``: the most similar variable of this section
+    * Otherwise, if known variables have the same end: all of these variables. Example: for
+      ``SKYDIVE_MAX_CONNECTIONS``, both variables that end with ``_MAX_CONNECTIONS``
+    * Otherwise: the most similar variable
+
+    If no variable is similar enough, the list is empty.
     """
     section = max((each for each in sections if name.startswith(each)), key=len, default="")
     suffix = name.removeprefix(prefix)

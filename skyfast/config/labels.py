@@ -79,7 +79,7 @@ def to_label(value: YamlValue) -> LabelSpec:
 
 
 _SOURCES = ("path", "k8s_label", "names_key")
-"""The keys that define the source of a label's value. The mapping of a label has exactly one."""
+"""The keys that define the source of a label's value. Each label has exactly one of these keys."""
 
 _ANY_SOURCE = "one of 'path', 'k8s_label' and 'names_key'"
 
@@ -196,7 +196,7 @@ _SYNONYMS = {
 """Maps the first word of an unknown label to the prefix that the user probably meant."""
 
 _CUTOFF = 0.75
-"""Minimum similarity, as a ratio of `difflib`, of an unknown and a suggested label.
+"""The ``cutoff`` of `difflib.get_close_matches` for suggesting a label for an unknown one.
 
 Only the parts after the prefix are compared."""
 

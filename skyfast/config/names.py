@@ -32,9 +32,9 @@ MAX_FILE_BYTES: Final = 16 << 20
 """Security limit: longer files are rejected. About 500,000 entries fit into a file."""
 
 KEY_PREFIX: Final = "names_file: "
-"""Prefix of errors about a file that does not exist or cannot be read.
+"""Prefix of errors about a file that is missing, unreadable or too long.
 
-Errors about the content of the file start with the path of the file."""
+Errors about single lines of the file start with the path of the file instead."""
 
 _NAME: Final = "name"
 """If an entry is a mapping, this key contains the name. All other keys are for labels with
@@ -137,8 +137,8 @@ def load(
     ``known``. Reading 100,000 entries takes about 0.5 s; meanwhile, other threads can run.
 
     Raises:
-        ConfigError: The file cannot be read, is too long, or is invalid. The message contains the
-            line number of each error.
+        ConfigError: The file cannot be read, is too long, or is invalid. If it is invalid, the
+            message contains the line number of each error.
 
     """
     state = file_state(sources.file) if sources.file else None

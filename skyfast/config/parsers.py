@@ -32,7 +32,7 @@ MAX_SECONDS = 31_536_000
 """The longest duration: a year."""
 
 MAX_ENTRIES = 4096
-"""Maximum number of values of a condition, of ports in a list, and of entries in ``names``."""
+"""Maximum length of three lists: values of a filter condition, ports to keep, and ``names``."""
 
 
 LEVELS = {
@@ -70,7 +70,7 @@ _SIZE = re.compile(
 def nearest(text: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return the known name most similar to ``text``, ignoring case, or "" if none is similar.
 
-    ``cutoff`` is the minimum similarity: the ratio of `difflib`.
+    ``cutoff`` is the minimum similarity: see `difflib.get_close_matches`.
     """
     names = {name.lower(): name for name in known}
     near = difflib.get_close_matches(text.lower(), names, 1, cutoff)
@@ -342,7 +342,7 @@ class Entries:
         self._problems = Problems()
 
     def of(self, name: str, parse: Callable[[YamlValue], T], default: T | None = None) -> T:
-        """Parse an entry as `entry_of` does. If the entry is invalid, return None: see `check`."""
+        """Parse an entry as `entry_of` does. If the entry is invalid, `check` raises the error."""
         with self._problems:
             return entry_of(self._nodes, name, parse, default)
         return cast(T, None)

@@ -12,7 +12,7 @@ from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """The defaults of four keys. A value in the configuration replaces the preset's value."""
+    """Default values of the keys with the same names. A configuration can override each of them."""
 
     labels: tuple[LabelSpec, ...]
     metrics: tuple[MetricSpec, ...]

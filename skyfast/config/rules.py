@@ -82,7 +82,7 @@ def _to_rule(value: YamlValue) -> Rule:
 
 
 to_rules = bounded_list_of(_to_rule, "rules", most=MAX_RULES)
-"""Accepts a list of mappings with ``name`` and conditions by field."""
+"""Accepts a list of rules. A rule is a mapping with ``name`` and a condition for each other key."""
 
 
 def _to_rule_name(value: YamlValue) -> str:

@@ -337,7 +337,7 @@ FROM_PRESET: Final[Mapping[str, Callable[[presets.Preset], object]]] = MappingPr
         DEDUPLICATE.path: lambda preset: preset.deduplicate,
     }
 )
-"""Functions that return the defaults that depend on the preset, by key."""
+"""Maps each key whose default depends on the preset to a function that returns this default."""
 
 NAMING: Key[Literal["compatible", "standard"]] = _key(
     "pipeline.store.prom_sky_con.naming",
@@ -384,7 +384,7 @@ SECRETS: Final[dict[str, Callable[[Config], object]]] = {
     COOKIE.path: lambda c: dict(c.cookies),
     URLS.path: lambda c: c.subscriber.endpoints,
 }
-"""Functions that return the values that `Key.show` hides, by key."""
+"""Maps each secret key to a function that returns its value, which `Key.show` hides."""
 
 KNOWN: Final = hints.KnownKeys(
     SCHEMA, structured=[path for path, key in SCHEMA.items() if not key.env]

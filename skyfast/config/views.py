@@ -220,7 +220,10 @@ def _resolve_view(
 
 
 def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
-    """Return the labels that the entries add. Raise ViewError if two labels have the same name."""
+    """Return the labels of a view, with each entry expanded by `expand_label`.
+
+    Raises ViewError if two labels have the same name.
+    """
     labels: dict[str, LabelSpec] = {}
     for i, entry in enumerate(view.labels):
         for label in expand_label(entry):

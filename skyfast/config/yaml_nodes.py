@@ -255,9 +255,10 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 
 
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
-    """Return the probable cause in terms that need no knowledge of YAML's grammar.
+    """Return the probable cause of a syntax error, or "" if it is unknown.
 
-    The result never quotes the line, because the line may contain a password.
+    The text needs no knowledge of YAML's grammar. It quotes at most one character of the file,
+    because the file may contain passwords.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]

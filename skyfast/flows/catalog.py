@@ -44,8 +44,9 @@ class LabelDef:
 
     name: str
     path: FieldPath
-    """The field that the label shows or looks up. Empty for `DIRECTION` and `TAG`, which do not
-    come from a single field."""
+    """The field that the label shows, or by which the label's value is looked up.
+
+    Empty for `DIRECTION` and `TAG`, which do not come from a single field."""
     cardinality: Cardinality
     help: str
     lookup: Literal["", "classification", "address", "node"] = ""
@@ -53,12 +54,14 @@ class LabelDef:
 
     * "": The label shows the field at ``path``, or is `DIRECTION`.
     * "classification": The label is `TAG`.
-    * "address": ``combined`` of `skyfast.flows.planner.NameSource` maps the address to names.
-    * "node": ``nodes`` of the same class maps the capture point to names.
+    * "address": The label shows a name of the address at ``path``: see `NameSource.combined` in
+      `skyfast.flows.planner`.
+    * "node": The label shows a name of the capture point at ``path``: see `NameSource.nodes`.
     """
     index: int = 0
-    """The index of the label's name in the tuple of names. The index of an own name is counted from
-    the first own name."""
+    """The index of the label's value in the tuple that the lookup returns.
+
+    For a label with an own name, indexes are counted from the first own name in the tuple."""
     is_own: bool = False
     """Whether the label shows an own name (a name given by users)."""
 
@@ -343,13 +346,14 @@ class MetricDef:
     compatible: str
     """The name of the family in the first view (the connections) with ``naming: compatible``."""
     standard: str
-    """The name of the family in all other cases, without the prefix: the prefix of the view, or
-    `STANDARD_PREFIX` in the first view."""
+    """The name of the family in all other cases, without its prefix.
+
+    The prefix is `STANDARD_PREFIX` in the first view, and the prefix of the view in other views."""
     unit: str
     """The unit of the values that pages show under the name ``standard``."""
     help: str
     keep: Literal["latest", "least", "most"] = "latest"
-    """See `skyfast.flows.plan.Gauge`."""
+    """Which value a row keeps if the metric is a gauge: see `skyfast.flows.plan.Gauge`."""
     compatible_decimals: int = 0
     """Under the name ``compatible``, pages show values divided by ``10 ** compatible_decimals``."""
     standard_decimals: int = 0

@@ -98,10 +98,10 @@ class FlowTypes:
     KnownReport: type[msgspec.Struct]
     """Has the fields that are needed to count a flow that is already in the table.
 
-    With shards, this is the same type as ``Update``: most messages contain flows of other shards,
-    and the fields of ``Update`` show to which shard a flow belongs."""
+    With shards, this is the same type as ``Update``, because the table needs further fields to find
+    out to which shard a flow belongs."""
     Update: type[msgspec.Struct]
-    """Has the fields of ``KnownReport`` and the fields of labels."""
+    """Has the fields of ``KnownReport`` and the fields of labels, conversations and shards."""
     FirstReport: type[msgspec.Struct]
     """Has the fields of ``Update`` and the fields that identify the first report of a flow, which
     are needed to count a new flow."""

@@ -102,7 +102,10 @@ class FlowFilter:
         return admitted
 
     def refilter(self, flows: list[Flow]) -> list[Flow]:
-        """Filter flows again, but count nothing: dropped flows were counted the first time."""
+        """Filter flows of a message that is decoded again.
+
+        Dropped flows are not counted, because they were counted after the first decoding.
+        """
         return flows if self._pick is None else self._pick(flows, [0] * len(self._counters))
 
 

@@ -34,11 +34,13 @@ Sorted prefixes are in the order of their first addresses, and a network comes b
 that it contains."""
 
 OwnNameTuple: TypeAlias = tuple[str, ...]
-"""The own names of an address. Names and values that do not exist are empty strings.
+"""The own names of an address, in this order:
 
 * the name that is given to exactly this address
 * the name of the smallest network that contains the address and has a name
 * for each selected key, the value of the longest prefix that contains the address and has the key
+
+Names and values that do not exist are empty strings.
 """
 
 _KEY: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -73,8 +73,8 @@ class Column:
     The label's value is found in one of three ways:
 
     * With a ``lookup``, it is element ``index`` of the tuple that the lookup returns.
-    * With a ``rewrite``, the mapper maps the value at ``path`` to the label's value. If the flow
-      lacks the part that contains the field, the label is empty, and nothing is mapped.
+    * With a ``rewrite``, this mapper maps the value at ``path`` to the label's value. If the flow
+      lacks the part that contains the field, the label is empty, and the mapper is not called.
     * Otherwise, it is the value at ``path``, or an empty string if the flow lacks the value.
     """
 
@@ -164,7 +164,7 @@ class Histogram:
 
     * "first": the first value above 0 of the field in ``paths``
     * "total": the sum of the fields in ``paths``, in the closing report
-    * "age": the time from the field in ``paths`` to ``Last``, both in the closing report
+    * "age": in the closing report, the time in ``Last`` minus the time in the field in ``paths``
     """
     paths: tuple[FieldPath, ...]
     """A single field, except for "total", which can add up several fields."""
@@ -221,16 +221,15 @@ class View:
     identifies_connection: bool = False
     """Whether every flow has ports, and the labels include both addresses and both ports.
 
-    In such a view, flows of different connections share a row only in rare cases, such as a TCP and
-    a UDP flow with the same addresses and ports. Therefore a new row cannot already contain a part
-    of the total of the flow that creates the row. So this flow adds its whole total, even if its
-    first report was missed."""
+    A row of such a view has the flows of a single conversation, except in rare cases: for example,
+    if a TCP and a UDP flow have the same addresses and ports. Therefore the flow that creates a row
+    adds its whole total, even if its first report was missed."""
     bytes: tuple[Counter, ...] = ()
     """The counter of bytes for each direction, or one counter for the sum. Empty if no family and
-    no bound needs them."""
+    no bound needs bytes."""
     packets: tuple[Counter, ...] = ()
     """The counter of packets for each direction, or one counter for the sum. Empty if no family and
-    no bound needs them."""
+    no bound needs packets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

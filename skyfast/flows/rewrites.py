@@ -85,8 +85,8 @@ def group_ports(config: PortGrouping) -> dict[int | str, int | str]:
 class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    A flow with neither ``Transport`` nor ``ICMP`` is mapped to an empty string or, if ``other`` is
-    true, to the last element of its ``LayersPath``, such as ``GRE`` or ``Fragment``.
+    A flow with neither ``Transport`` nor ``ICMP`` is mapped to an empty string. If ``other`` is
+    true, it is mapped to the last element of its ``LayersPath``, such as ``GRE`` or ``Fragment``.
     """
 
     def __init__(self, *, other: bool = False) -> None:

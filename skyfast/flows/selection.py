@@ -56,9 +56,9 @@ class MetricSpec:
     paths: tuple[FieldPath, ...] = ()
     """The fields; the field of the initiator's direction is first. Empty for a known metric."""
     type: MetricType = "counter"
-    """For a known histogram, "histogram". Ignored for all other known metrics."""
+    """The type of a metric with ``paths``; "histogram" for a known histogram. Otherwise ignored."""
     help: str = ""
-    """Ignored for known metrics."""
+    """The help text of a metric with ``paths``; ignored for known metrics."""
     buckets: tuple[float, ...] = ()
     """For a known histogram, the upper bounds of its buckets, without +Inf."""
 
@@ -94,7 +94,7 @@ class ViewSpec:
     prefix: str
     """Empty for the first view, whose rows are the connections."""
     labels: tuple[LabelSpec, ...]
-    """The labels, with ``direction`` if and only if the directions are split."""
+    """The labels. They include ``direction`` if the two directions have separate series."""
     metrics: tuple[MetricSpec, ...]
     direction: Literal["split", "sum"]
     amounts: tuple[Amount, ...] = ()

@@ -32,7 +32,7 @@ STOP_TIMEOUT_S: Final = 1.0
 """Timeout of the closing handshake, in seconds."""
 
 START_WAIT_S: Final = 5.0
-"""After the first subscriber connects, the replay waits at most this long for all others."""
+"""When the first analyzer has a subscriber, the replay waits this long for the other analyzers."""
 
 PROBE_TIMEOUT_S: Final = 2.0
 """Timeout for connecting to a loopback address, in seconds."""
@@ -47,7 +47,7 @@ class ReplayServer:
     """Serves the analyzers of a playback, each on an ephemeral port.
 
     The replay starts when all analyzers have a subscriber, or `START_WAIT_S` after the first
-    subscription. As with real analyzers, messages that are sent without a subscriber are lost.
+    subscription. As with real analyzers, a message is lost if its analyzer has no subscriber.
     """
 
     def __init__(

@@ -55,7 +55,8 @@ _Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
 class Recorder:
     """Writes a recording.
 
-    Only the event loop may call the methods. Exception: any thread may make the last call, `stop`.
+    All methods except `stop` must be called on the event loop. `stop` must be called last, and may
+    be called by any thread.
     """
 
     def __init__(

@@ -49,10 +49,10 @@ MAX_ANALYZERS: Final = 64
 """Maximum number of analyzers of a recording: each analyzer becomes a server."""
 
 MAX_GAP_MS: Final = 300_000
-"""A replay shortens periods without messages to at most this time.
+"""A replay shortens longer periods without messages to this time.
 
-If a line has no recorded time, the latest flow time in the line is used. A flow time is ignored if
-it is more than ``MAX_GAP_MS`` later than the median of all flow times in the line."""
+If a line has no recorded time, skyfast uses the latest flow time in the line. To exclude wrong
+times in the future, it ignores times that are more than ``MAX_GAP_MS`` later than their median."""
 
 _OF_MESSAGE: Final = frozenset({"Namespace", "Type", "Obj"})
 _OF_FLOW: Final = frozenset(
@@ -292,8 +292,8 @@ class _Times:
         elif not self._has_begun:
             return self.latest_ms
         if message.at_ms is None:
-            # The analyzer sent this message later than the newest flow time in the message, and
-            # later than the previous message.
+            # The analyzer sent this message after the newest flow time in it, and after the
+            # previous message.
             self.latest_ms = max(self.latest_ms, _newest_ms(message.data))
         else:
             at_ms = message.at_ms + self._set_back_ms
@@ -309,8 +309,8 @@ def _newest_ms(data: bytes) -> int:
     if not times:
         return 0
     # A wrong time in the future would delay all following messages. Therefore leave out times that
-    # are far above the lower median. The lower median is correct even if half of the times are
-    # wrong.
+    # are far above the lower median. The lower median is right even if half of the times are in the
+    # future.
     latest_ms = times[(len(times) - 1) // 2] + MAX_GAP_MS
     return max(time for time in times if time <= latest_ms)
 
@@ -480,10 +480,12 @@ def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> 
 
 
 def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
-    """Yield a message once for each of a subscriber's ``namespaces`` to which the message belongs.
+    """Yield the messages that a subscriber to ``namespaces`` gets for a recorded message.
 
-    The namespace ``flow/CAPTURE_ID`` contains the flows of one capture. Messages of unknown
-    namespaces are yielded once, whatever ``namespaces`` contains.
+    * For each of ``namespaces`` to which the message belongs: the message
+    * For each namespace ``flow/CAPTURE_ID``: the message with only the flows of this capture, if
+      there are any
+    * If the namespace of the message is neither ``flow`` nor ``stats``: the message, once
     """
     try:
         namespace = _envelope.decode(data).Namespace

@@ -36,7 +36,7 @@ _COMPLETE: Final = (
 )
 """The queries for all elements of a kind.
 
-An element that is missing from the response to such a query was removed."""
+If an element is missing from a new response to such a query, it was removed from the topology."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]
@@ -229,7 +229,10 @@ def decode_element(element: bytes) -> object:
 
 
 class ResponseChanges:
-    """Yields how each response differs from the topology so far. Not thread-safe."""
+    """Finds the changes of the topology: compares each response with the topology known so far.
+
+    Not thread-safe.
+    """
 
     def __init__(self) -> None:
         self.left_out = 0
@@ -271,7 +274,7 @@ class ResponseChanges:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add the ID to the IDs of each query in `_COMPLETE` that matches the element."""
+        """Add the element's ID to the known IDs of each query in `_COMPLETE` that matches it."""
         element = msgspec.json.decode(text)
         for complete, ids in self._ids_by_query.items():
             if complete.edges == query.edges and complete.matches(element):

@@ -12,11 +12,13 @@ class Clock:
     """Monotonic seconds since an arbitrary point in time, excluding pauses and holds.
 
     A pause is a period in which the process does not run, because the machine sleeps or because
-    the process is stopped (SIGSTOP). The clock excludes pauses, because reports wait unread in the
-    sockets during a pause. The clock detects a pause by a gap of more than `PAUSE_S` between two
-    readings: without a pause, the expiry task reads the clock twice a second.
+    the process is stopped (SIGSTOP). During a pause, reports wait unread in the sockets. If the
+    clock included pauses, flows would expire before skyfast has read these reports. The clock
+    detects a pause by a gap of more than `PAUSE_S` between two readings: without a pause, the
+    expiry task reads the clock twice a second.
 
-    A hold is a period in which `hold` keeps the clock stopped: see `skyfast.skydive.reporting_gap`.
+    A hold is a period in which `hold` keeps the clock stopped, because reports may be missing: see
+    `skyfast.skydive.reporting_gap`.
     """
 
     def __init__(self, source: Callable[[], float] = time.monotonic) -> None:
@@ -46,7 +48,7 @@ class Clock:
         return source_s - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """Stop the clock if ``held`` is true. If not, continue from the clock's current value."""
+        """Stop the clock if ``held`` is true. Otherwise, restart it at the time it shows."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:

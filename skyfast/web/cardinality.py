@@ -100,7 +100,7 @@ class CardinalityReport:
     series_at_most: int
     """Upper bound on the number of series.
 
-    Hidden connections have no series. All other connections have no series for missing values."""
+    The number is lower if connections are hidden, or if values are missing."""
     approximate: bool
     """Whether the numbers in `LabelCardinality.without` are estimates."""
     labels: tuple[LabelCardinality, ...]

@@ -16,9 +16,8 @@ from skyfast.web.forecast import Forecast, listed, percent
 from skyfast.wording import noun
 
 MIN_SHARE: Final = 0.005
-"""If a label has more values than the report lists, only values with at least this share of the
-connections are shown. Rarer values are not shown, because the report lists only an arbitrary
-selection of them."""
+"""If a label has more values than the report lists, values with a smaller share of the connections
+are not shown, because the report contains only an arbitrary selection of these values."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""

@@ -79,9 +79,9 @@ class Elements:
         return f'<{tag}{state} data-key="{key}" data-format="{format_}">{text}</{tag}>'
 
     def hidden(self, key: str) -> str:
-        """Return the number of hidden connections if ``key`` is ``table.connections``.
+        """Return HTML to append to the value of ``key``, such as `` (5 hidden)``.
 
-        For any other key, or if no bounds are configured, the result is "".
+        The result is "" unless ``key`` is ``table.connections`` and bounds are configured.
         """
         if key != "table.connections" or _at(self._tree, _HIDDEN) is None:
             return ""

@@ -54,8 +54,8 @@ def find(
 ) -> list[EmptyLabels]:
     """Return the fraction of bytes for which each set of labels is empty. Slow and thread-safe.
 
-    The result omits sets with a fraction below ``min_share``. If ``min_share`` is above 0.5, the
-    search is faster.
+    The result omits sets with a fraction below ``min_share``. The search is faster if ``min_share``
+    is above 0.5, because only the largest group can then be relevant.
     """
     count = 1 if min_share > 0.5 else MAX_RANKED
     found = {}
@@ -88,9 +88,9 @@ def _share(
 def is_suspicious(empty: EmptyLabels) -> bool:
     """Return whether to warn about the labels of ``empty``.
 
-    * If only the label of one end (initiator or target) is exported: if the label is empty for all
-      bytes. A high share is normal, because many ends have no name, for example on the Internet.
-    * Otherwise: if the labels are empty for at least `MIN_SHARE` of the bytes.
+    There is a warning if the labels are empty for at least `MIN_SHARE` of the bytes. If only the
+    label of one end (initiator or target) is exported, it must be empty for all bytes. Otherwise, a
+    high share is normal: many ends have no name, for example on the Internet.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)
@@ -121,11 +121,11 @@ class EmptyLabelCheck:
         self._read_for: weakref.ref[Ranking] | None = None
 
     def is_due(self, ranking: Ranking, *, is_read: bool) -> bool:
-        """Return whether the table of ``ranking`` can be searched.
+        """Return whether to search the table of ``ranking`` now.
 
-        ``is_read`` tells whether skyfast has read all names. The result is true if ``is_read`` is
-        true in two successive calls for the same table. The time between the two calls allows
-        skyfast to update the labels of flows.
+        ``is_read`` tells whether skyfast has read the whole topology. The result is true if
+        ``is_read`` is true in two successive calls for the same table. Between the two calls,
+        skyfast has time to update the labels of flows.
         """
         was_read = self._read_for is not None and self._read_for() is ranking
         self._read_for = weakref.ref(ranking) if is_read else None

@@ -234,8 +234,8 @@ def _chunks(
             for start in range(0, len(text), CHUNK_BYTES):
                 yield text[start : start + CHUNK_BYTES]
     if Part.SELF in parts:
-        # Count the hidden connections of the whole table, because a page with self metrics is never
-        # divided into parts.
+        # Count the hidden connections of the whole table. The query parameter `part` exists only on
+        # /metrics/flows, which has no self metrics.
         hidden = dict(zip(("", *source.views), source.table.hidden(now), strict=True))
         values = source.cardinality.values()
         yield (
@@ -259,8 +259,8 @@ def _flows(
         names=query.names,
     )
     info = source.interface_info
-    # If a page is read in parts, the first part has the info series of all parts, because a single
-    # scan finds all capture points.
+    # With the query parameter `part`, the page of part 0 has the info series for all parts, because
+    # a single scan finds all capture points.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
     # Find the capture points before reading the page, so that no series of the page lacks its info

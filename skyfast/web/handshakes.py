@@ -94,7 +94,10 @@ class Handshake:
     """One client's handshake, from its beginning to `close`."""
 
     def __init__(self, client: socket.socket) -> None:
-        """Prepare for the handshake. Then the same task must start TLS on ``client``."""
+        """Prepare for the handshake. Afterwards, the calling task must start TLS on ``client``.
+
+        A context variable of the task passes this object to `ServerContext`.
+        """
         self.first = b""
         """The first bytes from the client, at most `FIRST_BYTES`."""
         self.alert = b""

@@ -23,7 +23,7 @@ _NAMES: Final = {
     "node_pod": "pod",
     "node_workload": "workload",
 }
-"""The labels other than ``node_tid``. Each label is mapped to the item of `NODE_NAMES` it shows.
+"""Maps each label except ``node_tid`` to the item of `NODE_NAMES` that the label shows.
 
 Prometheus adds the labels of the scrape target to each series, such as ``namespace`` and ``pod`` in
 Kubernetes. If skyfast exports a label of the same name, Prometheus renames skyfast's label, for

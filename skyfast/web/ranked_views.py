@@ -9,7 +9,7 @@ from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.text_format import MetricType
 
 RATES: Final = ("bytes", "packets")
-"""The metrics that can be ranked by rate. A ranking by rate needs up to two snapshots."""
+"""The metrics that can be ranked by rate. This needs up to two snapshots of the table per metric."""
 
 PER_SECOND: Final = "_per_second"
 
@@ -69,12 +69,12 @@ class RankedView:
     keys: Mapping[str, RankingKey]
     """The criteria by name: all metrics in the order of ``metrics``, then the rates."""
     addresses: frozenset[str]
-    """The labels with the initiator's or the target's address that the ranking shows with names.
+    """The labels with an address to which the ranking adds the name of the address.
 
-    A label is left out if another label already shows the name of the address. If the ranking shows
-    no names, the set is empty."""
+    A label is left out if another label already shows this name. If the ranking shows no names, the
+    set is empty."""
     nodes: frozenset[str]
-    """The labels with a ``NodeTID``, which the ranking shows with the name of the capture point.
+    """The labels with a ``NodeTID`` to which the ranking adds the name of the capture point.
 
     If the ranking shows no names, the set is empty."""
 

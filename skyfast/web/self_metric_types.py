@@ -88,7 +88,7 @@ def by_label(label: str, read: Callable[[Sources], Mapping[str, float]]) -> Samp
 
 
 def of_names(read: Callable[[NameStats], float]) -> Samples:
-    """One sample from `NameStats`, but no family if no names from the topology are needed."""
+    """One sample from `NameStats`. If no names from the topology are needed, there is no family."""
     return lambda source: (
         None if source.stats.topology.names is None else [({}, read(source.stats.topology.names))]
     )
@@ -103,7 +103,7 @@ def of_names_by_label(label: str, read: Callable[[NameStats], Mapping[str, float
 
 
 def of_own_names(read: Callable[[OwnNameStats], float]) -> Samples:
-    """One sample from `OwnNameStats`, but no family without own names and labels for them."""
+    """One sample from `OwnNameStats`. If `Stats.own_names` is None, there is no family."""
     return lambda source: (
         None if source.stats.own_names is None else [({}, read(source.stats.own_names))]
     )

@@ -134,9 +134,9 @@ class Scrapes:
     total: int
     """Number of pages ``/metrics`` and ``/metrics/flows`` that were served completely."""
     rejected_total: int
-    """Number of refused requests for all metrics pages except ``/metrics/self``."""
+    """Number of refused requests for metrics pages. ``/metrics/self`` is not counted."""
     failed_total: int
-    """Number of all metrics pages except ``/metrics/self`` that were not served completely."""
+    """Number of incompletely served metrics pages. ``/metrics/self`` is not counted."""
     last_duration_seconds: float | None
     """Duration of the latest page counted in ``total``; None before the first one."""
     last_bytes: int | None

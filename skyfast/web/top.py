@@ -62,9 +62,7 @@ SNAPSHOT_IDLE_S: Final = 300.0
 The time is longer than the usual intervals of programs that poll ``/api/top``."""
 
 SNAPSHOT_INTERVAL_S: Final = 60.0
-"""The minimum time between two snapshots, if ``flow.update`` is not longer.
-
-Otherwise, ``flow.update`` is the minimum."""
+"""The minimum time between two snapshots. If ``flow.update`` is longer, it is the minimum."""
 
 Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
@@ -419,16 +417,22 @@ class Ranking:
         return RankingResult(top, msgspec.json.encode(top))
 
     def _matches(self, key: RankingKey, view: RankedView, search: Mapping[str, Any]) -> bool:
-        """Return whether any row matches the search. The ranking must have found no rows before."""
+        """Return whether any row matches the search, for a ranking that has found no rows.
+
+        A ranking omits rows that have no value of its criterion.
+        """
         if not search["containing"]:
             return True
         if key.is_complete:
-            return False  # the ranking has searched all rows
+            return False  # no row was omitted
         _, (connections, *_), *_ = self._table.top_groups(key.family, 0, view.labels[:1], **search)
         return connections > 0
 
     def _values_like(self, text: str, view: RankedView) -> list[tuple[str, bytes]]:
-        """Return the label values whose names contain ``text``, as ``also`` of `TopTable.top`."""
+        """Return the label values whose names contain ``text``.
+
+        The result has the form of the argument ``also`` of `TopTable.top`.
+        """
         if self.names is None or not text:
             return []
         folded = text.casefold()
