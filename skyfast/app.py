@@ -102,9 +102,10 @@ class App:
     ) -> None:
         """Build the parts without opening sockets.
 
-        ``load`` reads the configuration again, for a reload. ``recorder`` gets a copy of each
-        message and, if ``records_topology`` is true, of each response of the topology API.
-        ``replay`` describes the recordings that replace the analyzers.
+        * ``load`` reads the configuration again, for a reload.
+        * ``recorder`` gets a copy of each message. If ``records_topology`` is true, it also gets a
+          copy of each response of the topology API.
+        * ``replay`` describes the recordings that replace the analyzers.
         """
         self._load = load
         self._security = security
@@ -524,7 +525,7 @@ class App:
         return time.monotonic() - began_s
 
     async def _warn_when_full(self) -> None:
-        """Log, at most once per `FULL_INTERVAL_S`, how many reports a full table skipped."""
+        """If the table is full, log how many reports it has skipped since the last log message."""
         table, known, known_connections = self._parts.table, 0, 0
         while True:
             if self._parts.table is not table:

@@ -164,8 +164,8 @@ def number_text(value: float) -> str:
 def bound_text(bound: float) -> str:
     """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
 
-    The text is formatted like C's ``%g``, with a precision of 6 digits or, if this is not exact,
-    with the lowest exact precision. Example: one million is ``1e+06``.
+    The text is formatted like C's ``%g`` with a precision of 6 digits. If this is not exact, the
+    precision is higher. Example: one million is ``1e+06``.
     """
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)

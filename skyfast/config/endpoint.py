@@ -38,7 +38,7 @@ class EndpointError(ValueError):
         self.problem = problem
         """A predicate, such as "contains a space"."""
         self.shown = shown
-        """The invalid string, with an invalid port hidden. Credentials are not removed yet."""
+        """The invalid string. An invalid port is hidden, but credentials are not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def to_label(value: YamlValue) -> LabelSpec:
     nodes = mapping_of(
         value,
         known=("name", *_SOURCES),
-        # Without a source, the error says that one of the sources is missing.
+        # If the mapping has no source, the error lists all sources.
         required=("name", found[0] if found else _ANY_SOURCE),
         what=f"a label with 'name' and {_ANY_SOURCE}",
     )

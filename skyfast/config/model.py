@@ -67,7 +67,7 @@ class TableLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """Settings of the data that skyfast reads from the topology in addition to names for labels."""
+    """Settings of two kinds of topology data: interface metrics and info series."""
 
     interfaces_interval_s: float
     """The interval at which skyfast polls interfaces; 0 if skyfast does not poll them."""

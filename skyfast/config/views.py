@@ -143,7 +143,8 @@ class ViewError(Exception):
         """Paths below the view. Messages name the first of these paths that the configuration
         sets."""
         self.other = other
-        """If two entries conflict, the same error about the second entry; otherwise None."""
+        """If two entries conflict: the same conflict as an error about the other entry. None if
+        there is no other entry."""
 
 
 def resolve_views(

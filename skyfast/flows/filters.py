@@ -24,8 +24,8 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# ``_TAGS[i][j]`` is the tag of a flow whose initiator's address has location i (one of the three
-# constants above) and whose target's address has location j.
+# ``_TAGS[i][j]`` is the tag of a flow. The initiator's address has location i (one of the three
+# constants above), and the target's address has location j.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),

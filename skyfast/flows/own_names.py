@@ -314,7 +314,7 @@ def _ranges(
     keys: Sequence[str],
     numbers: dict[OwnNameTuple, int],
 ) -> tuple[list[int], "array[int]"]:
-    """Divide the addresses of one IP version into ranges with equal names.
+    """Divide the addresses of one IP version into ranges. Addresses in a range have equal names.
 
     ``ordered`` are the sorted prefixes of this IP version, whose addresses have ``most`` bits.
     ``numbers`` maps each distinct tuple of names to its number; this function adds new tuples.

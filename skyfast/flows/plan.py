@@ -333,7 +333,7 @@ class Plan:
 
     @property
     def new_flows(self) -> tuple[NewFlows, ...]:
-        """The counter of new flows; empty if no view has it."""
+        """The counter of new flows if at least one view has it, otherwise empty."""
         return tuple(value for value in self._values() if isinstance(value, NewFlows))
 
     def _values(self) -> dict[Value, None]:

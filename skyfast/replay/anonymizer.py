@@ -4,11 +4,12 @@ Only fields that skyfast reads (`skyfast.flows.fields.FIELDS`) are kept. DNS, DH
 raw packets and unknown fields are removed, because they could contain addresses. The kept fields:
 
 * IP and MAC addresses get pseudonyms. The type of an address (loopback, private, link-local,
-  multicast) and the prefix lengths of networks stay visible. If two IP addresses of the same type
-  share exactly the first 20 bits, their pseudonyms also share exactly the first 20 bits. The
-  algorithm is Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address Anonymization", 2002)
-  with BLAKE2 as the hash function. If an address has no special type, but its pseudonym would have
-  one, skyfast computes a pseudonym of this pseudonym. A short common prefix can then be lost.
+  multicast) and the prefix lengths of networks stay visible. Common prefixes are preserved: for
+  example, if two IP addresses of the same type share exactly the first 20 bits, so do their
+  pseudonyms. The algorithm is Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address
+  Anonymization", 2002) with BLAKE2 as the hash function. There is one exception: if an address has
+  no special type, but its pseudonym would have one, skyfast computes a pseudonym of this pseudonym.
+  Short common prefixes of such addresses can be lost.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms. In names, each word gets a
@@ -335,7 +336,7 @@ class Anonymizer:
             octets = self._scramble(b"ip", address.packed, kept_bits)
             address = ipaddress.ip_address(octets)
             # If an address is outside all ranges in `_KINDS`, its pseudonym must also be outside.
-            # Inside a range, the pseudonym could equal the pseudonym of an address in this range.
+            # Otherwise, an address in one of these ranges could have the same pseudonym.
             if kept_bits or not _kept_bits(address):
                 return str(address)
 

@@ -98,7 +98,7 @@ EDGE: Final[Shape] = {
 
 
 def empty_like(value: object) -> object:
-    """Return an empty value of the same type, so that a value of an invalid type stays invalid."""
+    """Return an empty value of the same type. If this type is invalid, the result stays invalid."""
     match value:
         case None | bool():
             return value
@@ -114,8 +114,8 @@ def rewriter(
     """Return a function that copies the fields of ``shape`` from a decoded object.
 
     ``rewrite_field`` is called once for each field, and returns a function that rewrites the values
-    of this field, even if these values have a wrong type. If a value should be an object, but has
-    another type, the copy contains an empty value of that type.
+    of this field. This function must accept values of any type. If a value should be an object, but
+    has another type, the copy contains an empty value of that type.
     """
     fields: dict[str, Rewrite] = {}
     for key, kind in shape.items():

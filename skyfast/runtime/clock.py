@@ -13,9 +13,9 @@ class Clock:
 
     A pause is a period in which the process does not run, because the machine sleeps or because
     the process is stopped (SIGSTOP). During a pause, reports wait unread in the sockets. If the
-    clock included pauses, flows would expire before skyfast has read these reports. The clock
-    detects a pause by a gap of more than `PAUSE_S` between two readings: without a pause, the
-    expiry task reads the clock twice a second.
+    clock included pauses, flows would expire before skyfast has read these reports. Without a
+    pause, the expiry task reads the clock twice a second. Therefore a gap of more than `PAUSE_S`
+    between two readings means that there was a pause.
 
     A hold is a period in which `hold` keeps the clock stopped, because reports may be missing: see
     `skyfast.skydive.reporting_gap`.

@@ -232,7 +232,7 @@ def printable(text: object) -> str:
 
 
 class LogLimit:
-    """Logs at most one line per cause and interval, with the number of suppressed lines.
+    """Logs at most one line per cause and interval. The next line shows how many were suppressed.
 
     The ``cause`` of a line is any hashable value. If an argument of the ``%`` format is a function,
     the function is called only if the line is logged.
@@ -254,7 +254,7 @@ class LogLimit:
         *args: object,
         exc_info: "Callable[[], logging._SysExcInfoType] | None" = None,
     ) -> None:
-        """If the line is logged, ``exc_info`` is called, and returns an exception to log."""
+        """``exc_info`` returns an exception to log. It is called only if the line is logged."""
         suppressed = self._next(cause)
         if suppressed is None:
             return
@@ -264,7 +264,10 @@ class LogLimit:
         log.log(level, "%s%s", line, suffix, exc_info=exc_info() if exc_info else None)
 
     def reset(self) -> None:
-        """Allow the next line of every cause now. The numbers of suppressed lines are kept."""
+        """Log the next line of every cause, even before its interval has passed.
+
+        The numbers of suppressed lines are kept.
+        """
         self._causes = {
             cause: (-math.inf, suppressed) for cause, (_, suppressed) in self._causes.items()
         }

@@ -78,7 +78,7 @@ def row_options(chosen: int) -> str:
 
 
 def group_options(ranking: Ranking, query: RankingQuery) -> str:
-    """Return an option for each pair ``initiator_x``, ``target_x``, and for each label of the view.
+    """Return the options for grouping: pairs ``initiator_x``, ``target_x``, and single labels.
 
     If connections are ranked, labels that exist only in other views come last.
     """

@@ -88,9 +88,9 @@ def _share(
 def is_suspicious(empty: EmptyLabels) -> bool:
     """Return whether to warn about the labels of ``empty``.
 
-    There is a warning if the labels are empty for at least `MIN_SHARE` of the bytes. If only the
-    label of one end (initiator or target) is exported, it must be empty for all bytes. Otherwise, a
-    high share is normal: many ends have no name, for example on the Internet.
+    There is a warning if the labels are empty for at least `MIN_SHARE` of the bytes. There is one
+    exception: if only the label of one end (initiator or target) is exported, the label must be
+    empty for all bytes. A lower share is normal, because hosts on the Internet have no name.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)

@@ -49,9 +49,9 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
 
 DIRECT_CONNECTIONS = 1_000
-"""The minimum number of connections of a page for `TablePage.deflate`.
+"""A page with fewer connections is compressed by isal instead of `TablePage.deflate`.
 
-isal compresses smaller pages, because `TablePage.deflate` always needs about 2 MiB of memory."""
+`TablePage.deflate` always needs about 2 MiB of memory."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -299,8 +299,8 @@ class Stream:
     Iterating yields non-empty chunks. If rendering fails, iterating raises the exception. Leaving
     the context stops the thread after its current chunk.
 
-    The thread sleeps while the queue is full. The thread wakes the event loop only if the reader is
-    waiting, while an executor would wake the event loop for every chunk.
+    The thread sleeps while the queue is full. It wakes the event loop only if the reader is
+    waiting. An executor would wake the event loop for every chunk.
     """
 
     def __init__(self, chunks: Iterator[Chunk], *, gzip: bool) -> None:

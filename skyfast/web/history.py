@@ -82,8 +82,8 @@ class History:
     def series(self, stats: Stats, connections: int, *, now_s: float) -> Series:
         """Return the history of the ten minutes before ``now_s``, ending with the current state.
 
-        The last rate is the total of `rates`, which the page also shows in other places. The rate
-        of the last interval would be a different number, because the interval is incomplete.
+        The last rate is the total of `rates`, because other parts of the page show the same total.
+        The last interval is incomplete, so its rate would differ from this total.
         """
         every = [*self._samples, _sample(stats, connections, now_s)]
         rates = [sum(_rates(before, after).values(), 0.0) for before, after in pairwise(every)]
@@ -194,10 +194,7 @@ class Churn:
             self._counts.append((now_s, created_total, expired_total))
 
     def counts(self, created_total: int, expired_total: int, *, now_s: float) -> ChurnCounts:
-        """Return how much the totals have grown since the oldest stored totals.
-
-        Totals that are older than `CHURN_S` are ignored.
-        """
+        """Return how much the totals have grown since the oldest totals in the last `CHURN_S`."""
         for since_s, created, expired in self._counts:
             if now_s - since_s <= CHURN_S:
                 return ChurnCounts(

@@ -510,8 +510,8 @@ def render(
 def render_hidden(hidden: Mapping[str, tuple[int, int] | None], *, openmetrics: int = 0) -> bytes:
     """Return the families ``skyfast_hidden_…``, or b"" if no view has bounds.
 
-    ``hidden`` maps the prefix of each view to the number and the bytes of its hidden connections, or
-    to None if the view has no bounds.
+    ``hidden`` maps the prefix of each view to the number and the bytes of its hidden connections. A
+    view without bounds is mapped to None.
     """
     counts = {view: count for view, count in hidden.items() if count is not None}
     if not counts:

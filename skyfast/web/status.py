@@ -273,7 +273,8 @@ def _analyzers(
     lags: Mapping[str, tuple[float | None, float | None]],
 ) -> Iterator[Analyzer]:
     total = sum(rates.values())
-    # Analyzers that are down come first, so that the limit omits other analyzers.
+    # Analyzers that are down come first. If there are more than `MAX_ANALYZERS`, the report omits
+    # analyzers that are up.
     by_state: Iterable[AnalyzerStats] = sorted(
         stats.analyzers.values(), key=lambda analyzer: analyzer.up
     )
