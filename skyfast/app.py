@@ -506,8 +506,8 @@ class App:
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
         """If a search is due, search the table. Return the duration of the search in seconds.
 
-        This is a separate function so that, between two searches, no local variable keeps a
-        replaced table in memory.
+        This is a separate function, because its local variables would otherwise keep a replaced
+        table in memory between two searches.
         """
         parts, names = self._parts, self.stats.topology.names
         if names is None or not check.is_due(parts.ranking, is_read=names.is_read):

@@ -60,7 +60,7 @@ SHELLS = ("bash", "zsh", "fish")
 COMPLETION = Path(__file__).with_name("data") / "completion"
 
 MIN_SIMILARITY = 0.6
-"""The ``cutoff`` of `difflib.get_close_matches` for suggesting an option for an unknown one."""
+"""The ``cutoff`` of `difflib.get_close_matches` when skyfast suggests an option."""
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -39,7 +39,7 @@ NEW_FLOWS_BYTES: Final = 8
 """Bytes per row for the counter of new flows."""
 
 VALUE_BYTES: Final = 8
-"""Bytes per row for a counter, and bytes per flow for the latest total that the flow reported."""
+"""Bytes for each counter of a row, and for the latest total of this counter in each flow."""
 
 BUCKET_BYTES: Final = 8
 """Bytes per row for each bucket of a histogram, and for the sum of the histogram."""
@@ -48,9 +48,7 @@ OBSERVED_BYTES: Final = 4
 """If there are histograms: bytes per flow for the flags that show which values were observed."""
 
 CELL_BYTES: Final = 4
-"""Bytes per row for each label value.
-
-Also, bytes per flow for each field by which names are looked up, such as an address."""
+"""Bytes for each label value of a row, and for each field of a flow whose names are looked up."""
 
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
@@ -59,7 +57,7 @@ KUBERNETES_NOTE: Final = (
 STRING_BYTES: Final = 72
 """Bytes for each distinct string of up to 48 bytes, including an index entry.
 
-The strings are label values, and addresses and capture points by which names are looked up."""
+The strings are label values, and the addresses and capture points whose names are looked up."""
 
 NAMES_BYTES: Final = 36
 """Bytes for each address or capture point whose names are stored for lookups by new flows.

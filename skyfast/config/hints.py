@@ -14,7 +14,7 @@ MAX_SIBLINGS: Final = 3
 """Maximum number of similar names that `KnownKeys.suggest` considers."""
 
 CUTOFF: Final = 0.8
-"""The ``cutoff`` of `difflib.get_close_matches` for suggesting a known name."""
+"""The ``cutoff`` of `difflib.get_close_matches` when skyfast suggests a known name."""
 
 LOW_CUTOFF: Final = 0.6
 """Like `CUTOFF`, but for sections that only skyfast uses.
@@ -22,8 +22,9 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""Minimum length of the part after ``SKYDIVE_`` with which `similar_variables` searches for known
-variables that end with the same part."""
+"""Minimum length of the part of an unknown variable after ``SKYDIVE_``.
+
+If this part is shorter, `similar_variables` does not search for variables with the same end."""
 
 
 class KnownKeys:

@@ -196,7 +196,7 @@ _SYNONYMS = {
 """Maps the first word of an unknown label to the prefix that the user probably meant."""
 
 _CUTOFF = 0.75
-"""The ``cutoff`` of `difflib.get_close_matches` for suggesting a label for an unknown one.
+"""The ``cutoff`` of `difflib.get_close_matches` when skyfast suggests a label.
 
 Only the parts after the prefix are compared."""
 

@@ -82,7 +82,9 @@ def _to_rule(value: YamlValue) -> Rule:
 
 
 to_rules = bounded_list_of(_to_rule, "rules", most=MAX_RULES)
-"""Accepts a list of rules. A rule is a mapping with ``name`` and a condition for each other key."""
+"""Accepts a list of rules.
+
+A rule is a mapping: the key ``name`` gives its name, and every other key is a condition."""
 
 
 def _to_rule_name(value: YamlValue) -> str:

@@ -143,8 +143,7 @@ class ViewError(Exception):
         """Paths below the view. Messages name the first of these paths that the configuration
         sets."""
         self.other = other
-        """If two entries conflict: the same conflict as an error about the other entry. None if
-        there is no other entry."""
+        """If two entries conflict: an error about the other entry; otherwise None."""
 
 
 def resolve_views(

@@ -98,16 +98,16 @@ class FlowTypes:
     KnownReport: type[msgspec.Struct]
     """Has the fields that are needed to count a flow that is already in the table.
 
-    With shards, this is the same type as ``Update``, because the table needs further fields to find
-    out to which shard a flow belongs."""
+    With shards, this is the same type as ``Update``: the table needs further fields to find the
+    shard of a flow."""
     Update: type[msgspec.Struct]
     """Has the fields of ``KnownReport`` and the fields of labels, conversations and shards."""
     FirstReport: type[msgspec.Struct]
-    """Has the fields of ``Update`` and the fields that identify the first report of a flow, which
-    are needed to count a new flow."""
+    """Has the fields that are needed to count a new flow: the fields of ``Update``, and the fields
+    that identify the first report of a flow."""
     FullReport: type[msgspec.Struct]
-    """Has the fields of ``FirstReport`` and the increases in ``LastUpdateMetric``, which are needed
-    to count a flow whose first report was missed."""
+    """Has the fields that are needed to count a flow whose first report was missed: the fields of
+    ``FirstReport``, and the increases in ``LastUpdateMetric``."""
     omissible: frozenset[FieldPath]
     """The fields and parts of ``FullReport`` that are not necessary to count a flow:
 

@@ -131,9 +131,10 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
     TARGET_IP: (INITIATOR_IP, NODE_TID),
     NODE_TID: (),
 }
-"""Maps each field with a lookup to the fields that choose the names of an ambiguous address.
+"""Maps each field by which names are looked up to two further fields of the flow.
 
-A ``NodeTID`` is never ambiguous, so it has no such fields."""
+If an address is ambiguous, these two fields select its names. A ``NodeTID`` is never ambiguous, so
+it is mapped to an empty tuple."""
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:

@@ -203,7 +203,7 @@ class Condition:
     path: FieldPath | None
     """The path of the field; None for the tag."""
     negated: bool = False
-    """If true, the condition matches if none of the four matches."""
+    """If true, the condition matches exactly the fields that it would not match otherwise."""
     values: frozenset[str | int] = frozenset()
     ranges: tuple[tuple[int, int], ...] = ()
     """The first and the last number of each range."""

@@ -51,8 +51,8 @@ MAX_ANALYZERS: Final = 64
 MAX_GAP_MS: Final = 300_000
 """A replay shortens longer periods without messages to this time.
 
-If a line has no recorded time, skyfast uses the latest flow time in the line. To exclude wrong
-times in the future, it ignores times that are more than ``MAX_GAP_MS`` later than their median."""
+If a line has no recorded time, skyfast uses the latest flow time in the line. But it ignores flow
+times that are more than ``MAX_GAP_MS`` later than the median of all flow times in the line."""
 
 _OF_MESSAGE: Final = frozenset({"Namespace", "Type", "Obj"})
 _OF_FLOW: Final = frozenset(

@@ -98,7 +98,7 @@ EDGE: Final[Shape] = {
 
 
 def empty_like(value: object) -> object:
-    """Return an empty value of the same type. If this type is invalid, the result stays invalid."""
+    """Return an empty value of the same type, so that a wrong type remains visible in the copy."""
     match value:
         case None | bool():
             return value

@@ -27,8 +27,12 @@ VALUES_AGE_S: Final = 1.0
 """How long the result of `Cardinality.values` is cached."""
 
 LabelCounts = tuple[int, Sequence[tuple[str, int]], int]
-"""Three items about a label: the number of its values, its most frequent values (each with its
-number of rows), and the number of rows that would remain without the label."""
+"""Three items about a label:
+
+* the number of its values
+* its most frequent values, each with its number of rows
+* the number of rows that would remain without the label
+"""
 
 
 class CardinalityTable(Protocol):
@@ -100,7 +104,7 @@ class CardinalityReport:
     series_at_most: int
     """Upper bound on the number of series.
 
-    The number is lower if connections are hidden, or if values are missing."""
+    The actual number is lower if connections are hidden, or if values are missing."""
     approximate: bool
     """Whether the numbers in `LabelCardinality.without` are estimates."""
     labels: tuple[LabelCardinality, ...]

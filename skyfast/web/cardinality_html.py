@@ -16,8 +16,10 @@ from skyfast.web.forecast import Forecast, listed, percent
 from skyfast.wording import noun
 
 MIN_SHARE: Final = 0.005
-"""If a label has more values than the report lists, values with a smaller share of the connections
-are not shown, because the report contains only an arbitrary selection of these values."""
+"""The minimum share of the connections that a value must have to be shown.
+
+This minimum applies only if a label has more values than the report lists. The report then contains
+an arbitrary selection of the values with a smaller share."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""

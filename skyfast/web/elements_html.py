@@ -43,7 +43,7 @@ class HtmlColumn:
     filters: bool = False
     """Whether the value is a link that filters the table by the value."""
     configured: int = 0
-    """A value to mark as the configured value, or 0 to mark no value."""
+    """The value in this column that is marked as the configured one, or 0 to mark no value."""
     single: str = ""
     """The metric in this column if the metric has one value per row, otherwise "".
 

@@ -54,8 +54,8 @@ def find(
 ) -> list[EmptyLabels]:
     """Return the fraction of bytes for which each set of labels is empty. Slow and thread-safe.
 
-    The result omits sets with a fraction below ``min_share``. The search is faster if ``min_share``
-    is above 0.5, because only the largest group can then be relevant.
+    The result omits sets with a fraction below ``min_share``. If ``min_share`` is above 0.5, the
+    search is faster, because it needs only the group of rows that has the most bytes.
     """
     count = 1 if min_share > 0.5 else MAX_RANKED
     found = {}

@@ -49,9 +49,9 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
 
 DIRECT_CONNECTIONS = 1_000
-"""A page with fewer connections is compressed by isal instead of `TablePage.deflate`.
+"""If a page has fewer connections, isal compresses it instead of `TablePage.deflate`.
 
-`TablePage.deflate` always needs about 2 MiB of memory."""
+`TablePage.deflate` needs about 2 MiB of memory even for a small page."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -9,7 +9,7 @@ from skyfast.flows.plan import Column, Counter, Family, View
 from skyfast.text_format import MetricType
 
 RATES: Final = ("bytes", "packets")
-"""The metrics that can be ranked by rate, which needs up to two snapshots of the table."""
+"""The metrics that can be ranked by rate: see the snapshots in `skyfast.web.top`."""
 
 PER_SECOND: Final = "_per_second"
 

@@ -47,8 +47,9 @@ MAX_FILTER_CHARS: Final = 200
 MAX_GROUPS: Final = 65_536
 """The maximum number of groups of a ranking.
 
-If a scan finds more groups, the half with the lowest ``rank`` is added to `Other`. The groups of a
-view with two counters (each for both directions) and one gauge need up to 24 MiB of memory."""
+If a scan finds more groups, the half with the lowest values of the ranking criterion is added to
+`Other`. The groups of a view with two counters (each for both directions) and one gauge need up to
+24 MiB of memory."""
 
 RESULT_AGE_S: Final = 1.0
 """How long a result is shared with requests for the same ranking."""
@@ -59,7 +60,7 @@ MAX_RESULTS: Final = 8
 SNAPSHOT_IDLE_S: Final = 300.0
 """After the last request for rates, snapshots are kept for ``flow.update`` plus this time.
 
-The time is longer than the usual intervals of programs that poll ``/api/top``."""
+Programs that poll ``/api/top`` usually send a request more often than every five minutes."""
 
 SNAPSHOT_INTERVAL_S: Final = 60.0
 """The minimum time between two snapshots. If ``flow.update`` is longer, it is the minimum."""
