@@ -67,10 +67,10 @@ RELABEL_FLOWS = 1_000
 Relabeling this number of flows takes a few milliseconds."""
 
 COMPARED_STRINGS = 20_000
-"""Number of strings that one call of `Table.strings` returns, which takes a few milliseconds.
+"""Maximum number of strings that a call of `Table.strings` returns.
 
 When own names (names given by users) change, skyfast searches the strings of the table for
-addresses with new names."""
+addresses with new names. A call takes a few milliseconds."""
 
 RELABEL_RETRY_S = 1.0
 """Delay before the next attempt if memory runs out during relabeling."""

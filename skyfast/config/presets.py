@@ -12,7 +12,7 @@ from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Default values of the keys with the same names. A configuration can override each of them."""
+    """Default values of four keys, which have the names of the attributes."""
 
     labels: tuple[LabelSpec, ...]
     metrics: tuple[MetricSpec, ...]

@@ -85,8 +85,9 @@ def group_ports(config: PortGrouping) -> dict[int | str, int | str]:
 class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
-    A flow with neither ``Transport`` nor ``ICMP`` is mapped to an empty string. If ``other`` is
-    true, it is mapped to the last element of its ``LayersPath``, such as ``GRE`` or ``Fragment``.
+    If a flow has neither ``Transport`` nor ``ICMP``, the result depends on ``other``. If ``other``
+    is true, the result is the last element of ``LayersPath``, such as ``GRE`` or ``Fragment``.
+    Otherwise, the result is an empty string.
     """
 
     def __init__(self, *, other: bool = False) -> None:

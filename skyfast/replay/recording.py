@@ -482,10 +482,10 @@ def shift_times(data: bytes, present_ms: Callable[[int], int], *, mask: int) -> 
 def for_namespaces(data: bytes, namespaces: frozenset[str]) -> Iterator[bytes]:
     """Yield the messages that a subscriber to ``namespaces`` gets for a recorded message.
 
-    * For each of ``namespaces`` to which the message belongs: the message
-    * For each namespace ``flow/CAPTURE_ID``: the message with only the flows of this capture, if
-      there are any
-    * If the namespace of the message is neither ``flow`` nor ``stats``: the message, once
+    * If the namespace of the message is unknown: the message, once
+    * For each of ``namespaces`` that contains the whole message: the message
+    * For any other namespace ``flow/CAPTURE_ID``: the message with only the flows of this capture,
+      if there are any
     """
     try:
         namespace = _envelope.decode(data).Namespace

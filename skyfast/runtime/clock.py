@@ -29,7 +29,7 @@ class Clock:
         self._held_s = 0.0
         self._held_at: float | None = None
         self._latest = -math.inf
-        """The latest result of `now`. Rounding errors must not make later results lower."""
+        """The latest result of `now`. Rounding errors must not make any later result lower."""
 
     def now(self) -> float:
         running = self.running()

@@ -18,8 +18,8 @@ from skyfast.wording import noun
 MIN_SHARE: Final = 0.005
 """The minimum share of the connections that a value must have to be shown.
 
-This minimum applies only if a label has more values than the report lists. The report then contains
-an arbitrary selection of the values with a smaller share."""
+This minimum applies only if a label has more values than the report lists. Such a report contains
+only an arbitrary selection of rarer values."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""

@@ -259,8 +259,8 @@ def _flows(
         names=query.names,
     )
     info = source.interface_info
-    # With the query parameter `part`, the page of part 0 has the info series for all parts, because
-    # a single scan finds all capture points.
+    # If the page is read in parts, part 0 has the info series for all parts: a single scan finds
+    # all capture points.
     if info is not None and (query.part or not query.shows(info.name)):
         info = None
     # Find the capture points before reading the page, so that no series of the page lacks its info

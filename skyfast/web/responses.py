@@ -154,8 +154,8 @@ def prefers(accept: str | None, named: MediaType, *, default: MediaType) -> bool
     """Return whether to respond with ``named`` instead of ``default`` (RFC 9110, section 12.5.1).
 
     The result is true if the header contains ``named`` itself, and gives it at least the weight of
-    ``default``. A wildcard is not enough. Otherwise, the result is false, even if the client does
-    not accept ``default``. Invalid elements of the header are ignored.
+    ``default``. In all other cases, the result is false: for example, if only a wildcard matches
+    ``named``, or if the client accepts neither. Invalid elements of the header are ignored.
     """
     ranges = _media_ranges(accept)
     precedence, weight = _preference(ranges, named)

@@ -56,7 +56,7 @@ MAX_ANALYZERS: Final = 200
 EXPECTED_SKIPS: Final = frozenset(
     {"late", "ended", "no_network", "no_transport", "excluded", "duplicate", "other_shard"}
 )
-"""The skip reasons that do not mean lost data."""
+"""The reasons for which reports are skipped in normal operation, without a loss of data."""
 
 SERIES_BYTES: Final = (2_500, 7_000)
 """The lowest and highest estimate of the memory per series in Prometheus: see docs/scaling.md."""
@@ -273,8 +273,7 @@ def _analyzers(
     lags: Mapping[str, tuple[float | None, float | None]],
 ) -> Iterator[Analyzer]:
     total = sum(rates.values())
-    # Analyzers that are down come first. If there are more than `MAX_ANALYZERS`, the report omits
-    # analyzers that are up.
+    # Put analyzers that are down first, because only the first `MAX_ANALYZERS` are reported.
     by_state: Iterable[AnalyzerStats] = sorted(
         stats.analyzers.values(), key=lambda analyzer: analyzer.up
     )
