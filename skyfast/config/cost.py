@@ -125,7 +125,7 @@ def double_counted(config: Config) -> list[str]:
 
     Several capture points can report the same conversation. If no label of a view identifies the
     capture point, a row of the view counts the conversation several times. Views that have only
-    gauges are left out. The name of the first view is "connections".
+    gauges are left out. The first view is called "connections".
     """
     export = config.export
     if export.deduplicate != "none":

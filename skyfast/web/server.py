@@ -554,7 +554,7 @@ ROUTES: Final[Mapping[str, Route]] = {
     "/-/healthy": Route(WebServer._health, is_health=True),
     "/-/ready": Route(WebServer._readiness, is_health=True),
     "/-/reload": Route(WebServer._reload_config, _RELOAD_METHODS),
-    "*": Route(WebServer._health),  # for OPTIONS only: RFC 9110, section 7.1
+    "*": Route(WebServer._health),  # the target of "OPTIONS *" (RFC 9110, section 9.3.7)
 }
 """The routes by path. Requests for other paths get status 404."""
 
