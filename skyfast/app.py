@@ -62,7 +62,7 @@ STATUS_PAGE_WAIT_S = 3.0
 This log message should be the last one at startup, because people read the last line first."""
 
 RELABEL_FLOWS = 1_000
-"""Number of flows to relabel before other tasks can run.
+"""Maximum number of flows to relabel before other tasks can run.
 
 Relabeling this number of flows takes a few milliseconds."""
 
@@ -525,7 +525,10 @@ class App:
         return time.monotonic() - began_s
 
     async def _warn_when_full(self) -> None:
-        """If the table is full, log how many reports it has skipped since the last log message."""
+        """Log how many reports a full table has skipped since the last such log message.
+
+        At most one message is logged per `FULL_INTERVAL_S`.
+        """
         table, known, known_connections = self._parts.table, 0, 0
         while True:
             if self._parts.table is not table:

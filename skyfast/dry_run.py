@@ -30,12 +30,12 @@ STEP_S = 1.0
 `Clock` would treat a step above `PAUSE_S` as a pause of the process."""
 
 EXPIRY_ROWS = 1 << 20
-"""Number of rows that a call of `Table.expire` visits.
+"""Maximum number of rows that a call of `Table.expire` visits.
 
 The number is high, because no other task has to run between two calls."""
 
 RELABEL_FLOWS = 1 << 20
-"""Number of flows that a step of `Table.relabel` moves."""
+"""Maximum number of flows that a call of `Relabeling.step` moves."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,7 @@ OBSERVED_BYTES: Final = 4
 """If there are histograms: bytes per flow for the flags that show which values were observed."""
 
 CELL_BYTES: Final = 4
-"""Bytes for each label value of a row, and for each field of a flow whose names are looked up."""
+"""Bytes for each label value of a row, and for each field of a flow that lookups use."""
 
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
@@ -57,7 +57,7 @@ KUBERNETES_NOTE: Final = (
 STRING_BYTES: Final = 72
 """Bytes for each distinct string of up to 48 bytes, including an index entry.
 
-The strings are label values, and the addresses and capture points whose names are looked up."""
+The strings are label values, and the addresses and capture points that lookups use."""
 
 NAMES_BYTES: Final = 36
 """Bytes for each address or capture point whose names are stored for lookups by new flows.
@@ -107,7 +107,10 @@ class _NoNameSource:
 
 
 def row_bytes(config: Config) -> int:
-    """Return the memory of a connection with one flow, in bytes, without its strings."""
+    """Return the memory of a connection with one flow, in bytes.
+
+    Strings, and rows of other views than the first, are not included.
+    """
     plan = make_plan(config.export, names=_NoNameSource(), shard=config.shard)
     table = Table(
         plan,

@@ -79,7 +79,9 @@ def to_label(value: YamlValue) -> LabelSpec:
 
 
 _SOURCES = ("path", "k8s_label", "names_key")
-"""The keys that define the source of a label's value. Each label has exactly one of these keys."""
+"""The keys that define the source of a label's value.
+
+If a label is a mapping, it has exactly one of these keys. A known label has only a name."""
 
 _ANY_SOURCE = "one of 'path', 'k8s_label' and 'names_key'"
 

@@ -32,7 +32,7 @@ MAX_SECONDS = 31_536_000
 """The longest duration: a year."""
 
 MAX_ENTRIES = 4096
-"""Maximum length of three lists: values of a filter condition, ports to keep, and ``names``."""
+"""Maximum number of values of a filter condition, of ports to keep, and of entries in ``names``."""
 
 
 LEVELS = {
@@ -342,7 +342,10 @@ class Entries:
         self._problems = Problems()
 
     def of(self, name: str, parse: Callable[[YamlValue], T], default: T | None = None) -> T:
-        """Parse an entry as `entry_of` does. If the entry is invalid, `check` raises the error."""
+        """Parse an entry as `entry_of` does.
+
+        If the entry is invalid, this method returns None, and `check` raises the error.
+        """
         with self._problems:
             return entry_of(self._nodes, name, parse, default)
         return cast(T, None)

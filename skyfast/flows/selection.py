@@ -94,7 +94,7 @@ class ViewSpec:
     prefix: str
     """Empty for the first view, whose rows are the connections."""
     labels: tuple[LabelSpec, ...]
-    """The labels. They include ``direction`` if the two directions have separate series."""
+    """The labels. They include ``direction`` if and only if the directions have separate series."""
     metrics: tuple[MetricSpec, ...]
     direction: Literal["split", "sum"]
     amounts: tuple[Amount, ...] = ()

@@ -32,7 +32,7 @@ STOP_TIMEOUT_S: Final = 1.0
 """Timeout of the closing handshake, in seconds."""
 
 START_WAIT_S: Final = 5.0
-"""When the first analyzer has a subscriber, the replay waits this long for the other analyzers."""
+"""Maximum time to wait for all subscribers, after the first analyzer has a subscriber."""
 
 PROBE_TIMEOUT_S: Final = 2.0
 """Timeout for connecting to a loopback address, in seconds."""

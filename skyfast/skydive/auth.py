@@ -1,7 +1,7 @@
 """Logs in to analyzers, and creates the HTTP headers that authenticate requests.
 
-This module imports aiohttp only when it is used. Most installations need no login, and importing
-aiohttp takes longer than all other imports together.
+This module imports aiohttp only when a request needs it. Most installations need no login, and
+importing aiohttp takes longer than all other imports together.
 """
 
 import asyncio

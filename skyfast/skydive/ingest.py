@@ -182,7 +182,7 @@ class Ingest:
     ) -> None:
         """Decode all fields of the flows from ``position`` on, and apply these flows.
 
-        These flows have already been counted as received or filtered.
+        The flows are not counted as received or filtered, because `_apply` has counted them.
         """
         try:
             flows = self._decoders.full.decode(data).Obj[position:]

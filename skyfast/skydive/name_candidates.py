@@ -80,7 +80,7 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    All hosts and links can have the same local addresses, including those that are not in the
+    Any host or link can have the same local address, even if the host or link is not in the
     topology.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):

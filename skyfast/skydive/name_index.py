@@ -250,8 +250,8 @@ class NameIndex:
     def __init__(self, *, keep_s: float, k8s_labels: tuple[str, ...] = ()) -> None:
         """``keep_s`` should be at least the lifetime of rows, so that rows do not lose their names.
 
-        ``k8s_labels`` are the keys of pod labels. The names of an address end with the values of
-        these labels.
+        ``k8s_labels`` are the keys of pod labels. In ``addresses``, the names of each address end
+        with the values of these labels.
         """
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()

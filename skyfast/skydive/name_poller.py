@@ -229,7 +229,7 @@ class NamePoller:
     async def _ask(
         self, client: TopologyClient, query: Query, kind: str, *, kept: Query
     ) -> GraphReader | None:
-        """Send ``query``, which returns all or some of the elements that are stored for ``kept``.
+        """Send ``query``, which returns all or some of the elements that ``kept`` would return.
 
         Returns None if no analyzer responded.
         """

@@ -18,8 +18,8 @@ from skyfast.flows.plan import FieldPath
 class PartialDecoder:
     """Decodes flows, and replaces undecodable optional values with None.
 
-    If an optional nested object is not a JSON object, all of its fields are None. The table counts
-    None as an unusable field, and uses the rest of the flow.
+    If the value of an optional nested object has another type, all fields of the object are None.
+    The table counts None as an unusable field, and uses the rest of the flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:

@@ -123,8 +123,8 @@ class Subscriptions:
     def configure(self, prepared: "Prepared") -> None:
         """Apply a new configuration in the background.
 
-        Only subscriptions whose settings change are closed. If they are still configured, they are
-        restarted and keep their counters.
+        Only subscriptions that are removed, or whose settings change, are closed. In the second
+        case, they are restarted and keep their counters.
         """
         self._prepared = prepared
         self._changed.set()

@@ -151,7 +151,7 @@ def read(response: bytes) -> NodesResponse:
     """Decode ``response``, the JSON text of a list of nodes.
 
     Raises:
-        MalformedResponseError: ``response`` is not a JSON list.
+        MalformedResponseError: ``response`` is not a JSON list, or an element is not JSON.
 
     """
     splitter, reader = ArraySplitter(max_element_bytes=MAX_ELEMENT_BYTES), NodesReader()

@@ -76,8 +76,8 @@ class Pod(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     names: PodNames
     cluster: str
     agent: str
-    """The name of the host that has an edge to the pod's Kubernetes node; "" if it is unclear which
-    host."""
+    """The name of the host that has an edge to the pod's Kubernetes node; "" if there is no such
+    host, or if it is unclear which host it is."""
     host: str
     """The host that labels show: ``agent``, or else the name of the Kubernetes node."""
     assumed_host: str
@@ -179,7 +179,7 @@ class Workloads:
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
-        """Return a runtime container's pods, and the names of its pods outside the topology.
+        """Return a runtime container's pods, and the names of its pods that were not found.
 
         Each name is a pair of namespace and name. In a consistent topology, there is at most one
         pod or one name. The Kubernetes container of the runtime container is found by an edge, or
