@@ -15,7 +15,7 @@ cpdef enum:
     MAX_ROWS = 1 << 27
     MAX_VIEWS = 16
     MAX_VALUES = 64             # maximum number of counters and gauges per plan
-    # Maximum number per plan of different labels, plus fields that lookups use.
+    # Maximum number of different columns per plan, plus fields that lookups use.
     MAX_COLUMNS = 64
     MAX_VIEW_VALUES = 32        # maximum number of counters and gauges per view
     MAX_VIEW_COLUMNS = 32
@@ -182,8 +182,8 @@ cdef struct Conversation:
 
 
 cdef struct LabelValue:
-    # A label value of a report, or of changed names. The struct is only valid for one batch: the
-    # text is borrowed from Python objects.
+    # A label value of a report, or of changed names. The struct is only valid for one batch, or
+    # until the changed names are interned: the text is borrowed from Python objects.
 
     # The text of the value. NULL if the value is an integer, or if `string` comes from a
     # `NamesRow`.

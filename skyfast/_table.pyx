@@ -35,7 +35,8 @@ Data structures
 
     If a dormant flow has a new report after its connection was removed, the connection is created
     again, and its counters continue. Usually, they are restored from the totals of the flow. If
-    these totals are not enough, the counters were saved in a separate dormant row.
+    these totals are not enough, the counters were saved in a separate dormant row. A report of an
+    unknown flow with the same labels also restores saved counters.
 
     Each dormant row is in one of three lists: flows that claim a conversation (see
     ``table/conversations.pxi``), flows that have ended, and all others. Dormant rows are forgotten
@@ -291,7 +292,7 @@ cdef extern from *:
     const uint64_t SHARD_SEED
     # Must be odd. Must never change: otherwise, connections would move to other parts of the page.
     const uint64_t PART_SEED
-    const uint32_t MAX_SEQ_AGE      # maximum age of a row, in newer rows (see `clamp_seq_age`)
+    const uint32_t MAX_SEQ_AGE      # maximum age of a row, in sequence numbers: see `clamp_seq_age`
     const int64_t MAX_INTEGER       # the same as MAX_NUMBER
     const uint64_t EACH_BYTE        # the number 1 in each byte
     # Maximum delay of a report, in addition to the agent's update interval. An analyzer keeps a
@@ -344,7 +345,7 @@ cdef enum:
     OBSERVE_AGE                 # `last_ms` minus the value (a time), both of the closing report
 
 cdef enum:
-    # Flags of a flow. A flag is set if histograms have already observed the flow on this event (see
+    # Flags of a flow. If a flag is set, histograms do not observe the flow on this event again (see
     # `histograms.pxi`).
     FIRST_OBSERVED = 1          # on the first value above 0
     CLOSING_OBSERVED = 2        # on the closing report
@@ -910,7 +911,7 @@ cdef class Table:
             * a list of the top groups. A group is a tuple of its rank, its label values in the
               order of `labels`, its values as in `top`, and its number of connections.
             * "the others", which are the connections that are in no top group: a tuple of their
-              number, their rank (None without connections), and their values as in `top`
+              number, their rank (None if no connection has a rank), and their values as in `top`
             * the number of groups at the end of the scan
             * whether connections were added to "the others" during the scan, because there were too
               many groups or too many bytes of label values

@@ -6,10 +6,10 @@
 #
 # 1. Under the table's mutex, `render_lines` writes text, and notes about the text. After the mutex
 #    is released, `expand_notes` turns the notes into pieces.
-# 2. `find_matches` turns the pieces into *sequences*. A sequence has *literals* (bytes that are not
-#    repeated), then a *match* (a length, and the distance to the same bytes in earlier text). Each
-#    piece is compared with the earlier text that its source refers to. If the bytes are equal, the
-#    piece becomes a match:
+# 2. `find_matches` turns the pieces into *sequences*. A sequence has *literals* (bytes that are
+#    encoded one by one), then a *match* (a length, and the distance to the same bytes in earlier
+#    text). Each piece is compared with the earlier text that its source refers to. If the bytes are
+#    equal, the piece becomes a match:
 #    * If the previous piece is a match of the same distance, both become one longer match.
 #    * If the next piece does not become a match, its first bytes can extend this match.
 # 3. `write_sequences` writes the sequences as bits.
@@ -48,7 +48,8 @@ cdef enum:
     # An entry in `Code` has a code in its low 24 bits, and the length of the code in its high bits.
     CODE_BITS = 24
     CODE_MASK = (1 << CODE_BITS) - 1
-    REPEAT = 16                 # symbol in a list of code lengths: 3 to 6 times the same length
+    # Symbol in a list of code lengths: repeats the previous length 3 to 6 times.
+    REPEAT = 16
     LENGTH_SYMBOLS = 19         # number of different symbols in a list of code lengths
     MAX_HEADER = 256            # maximum size of the header of a block, in bytes
     STRING_SLOTS = 2048
@@ -103,7 +104,7 @@ cdef struct Deflater:
     Sequence *sequences         # the sequences of one slice
     char *output
     BitWriter writer
-    bint learns                 # whether to learn codes from the next slice of MIN_SAMPLE bytes
+    bint learns                 # whether to learn codes from the next slice that is large enough
     uint32_t fixed_at[MAX_FIXED]        # latest position of each fixed text, modulo 2^32
     # Latest position of strings, modulo 2^32. The index is a string's number modulo STRING_SLOTS.
     uint32_t strings_at[STRING_SLOTS]
