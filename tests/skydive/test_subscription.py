@@ -764,7 +764,7 @@ async def test_conflict_with_skyfasts_previous_subscription_is_not_a_warning(
 ) -> None:
     caplog.set_level(logging.INFO)
     analyzer.unique_host_ids = True
-    analyzer.host_id_linger_s = 0.2
+    analyzer.host_id_linger_s = 1.0
     async with subscribed(make_config(analyzer.url)) as running:
         (await running.up(analyzer)).reset()
         await analyzer.subscriber()

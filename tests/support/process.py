@@ -155,7 +155,7 @@ async def _started(
     assert process.returncode == 0, skyfast.log
     if quiet:
         problems = [line for line in skyfast.log if PROBLEM.search(line)]
-        assert problems == []
+        assert not problems, problems
 
 
 STORE = "pipeline: {{subscriber: {{urls: [{url}]}}, store: {{prom_sky_con: {{{store}}}}}}}\n"

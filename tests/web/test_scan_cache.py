@@ -115,12 +115,12 @@ async def test_waiting_scans_and_cached_results_share_a_limit():
 @on_both_loops
 async def test_new_result_survives_the_expiry_of_an_old_result():
     """ "b" evicts "a", and "a" is computed again. The first expiry of "a" must have no effect."""
-    scans = Scans(keep_s=1, max_results=1)
+    scans = Scans(keep_s=2, max_results=1)
     await scans.get("a")
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(1)
     await scans.get("b")
     latest = await scans.get("a")
-    await asyncio.sleep(0.6)  # now the first result would have expired
+    await asyncio.sleep(1.2)  # now the first result would have expired
     assert await scans.get("a") is latest
 
 
