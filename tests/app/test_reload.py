@@ -426,7 +426,7 @@ async def test_new_limits_apply_to_new_connections(tmp_path: Path, analyzer: Fak
     def node(number: int) -> dict[str, Any]:
         return flow(str(number), NodeTID=f"n{number}")
 
-    async with operated(tmp_path, subscribing(analyzer)) as operator:
+    async with operated(tmp_path, subscribing(analyzer), quiet=False) as operator:
         skyfast = operator.skyfast
         await analyzer.subscriber()
         await operator.report(analyzer, *map(node, range(5)))
