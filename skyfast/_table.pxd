@@ -10,12 +10,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 # Limits of a plan, a flow and a table. Python code can read them: see _table.pyi.
 cpdef enum:
     MAX_TEXT_BYTES = 1024       # maximum size of a label value or UUID, in bytes
-    # Maximum of `max_connections` and of `max_flows`: half of the 2^28 row numbers, because a table
-    # can slightly exceed its limits.
+    # Maximum of `max_connections` and of `max_flows`. There are 2^28 row numbers. Half of them are
+    # reserved, because a table can slightly exceed its limits.
     MAX_ROWS = 1 << 27
     MAX_VIEWS = 16
     MAX_VALUES = 64             # maximum number of counters and gauges per plan
-    # Maximum number of different columns per plan, plus fields that lookups use.
+    # Maximum number of different columns per plan. Each field that lookups use counts as a column.
     MAX_COLUMNS = 64
     MAX_VIEW_VALUES = 32        # maximum number of counters and gauges per view
     MAX_VIEW_COLUMNS = 32
@@ -298,7 +298,7 @@ cdef struct Literal:
 cdef struct Histogram:
     int observes                # OBSERVE_FIRST, OBSERVE_TOTAL or OBSERVE_AGE
     uint32_t event              # event of the observation: FIRST_OBSERVED or CLOSING_OBSERVED
-    # Indexes in `Report.values` of the observed values. Two observed values are added up.
+    # Indexes of the observed values in `Report.values`. Two observed values are added up.
     uint32_t sources[2]
     uint32_t source_count       # number of observed values: 1 or 2
     uint32_t bound_count        # number of upper bounds, without +Inf
@@ -329,8 +329,9 @@ cdef struct Family:
     uint32_t head_lengths[3]    # sizes of the metadata lines, in bytes
     uint32_t view               # index of the view
     uint32_t directions         # number of series per connection: 1, or 2 with a direction label
-    # By direction: index of the value in a row's values. `View.values` stands for the number of new
-    # flows, and FLOWS for the number of live flows. Not used in a family of histograms.
+    # By direction: index of the value in a row's values. Two indexes are special: `View.values`
+    # means the number of new flows, and FLOWS the number of live flows. Not used in a family of
+    # histograms.
     uint32_t values[2]
     int64_t absent              # a series exists only if its value is above this number
     uint32_t decimals           # pages show values divided by 10^decimals
@@ -340,8 +341,8 @@ cdef struct Family:
     # An array of columns + 1 literals: one before each label value, and one before the sample's
     # value.
     Literal *literals
-    # The literal with the second direction. In lines of the second direction, `second` replaces the
-    # literal at `View.direction_index`.
+    # The literal that contains the second value of the direction label. In lines of the second
+    # direction, it replaces the literal at `View.direction_index`.
     Literal second
     # Only used in a family of histograms: index in `View.histograms` of the first direction's
     # histogram. The second direction's histogram has the next index.

@@ -391,9 +391,9 @@ cdef struct Batch:
     uint32_t *missed            # indexes in `names` of results that do not have a row yet
     uint32_t missed_count
     # Numbers of the interned UUIDs of flows that are removed while the batch is applied. The
-    # strings are released after the batch, because a later report of the batch may have the number
-    # of the same string as a label. Each report can remove its own flow and up to MAX_EVICTIONS
-    # other flows.
+    # strings are released after the batch, because a later report of the batch may have the same
+    # interned string as a label. Each report can remove its own flow and up to MAX_EVICTIONS other
+    # flows.
     uint32_t strings_to_release[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t strings_to_release_count
     int64_t oldest_ms           # lowest `Last` in the latest `update`, in Unix milliseconds

@@ -34,8 +34,8 @@ Reports:
 * The *last update* is ``LastUpdateMetric``: the increases since the previous report.
 * The *lifecycle times* are ``Start``, ``LastUpdateMetric.Start`` and ``LastUpdateMetric.Last``.
 * A report is *late* if neither its ``Last`` nor any of its counters exceeds the stored value.
-* A *repeat* is a closing report that repeats the last update of the previous report. The table
-  recognizes it by a ``LastUpdateMetric.Last`` that differs from ``Last``, or is out of range.
+* A *repeat* is a closing report that repeats the last update of the previous report. In a repeat,
+  ``LastUpdateMetric.Last`` is out of range, or differs from ``Last``.
 
 Reports
 -------
@@ -67,8 +67,8 @@ Omitted values
   of range, the second field is counted.
 * Invalid lifecycle times are counted in closing reports of unknown flows. In other reports of
   unknown flows, they are counted if the deltas depend on them. They are also counted if a view
-  shows new flows or first values. For dormant flows, only ``LastUpdateMetric.Last`` of a repeat is
-  counted.
+  shows new flows or first values. In reports of dormant flows, an invalid time is only counted if
+  it is ``LastUpdateMetric.Last`` of a repeat.
 * If an unknown flow has an invalid ``FinishType``, its report may be a repeat. Therefore the report
   adds nothing to existing rows, and the flow is not new.
 * An invalid ``Start`` or ``LastUpdateMetric.Start`` has the same effect. There are two exceptions:

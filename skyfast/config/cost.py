@@ -171,13 +171,15 @@ def _lines(config: Config) -> Iterator[str]:
         shown = families(view, naming=export.naming)
         labels = [label.name for label in view.labels if label.name != DIRECTION]
         if view.prefix:
-            row = f"row of view {view.prefix} ({', '.join(labels)})"
-            end = f"is removed {timeout_s:g} s after its last report"
+            rows, row = f"rows of view {view.prefix} ({', '.join(labels)})", "row"
             most = limits.max_connections * count
-            yield f"Each {row} costs up to {count} series, at most {most} in total, and {end}:"
+            removed = f" is removed {timeout_s:g} s after its last report, and"
         else:
+            rows, row = "connections", "connection"
             most = most_connections(**maximum) * count
-            yield f"Each connection costs up to {count} series, at most {most} in total:"
+            removed = ""
+        yield f"All {rows} together cost at most {most} series."
+        yield f"Each {row}{removed} costs up to {count} series:"
         for family in shown:
             yield f"  {family.series} {family.name}"
         yield from _bounds(view, bounds)

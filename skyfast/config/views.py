@@ -281,10 +281,11 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
         if len(own_labels) > MAX_VIEW_COLUMNS:
             problem = f"has {len(own_labels)} labels; the limit is {MAX_VIEW_COLUMNS}"
             if any(label.has_key for label in own_labels):
-                pods = any(label.k8s_label for label in own_labels)
-                kind = "pod label" if pods else "label with names_key"
+                key = "k8s_label" if any(label.k8s_label for label in own_labels) else "names_key"
                 prefixes = " or ".join(PREFIXES)
-                problem += f"; a {kind} counts twice if it does not start with {prefixes}"
+                problem += (
+                    f"; an entry with {key} counts twice, unless its name starts with {prefixes}"
+                )
             raise ViewError(problem, number, ("labels",))
         all_values = [value for f in families(view, naming=naming) for value in f.values]
         own_values = {value for value in all_values if isinstance(value, (Counter, Gauge))}

@@ -59,7 +59,7 @@ class Lookup:
     key: FieldPath
     """The field to look up. If a flow lacks this field, the table looks up an empty string."""
     context: tuple[()] | tuple[FieldPath, FieldPath] = ()
-    """The fields with the flow's other address and its capture point.
+    """If ``key`` is an address of the flow: the fields of its other address and capture point.
 
     If ``names`` maps a value of ``key`` to None, the value is ambiguous. The table then calls
     ``names.resolve`` with this value and the values of the two fields. If ``context`` is empty, no

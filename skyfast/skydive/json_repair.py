@@ -1,8 +1,8 @@
 """Repairs JSON text that msgspec rejects although its structure is valid.
 
 RFC 8259 allows two things that msgspec rejects: escapes of lone surrogates, and nesting beyond
-msgspec's limit. A repair changes only strings with lone surrogates and parts that are nested too
-deeply.
+msgspec's limit. A repair changes only two things: strings with lone surrogates, and parts that are
+nested too deeply.
 """
 
 import re

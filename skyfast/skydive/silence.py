@@ -101,8 +101,9 @@ class _PacketReport(msgspec.Struct, gc=False):
 class Activity:
     """Detects from ``stats`` whether captures receive packets.
 
-    ``PacketsReceived`` is the sum of about ten readings of a capture point's packet counter. If the
-    capture point is idle, all readings are equal: for 100 packets, the sum is 900, 1,000 or 1,100.
+    ``PacketsReceived`` is the sum of 9, 10 or 11 readings of a capture point's packet counter. If
+    the capture point is idle, all readings are equal. Example: if the counter is 100, the sum is
+    900, 1,000 or 1,100.
     If a sum matches none of the remembered sums of the capture, the capture receives packets.
     Captures that do not count packets (eBPF, sFlow, NetFlow) always report 0.
     """

@@ -2,10 +2,12 @@
 # group are combined.
 #
 # Groups exist only during one call of `Table.top_groups`. Memory for the maximum number of groups
-# is allocated before the first row is visited. Unused parts of it take no physical memory. If there
-# are too many groups after a slice of rows, the half with the lowest ranks is added to
-# `Groups.other` and removed. Later connections of a removed group form a new group. The values of
-# the new group do not include the values that were added to `Groups.other`.
+# is allocated before the first row is visited. Unused parts of it take no physical memory.
+#
+# Rows are visited in slices. If there are too many groups after a slice, the half of the groups
+# with the smallest `rank` is removed, and their values are added to `Groups.other`. Later
+# connections of a removed group form a new group, without the values that were added to
+# `Groups.other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # average space for the label values of a group, in bytes

@@ -14,8 +14,8 @@ cdef enum:
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
-    # The number of observations in each bucket of a histogram (not cumulative), for one row. The
-    # sum of the observed values follows these counts.
+    # The number of observations in each bucket of a histogram (not cumulative), for one row. In
+    # memory, the sum of the observed values is stored directly after these counts.
     return <int64_t *>(<char *>row + histogram.offset)
 
 

@@ -17,7 +17,8 @@ cdef uint32_t overflow_row(TableState *table, View *view) noexcept nogil:
     for i in range(view.columns):
         key.label_ids[i] = string | IS_STRING
     key.hash = hash_bytes32(<const char *>key.label_ids, 4 * view.columns, table.seed)
-    view.overflow = find_row(view, &key)    # a flow with these labels may have created the row
+    # An ordinary flow whose labels equal `overflow_text` may have created the row.
+    view.overflow = find_row(view, &key)
     if view.overflow == 0:
         view.overflow = add_row(table, view, &key)
         table.connections_created += view.overflow != 0 and view == &table.views[0]

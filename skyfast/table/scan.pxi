@@ -507,9 +507,8 @@ cdef bint label_matches(const TableState *table, uint32_t label_id, const Search
 
 cdef tuple shown_row(TableState *table, const View *view, const TopRow *entry, char *copies,
                      int64_t *values):
-    # The item for one row in the list that `Table.top` returns, or None if the row was removed or
-    # reused. `copies` and `values` are scratch space, because nothing may be allocated under the
-    # mutex.
+    # Returns what `Table.top` returns for one row, or None if the row has been removed or reused.
+    # `copies` and `values` are scratch space, because nothing may be allocated under the mutex.
     cdef Connection *row
     cdef char digits[2 * MAX_INTEGER_DIGITS]
     cdef const char *text

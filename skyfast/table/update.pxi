@@ -242,9 +242,11 @@ cdef int apply_unknown(TableState *table, Report *report) noexcept nogil:
 cdef inline bint was_never_counted(const TableState *table, const Report *report) noexcept nogil:
     # Whether an unknown flow has certainly never been counted, because it began after the horizon
     # (see `Table.horizon_s`). The start of the flow is computed from `age_ms`, which is the
-    # difference of two times of the same agent. So a wrong clock of the agent does no harm. If the
-    # plan has conversations, the result is False: the flow may be a duplicate that was skipped, and
-    # the table does not remember such flows.
+    # difference of two times of the same agent. So a wrong clock of the agent does no harm.
+    #
+    # If the plan has conversations, the result is False. Earlier reports of the flow may have been
+    # skipped as duplicates, because another capture point's flow counted the same traffic. The
+    # table does not remember skipped flows.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - MAX_REPORT_DELAY_S
                  > table.horizon_s))

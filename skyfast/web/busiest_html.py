@@ -114,8 +114,8 @@ def note(ranking: Ranking, query: RankingQuery, top: Top) -> str:
     if top.other is not None and top.other.connections:
         key = ranking.views[query.view].keys[query.by]
         format_ = _format(key.metric, is_rate=key.is_rate)
-        others = f"{count(top.other.connections)} other {noun(top.other.connections, row)}"
-        text += f"; {others}: {formatted(top.other.rank, format_, 0)}"
+        others = f"{count(top.other.connections)} {noun(top.other.connections, row)}"
+        text += f"; all other groups ({others}): {formatted(top.other.rank, format_, 0)}"
     if top.approximate:
         text += "; too many groups: sums are approximate"
     if top.window_seconds is not None:

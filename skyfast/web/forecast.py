@@ -187,7 +187,7 @@ def as_text(forecast: Forecast) -> list[str]:
     lines += [_line(f"min_bytes {listed(bound, forecast)}", bound) for bound in forecast.bounds]
     if forecast.min_packets:
         lines.append(
-            "The numbers for each min_bytes also include connections that reach min_packets"
+            "The numbers for each min_bytes include smaller connections that reach min_packets"
             f" ({forecast.min_packets} packets)."
         )
     return [*lines, forecast.text]

@@ -240,9 +240,8 @@ def _forecast(report: StatusReport, elements: Elements) -> str:
     return (
         '<section class="panel" aria-labelledby="bounds">\n'
         '<div class="head"><h2 id="bounds">Series of the connections</h2><p>'
-        "The exported connections have"
-        f" {elements.value('forecast.current.series', 'count')} of"
-        f" {elements.value('forecast.unbounded.series', 'count')} series, and"
+        f"Exported: {elements.value('forecast.current.series', 'count')} of the"
+        f" {elements.value('forecast.unbounded.series', 'count')} series of all connections, with"
         f" {elements.value('forecast.current.bytes_share', 'percent')} of the bytes"
         f"{others}{note}</p></div>\n"
         f"<p>{elements.value('forecast.text', 'text')}"

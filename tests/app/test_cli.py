@@ -148,14 +148,13 @@ def test_check_prints_the_cost_of_a_connection() -> None:
           views: [{prefix: lab, labels: [node_host, tag], timeout: 90, direction: sum}]
     """
     assert comments(text) == [
-        "Each connection costs up to 4 series, at most 4000 in total:",
+        "All connections together cost at most 4000 series.",
+        "Each connection costs up to 4 series:",
         "  2 skydive_network_connection_total_bytes",
         "  1 skydive_network_connection_rtt_nanoseconds",
         "  1 ttl",
-        (
-            "Each row of view lab (node_host, tag) costs up to 2 series, at most 2000 in total,"
-            " and is removed 90 s after its last report:"
-        ),
+        "All rows of view lab (node_host, tag) together cost at most 2000 series.",
+        "Each row is removed 90 s after its last report, and costs up to 2 series:",
         "  1 lab_bytes_total",
         "  1 lab_packets_total",
         "All connections and all rows of views together cost at most 6000 series.",
@@ -182,7 +181,7 @@ def test_default_analyzer_is_mentioned_only_if_no_analyzer_is_configured() -> No
 def test_printed_number_of_series_is_limited_by_max_flows() -> None:
     store = "{max_connections: 1000, max_flows: 10}"
     (first, *_) = comments(f"pipeline: {{store: {{prom_sky_con: {store}}}}}")
-    assert first == "Each connection costs up to 5 series, at most 50 in total:"
+    assert first == "All connections together cost at most 50 series."
 
 
 REASON = "most clients use a new port for each connection"

@@ -337,9 +337,9 @@ def test_cost_of_histograms_is_reported() -> None:
     lines = cost.report(config).splitlines()
     taken = "88 bytes per row of view a, 32 bytes per row of view c, and 4 bytes per flow"
     assert f"# Histograms take {taken}." in lines
-    row = "row of view a (tag)"
-    removed = "and is removed 3600 s after its last report"
-    assert f"# Each {row} costs up to 16 series, at most 16000000 in total, {removed}:" in lines
+    assert "# All rows of view a (tag) together cost at most 16000000 series." in lines
+    removed = "is removed 3600 s after its last report"
+    assert f"# Each row {removed}, and costs up to 16 series:" in lines
     shown = [line for line in lines if "a_rtt" in line or "a_flow" in line]
     assert shown == ["#   6 a_rtt_seconds", "#   8 a_flow_bytes"]
 

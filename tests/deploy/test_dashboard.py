@@ -231,7 +231,7 @@ def test_views_of_the_dashboard_are_documented() -> None:
     assert uncommented["pipeline"]["store"]["prom_sky_con"]["views"] == views
 
 
-def test_data_source_is_always_the_variable() -> None:
+def test_panels_use_the_variable_for_the_data_source() -> None:
     sources = re.findall(r'"uid": "([^"]*)"', FILE.read_text())
     assert {*sources} == {DATA_SOURCE["uid"], "-- Grafana --", DASHBOARD["uid"]}
 

@@ -713,7 +713,7 @@ def test_two_interfaces_on_the_host_of_a_pod_are_ambiguous(topology):
     assert len(topology.candidates("10.1.0.5")) == 3
 
 
-def test_a_pod_of_an_unknown_host_belongs_to_the_only_interface(topology):
+def test_a_pod_of_an_unknown_host_has_the_only_interface_with_its_address(topology):
     host = topology.host()
     topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")
     topology.pod("web-1", "10.1.0.5", node="", owners=OWNED)
@@ -722,7 +722,7 @@ def test_a_pod_of_an_unknown_host_belongs_to_the_only_interface(topology):
     assert len(topology.candidates("10.1.0.5")) == 3
 
 
-def test_a_pod_of_an_unknown_host_is_not_in_another_cluster(topology):
+def test_a_pod_of_an_unknown_host_has_no_interface_of_another_cluster(topology):
     host = topology.host()
     topology.kubernetes_node("n1", host, cluster="c2")
     topology.interface(topology.netns(host, "blue"), "10.1.0.5/24")

@@ -221,7 +221,7 @@ def test_text_describes_the_proposed_bound(min_packets, max_series, text):
     ]
     assert lines[-1] == text
     note = (
-        "The numbers for each min_bytes also include connections that reach min_packets"
+        "The numbers for each min_bytes include smaller connections that reach min_packets"
         " (2 packets)."
     )
     assert (note in lines) == (min_packets == 2)

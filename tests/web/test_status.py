@@ -638,7 +638,8 @@ async def test_groups_are_ranked_by_rates():
         assert response["other"]["rank"] == pytest.approx(1, rel=0.1)
         assert response["other"]["connections"] == 2
         page = (await site.get("/?by=bytes_per_second&group=initiator_ip&n=1"))[1]
-        shown = r"; 2 other connections: (1|0\.9\d|1\.00) B/s; averages over the last 1 min;"
+        others = r"; all other groups \(2 connections\): (1|0\.9\d|1\.00) B/s;"
+        shown = rf"{others} averages over the last 1 min;"
         assert re.search(shown, page)
 
 
@@ -652,7 +653,8 @@ async def test_too_many_groups_make_sums_approximate(monkeypatch):
         assert initiators(response) == ["fd00::3"]
         assert response["other"]["connections"] == 12
         page = (await site.get("/?group=initiator_ip&n=1"))[1]
-        assert "12 other connections: 3.04 kB; too many groups: sums are approximate<" in page
+        others = "all other groups (12 connections): 3.04 kB"
+        assert f"{others}; too many groups: sums are approximate<" in page
 
 
 async def test_rankings_have_the_units_of_the_metrics_page():
@@ -1048,7 +1050,7 @@ async def test_page_shows_groups_without_its_script():
         assert ">3 of 3 connections<" in page
         assert '<option value="" selected>' in page
         page = (await site.get("/?group=initiator_ip&n=1&by=packets"))[1]
-        assert ">1 of 3 groups; 2 other connections: 7<" in page
+        assert ">1 of 3 groups; all other groups (2 connections): 7<" in page
 
 
 async def test_page_explains_why_the_first_request_shows_no_rates():
@@ -1361,7 +1363,7 @@ async def test_bars_of_limits_show_the_numbers_of_the_api():
             assert {*shown_values(response, key)} == {text}, key
         others = (await site.json("/api/status"))["forecast"]["other_series"]
         assert {*shown_values(response, "forecast.other_series")} == {str(others)} == {"6"}
-        assert "The exported connections have <span" in page
+        assert "Exported: <span" in page
         report = await site.json("/cardinality?format=json")
         views = sum(view["series_at_most"] for view in report["views"])
         assert report["series_at_most"] + views == table["series_at_most"]
