@@ -1,6 +1,6 @@
 """The busiest connections on the status page, as HTML."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from html import escape
 from typing import Final
@@ -147,7 +147,7 @@ def table(
             ' aria-sort="descending"',
             bar="share",
         ),
-        *(_label_column(label, view) for label in query.group or view.labels),
+        *_label_columns(query.group or view.labels, view),
         *([HtmlColumn("connections", "count", _rows_title(query))] if query.group else []),
         *(column for metric in view.metrics for column in _value_columns(metric, query)),
         *([HtmlColumn("hidden", "hidden", "series")] if has_bounds and not query.group else []),
@@ -172,15 +172,17 @@ def _rows_title(query: RankingQuery) -> str:
     return "rows" if query.view else "connections"
 
 
-def _label_column(label: str, view: RankedView) -> HtmlColumn:
-    return HtmlColumn(
-        f"labels.{label}",
-        "text",
-        label.replace("_", " "),
-        name=label if label in view.addresses | view.nodes else "",
-        is_beside=label in view.addresses,
-        filters=True,
-    )
+def _label_columns(labels: Sequence[str], view: RankedView) -> Iterable[HtmlColumn]:
+    addresses = view.addresses_without_names(labels)
+    for label in labels:
+        yield HtmlColumn(
+            f"labels.{label}",
+            "text",
+            label.replace("_", " "),
+            name=label if label in addresses | view.nodes else "",
+            is_beside=label in addresses,
+            filters=True,
+        )
 
 
 def _value_columns(metric: RankedMetric, query: RankingQuery) -> Iterable[HtmlColumn]:

@@ -1,6 +1,6 @@
 """The views whose rows can be ranked: their labels, metrics and ranking criteria."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -68,15 +68,19 @@ class RankedView:
     """The `RankingKey.decimals` of each metric in ``metrics``."""
     keys: Mapping[str, RankingKey]
     """The criteria by name: all metrics in the order of ``metrics``, then the rates."""
-    addresses: frozenset[str]
-    """The labels with an address to which the ranking adds the name of the address.
+    addresses: Mapping[str, str]
+    """Maps each label with an address to the label with the name of this address.
 
-    A label is left out if another label already shows this name. If the ranking shows no names, the
-    set is empty."""
+    If there is no such label, the value is "". If the ranking shows no names, the mapping is
+    empty."""
     nodes: frozenset[str]
     """The labels with a ``NodeTID`` to which the ranking adds the name of the capture point.
 
     If the ranking shows no names, the set is empty."""
+
+    def addresses_without_names(self, labels: Collection[str]) -> frozenset[str]:
+        """Return the labels with an address whose name is not the value of one of ``labels``."""
+        return frozenset(label for label, name in self.addresses.items() if name not in labels)
 
     @property
     def default(self) -> str:
@@ -133,17 +137,21 @@ def ranked_view(
         ),
         decimals=tuple(family.decimals for _, family, _ in numbered),
         keys=keys,
-        addresses=frozenset(_address_labels(view.columns) if has_names else ()),
+        addresses=_address_labels(view.columns) if has_names else {},
         nodes=frozenset(_node_labels(view.columns) if has_names else ()),
     )
 
 
-def _address_labels(columns: Sequence[Column]) -> Iterable[str]:
+def _address_labels(columns: Sequence[Column]) -> dict[str, str]:
     index = ADDRESS_NAMES.index("name")
-    named = {column.path for column in columns if column.lookup and column.index == index}
-    for column in columns:
-        if column.is_field and column.path in {INITIATOR_IP, TARGET_IP} - named:
-            yield column.name
+    names = {
+        column.path: column.name for column in columns if column.lookup and column.index == index
+    }
+    return {
+        column.name: names.get(column.path, "")
+        for column in columns
+        if column.is_field and column.path in {INITIATOR_IP, TARGET_IP}
+    }
 
 
 def _node_labels(columns: Sequence[Column]) -> Iterable[str]:

@@ -403,7 +403,7 @@ def _table(
         bytes=table.bytes,
         created_total=table.created_total,
         expired_total=table.expired_total,
-        rejected_total=table.rejected_total,
+        rejected_total=table.skipped.get("table_full", 0),
         overflowed_total=table.overflowed_total,
         skipped_total=skipped,
         skipped_expected_total={

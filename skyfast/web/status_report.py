@@ -85,7 +85,7 @@ class TableStatus:
     expired_total: int
     """Number of connections expired."""
     rejected_total: int
-    """Number of reports rejected because the table was full."""
+    """Number of reports for which the table had no space, including ``overflowed_total``."""
     overflowed_total: int
     """Number of reports added to the overflow connection because the table was full."""
     skipped_total: dict[str, int]

@@ -441,10 +441,11 @@ class Ranking:
         def matches(name: str) -> bool:
             return folded in name.casefold()
 
-        addresses = _lines(self.names.addresses_like(matches)) if view.addresses else b""
+        labels = view.addresses_without_names(view.labels)
+        addresses = _lines(self.names.addresses_like(matches)) if labels else b""
         nodes = _lines(self.names.nodes_like(matches)) if view.nodes else b""
         return [
-            *((label, addresses) for label in view.addresses),
+            *((label, addresses) for label in labels),
             *((label, nodes) for label in view.nodes),
         ]
 
@@ -488,8 +489,9 @@ class Ranking:
         if self.names is None:
             return {}
         names = {}
+        addresses = view.addresses_without_names(labels)
         for label, value in labels.items():
-            if label in view.addresses:
+            if label in addresses:
                 names[label] = self.names.of_address(value)
             elif label in view.nodes:
                 names[label] = str(self.names.of_node(value))

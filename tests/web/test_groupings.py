@@ -21,7 +21,7 @@ def views(**labels):
             histograms=(),
             decimals=(),
             keys={},
-            addresses=frozenset(),
+            addresses={},
             nodes=frozenset(),
         )
         for index, (prefix, each) in enumerate(named.items())

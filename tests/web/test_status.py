@@ -502,6 +502,14 @@ async def test_name_that_is_a_label_is_not_repeated():
         # The list does not show this name, so the filter does not find it.
         assert (await site.json("/api/top?filter=web"))["entries"] == []
         assert len((await site.json("/api/top?filter=DB"))["entries"]) == 3
+        # These groups have no value of the label, so the name is shown after the address.
+        grouped = (await site.json("/api/top?group=initiator_ip"))["entries"]
+        names = {entry["labels"]["initiator_ip"]: entry["names"] for entry in grouped}
+        assert names["10.0.0.1"] == {"initiator_ip": "web"}
+        page = (await site.get("/?group=initiator_ip"))[1]
+        assert "10.0.0.1 web" in {row[1] for row in cells(page, "top")}
+        pair = (await site.json("/api/top?group=initiator_ip,initiator_name"))["entries"]
+        assert [entry["names"] for entry in pair] == [{}] * len(pair)
 
 
 async def test_rewritten_addresses_have_no_names():
@@ -1488,6 +1496,7 @@ async def test_ignored_reports_are_divided_into_expected_and_unexpected():
     page = status_html.as_html(report, source.ranking, source.ranking.query([]), None)
     assert shown_values((200, page), "table.skipped_expected_total") == ["ARP 16, repeated 898"]
     assert shown_values((200, page), "table.skipped_unexpected_total") == ["table full 3"]
+    assert shown_values((200, page), "table.rejected_total") == ["3"]
 
 
 def test_gaps_in_a_chart_are_marked():
