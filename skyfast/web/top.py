@@ -171,9 +171,9 @@ class Top:
     groups: int | None
     """Number of groups, or None if ``group`` is empty."""
     approximate: bool
-    """Whether the scan has found more than `MAX_GROUPS` groups.
+    """Whether the scan has found too many groups: more than `MAX_GROUPS`, or with long label values.
 
-    If true, values can be too low, by at most the values of ``other``."""
+    If true, values of groups can lack the values of connections that were added to ``other``."""
     window_seconds: float | None
     """The age of the snapshot, or None if ``by`` is not a rate."""
     rates_in_seconds: float | None
