@@ -171,7 +171,7 @@ class Top:
     groups: int | None
     """Number of groups, or None if ``group`` is empty."""
     approximate: bool
-    """Whether the scan has found too many groups: more than `MAX_GROUPS`, or with long label values.
+    """Whether the scan has found more than `MAX_GROUPS` groups, or fewer with long label values.
 
     If true, values of groups can lack the values of connections that were added to ``other``."""
     window_seconds: float | None
