@@ -418,12 +418,12 @@ cdef struct TableState:
     DormantList dormant         # dormant flows that are not in `ended` or `claims`; saved counters
     DormantList ended           # dormant flows that have ended, and are not in `claims`
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
-    uint32_t saved_connections  # number of rows in `dormant` with a removed connection's counters
+    uint32_t saved_connections  # rows of `dormant` that have the counters of removed connections
     uint64_t next_seq           # sequence number for the next connection row of any view
 
     # Layout: set when the table is created
 
-    uint64_t seed               # seed of hashes, except hashes for shards and parts of pages
+    uint64_t seed               # seed of all hashes that select neither a shard nor a page's part
     uint32_t counters           # number of counters
     uint32_t values             # number of counters and gauges
     uint32_t all_values         # number of counters, gauges and closing gauges
@@ -436,14 +436,15 @@ cdef struct TableState:
     # Flags (FIRST_OBSERVED, ...) of the events on which at least one histogram observes flows.
     uint32_t events
     uint32_t first_value        # index in `Report.values` of the value that OBSERVE_FIRST observes
-    uint32_t flags_link         # index in a flow's links of its flags FIRST_OBSERVED, ...
+    uint32_t flags_link         # index of the flags (FIRST_OBSERVED, ...) among a flow's links
     bint optional[MAX_VALUES]   # by counter: whether reports can lack the counter
     int gauge_kinds[MAX_VALUES]  # by value: KEEP_LATEST, ... (only set for gauges)
     bint has_conversations
     uint64_t shard              # index of the table's shard
     uint64_t shards             # number of shards
     uint32_t links_offset       # offset of the links in a flow row, in bytes
-    uint32_t first_lookup_string  # index in a flow's links of the first string that lookups use
+    # Index of the first string that lookups use, among a flow's links.
+    uint32_t first_lookup_string
     Family *families
     uint32_t family_count
     # Maximum number of bytes that rendering writes at once: the metadata lines of a family, or the

@@ -132,7 +132,7 @@ _ADDRESSES: Final = frozenset(
 )
 """The fields with IP addresses.
 
-Except for `_KIND`, all string fields that are not in `_IDS`, `_WORDS` or `_ADDRESSES` are names."""
+All other string fields are names, except `_KIND` and the fields in `_IDS` and `_WORDS`."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_/-]{0,200}")
 

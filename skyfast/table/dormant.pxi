@@ -116,9 +116,9 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forgets the first row of the list `ended` or `dormant`. Returns False if both are empty.
-    # Usually, a row of `ended` is forgotten. However, while reports of the first ended flow may be
-    # in transit, a row of `dormant` is preferred: reports of a forgotten flow would be counted
-    # again.
+    # Usually, a row of `ended` is forgotten. However, while reports of the first ended flow may
+    # still be in transit, a row of `dormant` is forgotten instead. Otherwise, the traffic of these
+    # reports would be counted twice.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)

@@ -58,9 +58,9 @@ cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32
 
 cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *new_label_ids,
                              uint32_t *label_ids) noexcept nogil:
-    # `number` is a flow's current row in a view. Sets `label_ids`, by column of the plan, to the
-    # label IDs of the flow's new row in this view. Returns whether any label changes. If the
-    # current row is 0 or the overflow row, only returns False.
+    # Finds the label IDs of a flow's new row in a view, and stores them in `label_ids`, which is
+    # indexed by column of the plan. `number` is the current row. Returns whether any label changes.
+    # If the current row is 0 or the overflow row, only returns False.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -77,7 +77,7 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
     # Removes a flow from the flow counts of the rows that it leaves. If its connection has no flows
     # left, removes the connection's row from the index, and returns the number of this row.
-    # Otherwise returns 0. While a row is not in the index, no flow is attached to it.
+    # Otherwise returns 0. No flow can be attached to a row that is not in the index.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -125,8 +125,8 @@ cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) n
 
 cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_label_ids,
                           uint32_t *label_ids) noexcept nogil:
-    # Moves a flow to the row of the first view that has the labels in `label_ids`, and to the rows
-    # of other views to which that row links.
+    # Moves a flow to the row with the labels `label_ids` in the first view, and to the rows of the
+    # other views to which this row links.
     cdef View *first = &table.views[0]
     cdef View *view
     cdef RowKey key

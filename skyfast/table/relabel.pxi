@@ -36,7 +36,7 @@ cdef struct Changes:
     uint32_t *label_ids
     uint32_t change_count
     uint32_t change_capacity
-    LabelValue *pending                 # labels that are not interned yet, of up to BATCH changes
+    LabelValue *pending                 # labels of up to BATCH changes, not interned yet
     uint32_t pending_count              # number of changes with labels in `pending`
     ChangedKey *keys                    # sorted by the numbers of their strings
     uint32_t key_count

@@ -129,7 +129,7 @@ cdef inline void mark_values(const View *view, const uint32_t *label_ids, uint32
 cdef struct LabelScan:
     const View *view
     Counter counters[MAX_VIEW_COLUMNS]  # for each label: how often each of its values occurs
-    # For each label: estimates the number of different combinations of all other labels' values.
+    # For each label: estimates how many different label tuples remain without this label.
     DistinctSample remaining[MAX_VIEW_COLUMNS]
     uint64_t *spare             # scratch space for `sample_key`
     int32_t without             # index of the label that `combinations` ignores, or -1

@@ -78,7 +78,7 @@ def row_options(chosen: int) -> str:
 
 
 def group_options(ranking: Ranking, query: RankingQuery) -> str:
-    """Return the options for grouping: pairs ``initiator_x``, ``target_x``, and single labels.
+    """Return the options for grouping: pairs (``initiator_x``, ``target_x``) and single labels.
 
     If connections are ranked, labels that exist only in other views come last.
     """
@@ -130,7 +130,7 @@ def histograms(ranking: Ranking, query: RankingQuery) -> str:
     names = [escape(name.replace("_", " ")) for name in ranking.views[query.view].histograms]
     if not names:
         return ""
-    return f"<p>Histograms are not listed: {', '.join(names)}.</p>\n"
+    return f"<p>This table does not show the histograms of the view: {', '.join(names)}.</p>\n"
 
 
 def table(

@@ -404,8 +404,8 @@ async def test_every_query_returns_data(naming: str, tmp_path: Path) -> None:
         values["namespace"] = "default"
         assert set(await choices(server, "workload", values)) == {"frontend"}
 
-        # The panel shows conversations of the selected workloads. Namespace and workload must match
-        # at the same end.
+        # The panel shows conversations of the selected workloads. The namespace and the workload
+        # must match the same end of a conversation: the initiator or the target.
         (between,) = panel_expressions("Traffic between workloads")
         assert await pairs(server, between, {"instance": ".*"}) == {
             ("default/frontend", "shop/cart"),

@@ -343,7 +343,7 @@ class FaultMachine(RuleBasedStateMachine):
         self.check(self.core.page(now), delivery.flows, now)
 
     def page_before(self, now):
-        """Return the page of the core after all expiries that are due, and check it.
+        """Run all expiries that are due, check the core's page afterwards, and return it.
 
         Each flow expires as soon as it is due, because skyfast expires flows twice a second.
         """

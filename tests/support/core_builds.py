@@ -28,8 +28,8 @@ SPLITTER = "skyfast.skydive._json_split"
 CHOSEN = "SKYFAST_CORE"
 """The environment variable with the path of a test build. Default: the normal build."""
 
-# The sanitizers do not search for leaks, because Python does not free all memory at exit. Tests
-# find leaks by counting the memory blocks of the core.
+# The sanitizers do not search for leaks, because Python does not free all memory at exit. Instead,
+# tests count the memory blocks of the core to find leaks.
 _ENVIRON: dict[str, dict[str, str]] = {
     "checked": {},
     "coverage": {},

@@ -1239,7 +1239,7 @@ async def test_page_mentions_histograms_that_are_not_listed():
     }
     async with three_connections(views=[view]) as site:
         page = (await site.get("/?view=app"))[1]
-        assert "<p>Histograms are not listed: flow bytes, rtt.</p>" in page
+        assert "<p>This table does not show the histograms of the view: flow bytes, rtt.</p>" in page
         assert "Histograms" not in (await site.get("/"))[1]
 
 
