@@ -109,8 +109,9 @@ def reason(empty: EmptyLabels, names: NameStats) -> str:
     """Return why the labels are empty, as a sentence without a full stop."""
     if not names.addresses and not names.nodes:
         return "the topology is empty"
-    kind = "capture points" if empty.labels[0].startswith("node_") else "addresses"
-    return f"the topology has no unique names for the {kind} of this traffic"
+    if empty.labels[0].startswith("node_"):
+        return "the topology has no such names for the capture points of this traffic"
+    return "the topology has no such names for the addresses of this traffic, or they are ambiguous"
 
 
 class EmptyLabelCheck:

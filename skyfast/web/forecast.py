@@ -155,10 +155,10 @@ def _text(
 
 
 def _sum(series: int, other_series: int) -> str:
-    """Return the total as text: ``30 series (10 of the connections and 20 of the views)``."""
+    """Return the total as text: ``30 series (10 for connections and 20 for views)``."""
     text = f"{series + other_series:,} series"
     if other_series:
-        text += f" ({series:,} of the connections and {other_series:,} of the views)"
+        text += f" ({series:,} for connections and {other_series:,} for views)"
     return text
 
 

@@ -25,7 +25,7 @@ HANG_S = 30.0
 """Maximum time of a case. Most cases take milliseconds."""
 
 MAX_GROWTH_KIB = 300 * 1024
-"""Maximum growth of the process's memory after all cases of the corpus have run."""
+"""Maximum growth of the peak memory while generated cases run, after all cases of the corpus."""
 
 MAX_FINDINGS = 5
 """Maximum number of findings in one run. Further findings are usually duplicates."""

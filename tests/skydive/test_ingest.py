@@ -302,7 +302,7 @@ def test_label_of_a_known_flow_may_have_any_value_if_labels_are_not_decoded() ->
     assert 'direction="initiator_to_target",node_tid="tid",protocol="TCP"} 107\n' in sink.page()
 
 
-def test_rules_are_applied_if_labels_are_not_decoded() -> None:
+def test_rules_are_applied_even_if_labels_are_not_decoded() -> None:
     sink, used = spied(drop=[{"name": "web", "target_port": 443}])
     web = {"Transport": {"A": 40000, "B": 443}}
     for number in range(MANY):

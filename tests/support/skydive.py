@@ -699,7 +699,7 @@ class Analyzer:
     # Subscribers (flow_subscriber_endpoint.go, pool.go, message.go)
 
     def _broadcast(self, namespace: str, kind: str, obj: Any) -> None:
-        """Send a message to every subscriber of a namespace that ``nsSubscriber`` contains.
+        """Send a message to every subscriber of ``namespace``, if ``nsSubscriber`` contains it.
 
         ``sendFlows`` and ``SendStats`` check ``nsSubscriber``. Then ``BroadcastMessage`` sends to
         the whole pool, and ``StructSpeaker.SendMessage`` skips speakers that did not ask for the

@@ -61,7 +61,7 @@ ALL_ROWS = 2**31 - 1
 CHUNK_BYTES = 256 * 1024
 JOIN_S = 20
 MAX_CHECKED_ROWS = 300
-"""Tables that have ever had more rows are not checked after each operation."""
+"""`Core.check` skips tables that have ever had more rows than this, because a check takes long."""
 
 
 class _OfFlow:

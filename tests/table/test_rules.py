@@ -2157,7 +2157,8 @@ def test_flow_with_only_a_closing_report_can_be_new(make):
     assert table.report(repeat, now) is None
     assert table.report(repeat, now) == "late"
     assert [new_flows(table, prefix, now) for prefix in ("main", "node")] == [None, 1]
-    # The first view counts flow c3, because its connection exists. Flow a1 had no connection.
+    # The first view counts flow c3, because the connection of c3 exists. It did not count flow a1,
+    # which had no connection.
     table.report(make_flow("b2", last=1), now)
     repeat = an_update("c3", (30, 3, 0, 0), age_s=660, last_update=(0, 0, 0, 0), finish=1, last_s=9)
     table.report(repeat, now)

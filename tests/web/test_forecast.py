@@ -161,7 +161,7 @@ def small_table():
             0,
             10,
             (
-                "min_bytes is not needed: 10 series (6 of the connections and 4 of the views) are"
+                "min_bytes is not needed: 10 series (6 for connections and 4 for views) are"
                 " within max_series (10)."
             ),
         ),
@@ -169,7 +169,7 @@ def small_table():
             0,
             9,
             (
-                "With 'min_bytes: 1000', 8 series (4 of the connections and 4 of the views) remain."
+                "With 'min_bytes: 1000', 8 series (4 for connections and 4 for views) remain."
                 " This is within max_series (9). The remaining connections have 99.2 % of the"
                 " bytes."
             ),
@@ -178,7 +178,7 @@ def small_table():
             0,
             7,
             (
-                "With 'min_bytes: 5000', 6 series (2 of the connections and 4 of the views) remain."
+                "With 'min_bytes: 5000', 6 series (2 for connections and 4 for views) remain."
                 " This is within max_series (7). The remaining connections have 94.5 % of the"
                 " bytes."
             ),
@@ -187,7 +187,7 @@ def small_table():
             0,
             4,
             (
-                "With 'min_bytes: 100000', 4 series (0 of the connections and 4 of the views)"
+                "With 'min_bytes: 100000', 4 series (0 for connections and 4 for views)"
                 " remain. This is within max_series (4). The remaining connections have 0.0 % of"
                 " the bytes."
             ),
@@ -197,7 +197,7 @@ def small_table():
             3,
             (
                 "No value of 'min_bytes' brings the page within max_series (3): at least 4 series"
-                " (0 of the connections and 4 of the views) would remain."
+                " (0 for connections and 4 for views) would remain."
             ),
         ),
         (
@@ -205,7 +205,7 @@ def small_table():
             7,
             (
                 "No value of 'min_bytes' brings the page within max_series (7): at least 8 series"
-                " (4 of the connections and 4 of the views) would remain."
+                " (4 for connections and 4 for views) would remain."
             ),
         ),
     ],

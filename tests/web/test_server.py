@@ -1424,7 +1424,7 @@ async def test_server_listens_on_all_addresses_of_a_name(name_with_two_addresses
                 assert (await client.read_response()).body == FLOWS
 
 
-async def test_name_with_one_address_in_use_is_an_error(name_with_two_addresses):
+async def test_start_fails_if_one_address_of_a_name_is_in_use(name_with_two_addresses):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         site = Site(listen_address=name_with_two_addresses, port=taken.getsockname()[1])
         with pytest.raises(OSError, match="ddress already in use"):
