@@ -92,7 +92,7 @@ TOPOLOGY_ERRORS = (
 """Reasons for a failed topology query.
 
 * ``unauthorized``, ``forbidden``: HTTP 401, 403
-* ``status``: any other status except 200
+* ``status``: any HTTP status other than 200, 401 and 403
 * ``malformed``: the response is not a JSON list
 * ``too_big``: the response is longer than ``topology_client.MAX_RESPONSE_BYTES``
 """
@@ -274,7 +274,7 @@ class EmptyLabels:
 
     labels: tuple[str, ...]
     bytes_share: float
-    """The share of the bytes (0 to 1) for which all ``labels`` are empty."""
+    """The bytes for which all ``labels`` are empty, as a share (0 to 1) of all bytes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -287,16 +287,15 @@ class NameStats:
     """Number of capture points with names."""
     ambiguous: int = 0
     """Number of addresses whose names depend on the flow. Loopback and link-local addresses are not
-    counted."""
+    counted: they are ambiguous in every network."""
     unknown: int = 0
-    """Number of addresses in recent flows that have no names."""
+    """Number of addresses that occur in recent flows and have no names."""
     elements: int = 0
     resolutions: int = 0
     resolution_duration_s: float = 0.0
     last_reading_timestamp_s: float = 0.0
     skipped: dict[str, int] = field(default_factory=_zeros(NAME_SKIPS))
-    """A gauge: number of nodes, edges and attributes of the current topology that are not used, by
-    reason."""
+    """A gauge: number of unused nodes, edges and attributes in the current topology, by reason."""
     dropped: dict[str, int] = field(default_factory=_zeros(LOOKUP_DROPS))
     """Number of dropped lookups by kind."""
     labels_without_pods: str = ""
@@ -320,7 +319,7 @@ class TopologyStats:
     interfaces: int = 0
     """A gauge: number of exported interfaces in the latest response."""
     skipped: dict[str, int] = field(default_factory=_zeros(INTERFACE_SKIPS))
-    """A gauge: number of interfaces and values in the latest response that are not exported, by
+    """A gauge: how many interfaces and values of the latest response are not exported, by
     reason."""
     errors: dict[str, int] = field(default_factory=_zeros(TOPOLOGY_ERRORS))
     last_failure: Failure | None = None
@@ -370,7 +369,8 @@ class Stats:
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
     flows_skipped: dict[str, int] = field(default_factory=_zeros(SKIP_REASONS))
-    """Number of skipped flows by reason, except those that the current table skips and counts."""
+    """Number of skipped flows by reason. The current table itself counts the flows that it
+    skips."""
     flows_filtered: dict[str, int] = field(default_factory=dict)
     """Number of dropped flows by filter rule."""
     values_skipped: dict[str, int] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The rules of the text exposition format 0.0.4, and the differences of OpenMetrics 1.0 and 2.0.
+"""The text exposition format 0.0.4, and how OpenMetrics 1.0 and 2.0 differ from it.
 
 https://prometheus.io/docs/instrumenting/exposition_formats/,
 https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md,
@@ -18,7 +18,7 @@ MetricType = Literal["counter", "gauge", "histogram", "info"]
 """The type ``info`` exists only in OpenMetrics. The text format 0.0.4 has ``gauge`` instead."""
 
 _SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
-"""The suffixes of sample names that OpenMetrics 1.0 omits from family names."""
+"""The suffixes that sample names have, but family names in OpenMetrics 1.0 lack."""
 
 _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "counter": ("", "_total", "_created"),
@@ -43,8 +43,8 @@ class Distribution(Protocol):
     def counts(self) -> Sequence[int]:
         """The number of observations in each bucket, not cumulative.
 
-        Example: if the bounds are 1 and 5, there are three counts: of observations up to 1, above 1
-        and up to 5, and above 5.
+        Example: if the bounds are 1 and 5, there are three counts: of the observations up to 1, of
+        those above 1 and up to 5, and of those above 5.
         """
 
     @property
@@ -67,7 +67,7 @@ _HELP_ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricFamily:
     name: str
-    """The name of the samples, without suffixes of histograms such as ``_bucket``."""
+    """The name of the samples, without histogram suffixes such as ``_bucket``."""
     type: MetricType
     help: str
 
@@ -125,12 +125,12 @@ class MetricFamily:
         return "".join(lines)
 
     def lines(self, samples: Iterable[tuple[str, str]]) -> str:
-        """Return a line for each sample: a pair of the label text and the value text."""
+        """Return one line per sample. Each sample is a pair: the label text and the value text."""
         return "".join(f"{self.name}{labels} {value}\n" for labels, value in samples)
 
 
 def with_unknown_starts(samples: bytes) -> bytes:
-    """Add a ``_created`` sample of 0 after each counter sample of a page in OpenMetrics 1.0.
+    """Add a ``_created`` sample with the value 0 after each counter sample in OpenMetrics 1.0.
 
     The value 0 means that the start time is unknown. Without a ``_created`` sample, Prometheus
     would search the rest of the family for the start time of each counter.
@@ -164,8 +164,8 @@ def number_text(value: float) -> str:
 def bound_text(bound: float) -> str:
     """Return a finite bucket bound in the canonical form of OpenMetrics, such as ``1.0``.
 
-    The text is formatted like C's ``%g`` with a precision of 6 digits. If this is not exact, the
-    precision is higher. Example: one million is ``1e+06``.
+    The text is formatted like C's ``%g`` with 6 digits. If 6 digits are not exact, more digits are
+    used. Example: one million is ``1e+06``.
     """
     texts = (f"{bound:.{digits}g}" for digits in range(6, 18))
     text = next(text for text in texts if float(text) == bound)

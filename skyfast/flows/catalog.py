@@ -22,7 +22,7 @@ NODE_TID_LABEL: Final = "node_tid"
 """The label that identifies the capture point."""
 
 STANDARD_PREFIX: Final = "skydive_connection"
-"""Prefix of the families of connections (the first view) with ``naming: standard``."""
+"""The prefix of families in the first view (the connections), if ``naming`` is ``standard``."""
 
 FIXED_PREFIXES: Final = (
     "skydive_network_interface_",
@@ -35,7 +35,7 @@ FIXED_PREFIXES: Final = (
 
 Cardinality = Literal["low", "medium", "unbounded"]
 """How many values a label can have: a few (low), a number limited by the size of the network
-(medium), or an unlimited number."""
+(medium), or an unlimited number (unbounded)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class LabelDef:
     index: int = 0
     """The index of the label's value in the tuple that the lookup returns.
 
-    For a label with an own name, indexes are counted from the first own name in the tuple."""
+    If the label shows an own name, the index is counted from the first own name in the tuple."""
     is_own: bool = False
     """Whether the label shows an own name (a name given by users)."""
 
@@ -78,7 +78,7 @@ ADDRESS_NAMES: Final = (
 )
 """The kinds of names that the topology has for an address.
 
-Each tuple of `NameSource.combined` begins with these names, in this order."""
+Each tuple of `NameSource.combined` begins with names of these kinds, in this order."""
 
 NETWORK: Final = "network"
 """The last word in the names of the labels ``initiator_network`` and ``target_network``."""
@@ -86,7 +86,9 @@ NETWORK: Final = "network"
 NODE_NAMES: Final = (
     *("name", "host", "type", "netns", "namespace", "pod", "workload", "container"),
 )
-"""The kinds of names of a capture point, in the order of the tuples of `NameSource.nodes`."""
+"""The kinds of names that the topology has for a capture point.
+
+Each tuple of `NameSource.nodes` has names of these kinds, in this order."""
 
 INTERFACE_LABELS: Final = frozenset({"node_name", "node_host", "node_type"})
 """The labels whose values come only from the topology's interfaces."""
@@ -344,20 +346,24 @@ class MetricDef:
     itself counts the value."""
     type: MetricType
     compatible: str
-    """The name of the family in the first view (the connections) with ``naming: compatible``."""
+    """The name of the family in the first view (the connections), if ``naming`` is
+    ``compatible``."""
     standard: str
-    """The name of the family in all other cases, without its prefix.
+    """The name of the family if ``compatible`` does not apply, without the prefix.
 
-    The prefix is `STANDARD_PREFIX` in the first view, and the prefix of the view in other views."""
+    In the first view, the prefix is `STANDARD_PREFIX`. In any other view, it is the view's
+    prefix."""
     unit: str
-    """The unit of the values that pages show under the name ``standard``."""
+    """The unit of the values in the family that ``standard`` names."""
     help: str
     keep: Literal["latest", "least", "most"] = "latest"
     """Which value a row keeps if the metric is a gauge: see `skyfast.flows.plan.Gauge`."""
     compatible_decimals: int = 0
-    """Under the name ``compatible``, pages show values divided by ``10 ** compatible_decimals``."""
+    """Pages divide the values by ``10 ** compatible_decimals`` in the family that ``compatible``
+    names."""
     standard_decimals: int = 0
-    """Under the name ``standard``, pages show values divided by ``10 ** standard_decimals``."""
+    """Pages divide the values by ``10 ** standard_decimals`` in the family that ``standard``
+    names."""
 
 
 def _both(part: str, name: str) -> tuple[FieldPath, FieldPath]:

@@ -65,7 +65,7 @@ _POSITIONS: Final[Mapping[FieldPath, int]] = {
 its first field."""
 
 PATHS: Final[Mapping[str, FieldPath]] = {".".join(path): path for path in FIELDS}
-"""Maps the name of a field in the configuration, such as ``Link.ID``, to the field's path."""
+"""Maps the name that a field has in the configuration, such as ``Link.ID``, to the field's path."""
 
 CLOSING: Final = 1
 """The value of ``FinishType`` in the last report of a flow."""
@@ -101,7 +101,8 @@ class FlowTypes:
     With shards, this is the same type as ``Update``: the table needs further fields to find the
     shard of a flow."""
     Update: type[msgspec.Struct]
-    """Has the fields of ``KnownReport`` and the fields of labels, conversations and shards."""
+    """Has the fields of ``KnownReport``, and the fields that labels, conversations and shards
+    need."""
     FirstReport: type[msgspec.Struct]
     """Has the fields that are needed to count a new flow: the fields of ``Update``, and the fields
     that identify the first report of a flow."""

@@ -1,9 +1,9 @@
 """Decides which flows reach the table: classification by networks, and filter rules.
 
 All rules are compiled to one function, because calling closures would take twice as long. The
-source of this function contains only names of fields from `skyfast.flows.fields.FIELDS` and names
-of constants. The values from the configuration are in these constants, so no text from the
-configuration is executed.
+source of this function contains names of constants, and names of fields in
+`skyfast.flows.fields.FIELDS`. The values from the configuration are in the constants, so no text
+from the configuration is executed.
 """
 
 from bisect import bisect
@@ -24,8 +24,8 @@ EXCLUDED = "excluded"
 
 _OUTSIDE, _INSIDE, _NO_ADDRESS = range(3)
 
-# ``_TAGS[i][j]`` is the tag of a flow. The initiator's address has location i (one of the three
-# constants above), and the target's address has location j.
+# The tag of a flow is ``_TAGS[i][j]``: i is the location of the initiator's address (one of the
+# three constants above), and j is the location of the target's address.
 _TAGS = (
     (OTHER, "ingress", OTHER),
     ("egress", "internal", OTHER),
@@ -80,7 +80,7 @@ def reads(config: Filter) -> tuple[FieldPath, ...]:
 
 
 class FlowFilter:
-    """Selects the flows of a message for the table; see `make_flow_filter`."""
+    """Selects which flows of a message reach the table: see `make_flow_filter`."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class FlowFilter:
         return admitted
 
     def refilter(self, flows: list[Flow]) -> list[Flow]:
-        """Filter flows of a message that is decoded again.
+        """Filter flows that have been decoded again.
 
         Dropped flows are not counted, because they were counted after the first decoding.
         """
@@ -125,12 +125,11 @@ def make_flow_filter(
     * A drop rule matches: counted under the name of the first matching rule in ``filtered``.
     * There are keep rules, but none matches: counted as `KEEP` in ``filtered``.
 
-    If a condition's field belongs to a part that the flow lacks, such as ``Transport``, the
-    condition does not match. If the condition is negated, it matches.
+    If a condition's field belongs to a part that the flow lacks, such as ``Transport``, a negated
+    condition matches, and any other condition does not.
 
-    Flows that have no UUID or fail one of ``requirements`` always pass this filter. The table skips
-    these flows and counts them under other reasons. So a rule counts only flows that would be
-    exported without the rule.
+    Flows that have no UUID or fail one of ``requirements`` always pass this filter, so that no rule
+    counts them. The table skips these flows and counts them under its own reasons.
     """
     if not (config.excluded_tags or config.drop or config.keep):
         return FlowFilter(None, ())
@@ -245,14 +244,14 @@ class _FunctionSource:
         if len(intervals) == 1:
             low, high = map(self.constant, intervals[0])
             return f"({low} <= {value} <= {high})"
-        # The bounds are the first number of each interval and the first number after it. For a
-        # value in an interval, an odd number of bounds are less than or equal to the value.
+        # Each interval has two bounds: its first number, and the first number after the interval. A
+        # value is in an interval if an odd number of bounds are less than or equal to the value.
         bounds = [bound for low, high in intervals for bound in (low, high + 1)]
         return f"(bisect({self.constant(bounds)}, {value}) & 1)"
 
 
 def matcher(condition: Condition) -> Callable[[str | int], bool]:
-    """Return a function that tests whether a field's value matches, ignoring ``negated``."""
+    """Return a function that tests whether a value matches ``condition``, ignoring ``negated``."""
     networks = addresses.Networks(condition.networks)
 
     def matches(value: str | int) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from skyfast.flows import addresses
 
 MAX_NAME_CHARS: Final = 256
-"""Maximum number of characters of a name, or of the value of a key."""
+"""Maximum length of a name, a key or a value, in characters."""
 
 MAX_KEYS: Final = 100
 """Maximum number of different keys in a file. The log and the status page list all keys."""
@@ -99,8 +99,8 @@ def make_entry(name: str, values: Iterable[tuple[str, str]] = ()) -> OwnNameEntr
     """Return an entry.
 
     Raises:
-        InvalidEntryError: The entry is empty or repeats a key, or its name, a key or a value is
-            invalid.
+        InvalidEntryError: The entry is empty, repeats a key, or contains an invalid name, key or
+            value.
 
     """
     entry = OwnNameEntry(name, tuple(values))
@@ -225,7 +225,7 @@ class _Names(dict[str, str]):
 
 
 class _Values(dict[str, tuple[str, str]]):
-    """A cache that maps any later field of a line to a pair of the checked key and value."""
+    """A cache that maps a field ``key=value`` to the checked key and value."""
 
     __slots__ = ("_keys",)
 
@@ -316,17 +316,18 @@ def _ranges(
 ) -> tuple[list[int], "array[int]"]:
     """Divide the addresses of one IP version into ranges. Addresses in a range have equal names.
 
-    ``ordered`` are the sorted prefixes of this IP version, whose addresses have ``most`` bits.
+    ``ordered`` are the sorted prefixes of this IP version. An address has ``most`` bits.
     ``numbers`` maps each distinct tuple of names to its number; this function adds new tuples.
 
-    Returns two lists with an element for each range: the first address of the range, and the number
-    of its tuple of names. The first range begins at address 0.
+    Returns two lists: the first address of each range, and the number of the tuple of names for
+    each range. The first range begins at address 0.
     """
     starts, names_of = [0], array("I", [0])
     mask = (1 << most) - 1
     positions = {key: number for number, key in enumerate(keys, 2)}
-    # A stack of the networks that contain the current address, largest first. Each element has the
-    # first address after the network, the number of its tuple of names, and this tuple.
+    # A stack of the networks that contain the current address, largest first. Each element has
+    # three items: the first address after the network, the number of the tuple of names that
+    # applies in the network, and the tuple itself.
     empty = next(iter(numbers))
     outer: list[tuple[int, int, OwnNameTuple]] = [(1 << most, 0, empty)]
 
@@ -371,15 +372,16 @@ class OwnNames:
     """An immutable mapping of addresses to the names that users gave to them.
 
     The networks are flattened into ranges that do not overlap, so a lookup is a binary search in
-    compact arrays. For IPv4, the search covers only the ranges that begin in the same /16 network.
+    compact arrays. For IPv4, the search covers only the ranges that begin in the address's /16
+    network.
     """
 
     def __init__(self, entries: Mapping[Prefix, OwnNameEntry], keys: Sequence[str] = ()) -> None:
-        """``keys`` are the selected keys, whose values each `OwnNameTuple` contains."""
+        """``keys`` are the selected keys: each `OwnNameTuple` contains their values."""
         self.keys = tuple(keys)
         self.count = len(entries)
         self.empty: OwnNameTuple = ("",) * (2 + len(keys))
-        """The tuple for an address without names and values."""
+        """The tuple for an address that has neither names nor values."""
         ordered = _in_order(entries)
         ipv6 = bisect_left(ordered, _IPV6)
         numbers: dict[OwnNameTuple, int] = {self.empty: 0}

@@ -20,7 +20,7 @@ TARGET_TO_INITIATOR = "target_to_initiator"
 
 
 class LabelMapper(Protocol):
-    """Maps a value of the flow to a label value. A dict with ``__missing__`` can be a mapper.
+    """Maps a value of a flow to a label value. A dict with ``__missing__`` can be a mapper.
 
     The table calls the mapper once for each flow that is not in the table yet. The mapper must
     accept every value: an exception aborts the update of the whole message.
@@ -49,7 +49,7 @@ class Names(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lookup:
-    """Looks up a field of a flow in ``names``. Labels of the same field share one lookup.
+    """Looks up a field of a flow in ``names``. Labels that look up the same field share one lookup.
 
     For `Table.relabel`, the table stores the fields ``key`` and ``context`` of each flow that has
     not expired. Each of these fields counts once towards the maximum number of columns.
@@ -59,7 +59,8 @@ class Lookup:
     key: FieldPath
     """The field to look up. If a flow lacks this field, the table looks up an empty string."""
     context: tuple[()] | tuple[FieldPath, FieldPath] = ()
-    """If ``key`` is an address of the flow: the fields of its other address and capture point.
+    """If ``key`` is an address: the field with the flow's other address, and the field with its
+    capture point. Otherwise empty.
 
     If ``names`` maps a value of ``key`` to None, the value is ambiguous. The table then calls
     ``names.resolve`` with this value and the values of the two fields. If ``context`` is empty, no
@@ -75,7 +76,7 @@ class Column:
     * With a ``lookup``, it is element ``index`` of the tuple that the lookup returns.
     * With a ``rewrite``, this mapper maps the value at ``path`` to the label's value. If the flow
       lacks the part that contains the field, the label is empty, and the mapper is not called.
-    * Otherwise, it is the value at ``path``, or an empty string if the flow lacks the value.
+    * With neither, it is the value at ``path``, or an empty string if the flow lacks the value.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Direction:
-    """The label that distinguishes the two series of a connection in one family."""
+    """The label that distinguishes the two series that a connection has in one family."""
 
     name: str = "direction"
     position: int
@@ -253,7 +254,7 @@ class Requirement:
 class Conversation:
     """The fields that identify a conversation, and the field that identifies the capture point.
 
-    A conversation is one connection in the network, which several capture points can report.
+    A conversation is one connection in the network. Several capture points can report it.
     """
 
     protocol: FieldPath
@@ -292,8 +293,8 @@ class Plan:
     """If set, each conversation is counted at the first capture point that reports it, until this
     capture point stops reporting it."""
     overflow: str | None = None
-    """If set, flows that do not fit into the table are added up in one connection. The value of all
-    its labels is this string."""
+    """If set, flows that do not fit into the table are added up in one connection, whose labels all
+    have this string as their value."""
     shard: ShardSelector | None = None
     """If set, flows of other shards are skipped."""
 
@@ -334,7 +335,7 @@ class Plan:
 
     @property
     def new_flows(self) -> tuple[NewFlows, ...]:
-        """The counter of new flows if at least one view has it, otherwise empty."""
+        """A tuple with the counter of new flows; empty if no view has this counter."""
         return tuple(value for value in self._values() if isinstance(value, NewFlows))
 
     def _values(self) -> dict[Value, None]:

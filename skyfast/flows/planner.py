@@ -119,7 +119,7 @@ _CONVERSATION: Final = Conversation(
 
 
 def shown_field(label: LabelSpec) -> FieldPath:
-    """Return the field that a label shows, ignoring rewrites, or an empty path if there is none."""
+    """Return the field that a label shows (ignoring rewrites), or () if it shows no field."""
     if label.path is not None:
         return label.path
     known = LABELS_BY_NAME[label.name] if label.is_known else None
@@ -131,10 +131,10 @@ _CONTEXTS: Final[Mapping[FieldPath, tuple[()] | tuple[FieldPath, FieldPath]]] = 
     TARGET_IP: (INITIATOR_IP, NODE_TID),
     NODE_TID: (),
 }
-"""Maps each field by which names are looked up to two further fields of the flow.
+"""For each field by which names are looked up: two further fields of the flow.
 
 If an address is ambiguous, these two fields select its names. A ``NodeTID`` is never ambiguous, so
-it is mapped to an empty tuple."""
+its tuple is empty."""
 
 
 def key_fields(label: LabelSpec) -> tuple[FieldPath, ...]:

@@ -25,7 +25,7 @@ OTHER = "other"
 
 
 class BoundedCache(dict[K, V], Generic[K, V]):
-    """A cache of a function's results with at most `MAX_REMEMBERED` entries."""
+    """A cache with at most `MAX_REMEMBERED` entries for the results of a function."""
 
     __slots__ = ("_function",)
 
@@ -86,8 +86,8 @@ class FlowProtocol:
     """Maps a flow to its protocol: ``TCP``, ``UDP``, ``SCTP``, ``ICMPV4`` or ``ICMPV6``.
 
     If a flow has neither ``Transport`` nor ``ICMP``, the result depends on ``other``. If ``other``
-    is true, the result is the last element of ``LayersPath``, such as ``GRE`` or ``Fragment``.
-    Otherwise, the result is an empty string.
+    is true, the result is the last element of ``LayersPath``, such as ``GRE`` or ``Fragment``. If
+    ``other`` is false, the result is an empty string.
     """
 
     def __init__(self, *, other: bool = False) -> None:

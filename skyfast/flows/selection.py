@@ -29,14 +29,16 @@ class LabelSpec:
     """A label: a known label, a field, a pod label, or a value that users give to addresses."""
 
     name: str
-    """If ``k8s_label`` or ``names_key`` is set, the prefix ``initiator_`` or ``target_`` selects
-    the address. A name without such a prefix stands for two labels, one for each address."""
+    """The name. If ``k8s_label`` or ``names_key`` is set, the prefix ``initiator_`` or ``target_``
+    selects the address, and a name without such a prefix stands for two labels, one for each
+    address."""
     path: FieldPath | None = None
-    """The field that the label shows; None for all other labels."""
+    """The field, if the label is a field; otherwise None."""
     k8s_label: str = ""
-    """The key of the pod label; empty for all other labels."""
+    """The key, if the label is a pod label; otherwise empty."""
     names_key: str = ""
-    """The key of the value in ``names`` or ``names_file``; empty for all other labels."""
+    """The key in ``names`` or ``names_file``, if the label is a value that users give; otherwise
+    empty."""
 
     @property
     def is_known(self) -> bool:
@@ -56,7 +58,8 @@ class MetricSpec:
     paths: tuple[FieldPath, ...] = ()
     """The fields; the field of the initiator's direction is first. Empty for a known metric."""
     type: MetricType = "counter"
-    """The type of a metric with ``paths``; "histogram" for a known histogram. Otherwise ignored."""
+    """The type of a metric with ``paths``; "histogram" for a known histogram. Ignored for all other
+    known metrics."""
     help: str = ""
     """The help text of a metric with ``paths``; ignored for known metrics."""
     buckets: tuple[float, ...] = ()
@@ -173,7 +176,7 @@ def _changed(old: object, new: object, of: Iterable[Field[Any]]) -> list[str]:
 
 
 _KEYS: Final = {"amounts": "min_bytes or min_packets", "further_views": "views"}
-"""Maps fields to their configuration keys, if the key has another name than the field."""
+"""Maps a field to its configuration key, if the two have different names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +195,7 @@ UNSHARDED: Final = Shard(0, 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """A condition on a field of a flow, or on its tag.
+    """A condition on a field or on the tag of a flow.
 
     The condition matches if any of ``values``, ``ranges``, ``networks`` or ``pattern`` matches the
     field. None of the four matches a missing field.
@@ -203,7 +206,8 @@ class Condition:
     path: FieldPath | None
     """The path of the field; None for the tag."""
     negated: bool = False
-    """If true, the condition matches exactly the fields that it would not match otherwise."""
+    """Whether the condition is inverted: it then matches if none of ``values``, ``ranges``,
+    ``networks`` and ``pattern`` matches."""
     values: frozenset[str | int] = frozenset()
     ranges: tuple[tuple[int, int], ...] = ()
     """The first and the last number of each range."""

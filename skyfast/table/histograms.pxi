@@ -14,7 +14,7 @@ cdef enum:
 
 
 cdef inline int64_t *counts_of(const Histogram *histogram, Connection *row) noexcept nogil:
-    # The number of observations in each bucket of a histogram (not cumulative), for one row. In
+    # For one row: the number of observations in each bucket of a histogram (not cumulative). In
     # memory, the sum of the observed values is stored directly after these counts.
     return <int64_t *>(<char *>row + histogram.offset)
 
@@ -173,9 +173,9 @@ cdef int observe_ended(TableState *table, const Report *report) noexcept nogil:
 
 cdef bint observe_by_labels(TableState *table, uint32_t flow, const Report *report,
                             const Labels *labels, int first, int64_t start_ms) noexcept nogil:
-    # Observes a closing report in the rows with its labels. Rows that do not exist are created,
-    # with the start time `start_ms`. `flow` is the flow row, or 0 if the flow is not stored. If
-    # memory runs out, observes nothing and returns False.
+    # Observes a closing report in the rows with the flow's labels. Rows that do not exist are
+    # created, with the start time `start_ms`. `flow` is the flow row, or 0 if the flow is not
+    # stored. If memory runs out, observes nothing and returns False.
     cdef uint32_t rows[MAX_VIEWS]
     cdef bint created[MAX_VIEWS]
     cdef RowKey key
@@ -285,8 +285,8 @@ cdef list histogram_literals(list literals):
 cdef size_t prepare_histogram_text(Family *family, declared, uint32_t histogram, bint labelled,
                                    size_t line) except 0:
     # Returns the maximum size of a row's lines, in bytes. `histogram` is the index of the family's
-    # first histogram in `View.histograms`. `labelled` is true if there are labels besides `le`.
-    # `line` is the maximum total size of one line per direction, without metric names and `le`.
+    # first histogram in `View.histograms`. `labelled` is true if there are labels besides `le`. The
+    # total size of one line per direction, without metric names and `le`, is at most `line`.
     cdef HistogramText *text = <HistogramText *>allocate(sizeof(HistogramText))
     cdef uint32_t i
     cdef size_t name_bytes = len(declared.name.encode()) + 10
@@ -350,7 +350,7 @@ cdef char *render_histograms(const TableState *table, const Family *family, cons
 
 
 cdef inline uint32_t histogram_lines(const Family *family, const View *view) noexcept nogil:
-    # Each direction has one line for each bucket, including +Inf, one line with the sum, and one
+    # Each direction has one line for each bucket (including +Inf), one line with the sum, and one
     # line with the count.
     return family.directions * (view.histograms[family.histogram].bound_count + 3)
 

@@ -1,5 +1,5 @@
-# Layout: finds the locations of a plan's labels and values in rows and in the lines of a page.
-# `readers.pxi` finds the fields of decoded flows from which labels and values are read.
+# Layout: finds out where the plan's labels and values are located in rows, and in the lines of a
+# page. `readers.pxi` finds the locations of fields in decoded flows.
 #
 # Most of this code runs once, in `Table.__cinit__`, before other threads use the table. If it
 # raises an exception there, `state_destroy` still frees all memory of the table.
@@ -358,7 +358,7 @@ cdef int prepare_families(TableState *table, plan) except -1:
 cdef size_t prepare_family(Family *family, const View *view, declared, planned, plan,
                            uint32_t histogram) except? 0:
     # `histogram` is the number of histograms in earlier families of the view. Returns the larger of
-    # two sizes in bytes: the size of the family's longest head (its metadata lines), and the
+    # two sizes in bytes: the size of the family's longest head (the metadata lines), and the
     # maximum size of the lines of one connection.
     cdef uint32_t j, k
     cdef size_t fixed, longest = 0

@@ -1,5 +1,5 @@
 # Moves: flows whose labels have changed leave their connections, and are added to the connections
-# of their new labels.
+# with the new labels.
 #
 # Step 5 of a slice of relabeling calls this code, under the table's mutex: see `relabel.pxi`.
 
@@ -36,9 +36,9 @@ cdef bint apply_moves(TableState *table, const Changes *changes) noexcept nogil:
 
 cdef uint32_t read_moves(const TableState *table, const Changes *changes, uint32_t first,
                          uint32_t *new_label_ids) noexcept nogil:
-    # Reads all moves of one flow. `first` is the index of the first of them. Sets `new_label_ids`,
-    # by column, to the label IDs that the moves give the flow. All other columns get 0. Returns the
-    # index of the next flow's first move.
+    # Reads all moves of one flow. `first` is the index of the first of these moves. Sets
+    # `new_label_ids`, which is indexed by column: each column that the moves affect gets its new
+    # label ID, and all other columns get 0. Returns the index of the next flow's first move.
     cdef uint32_t i = first, j
     cdef const Move *move
     cdef const Lookup *lookup
@@ -60,7 +60,7 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
                              uint32_t *label_ids) noexcept nogil:
     # Finds the label IDs of a flow's new row in a view, and stores them in `label_ids`, which is
     # indexed by column of the plan. `number` is the current row. Returns whether any label changes.
-    # If the current row is 0 or the overflow row, only returns False.
+    # If the current row is 0 or the overflow row, sets nothing and returns False.
     cdef const uint32_t *old
     cdef uint32_t i, column
     cdef bint differs = False
@@ -75,9 +75,9 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Removes a flow from the flow counts of the rows that it leaves. If its connection has no flows
-    # left, removes the connection's row from the index, and returns the number of this row.
-    # Otherwise returns 0. No flow can be attached to a row that is not in the index.
+    # Removes a flow from the flow counts of the rows that it leaves. If the flow leaves its
+    # connection without flows, removes the connection's row from the index (so that no flow can be
+    # attached to this row), and returns the row's number. Otherwise returns 0.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -103,8 +103,8 @@ cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_id
 
 
 cdef bint attach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Adds a flow to the rows with its new labels. If memory runs out, returns False, and the flow
-    # may keep its old labels in some views.
+    # Adds a flow to the rows with the flow's new labels. If memory runs out, returns False, and the
+    # flow may keep its old labels in some views.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef View *view
     cdef uint32_t *link
@@ -170,9 +170,9 @@ cdef bint move_connection(TableState *table, Flow *flow, const uint32_t *new_lab
 
 
 cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
-    # Called if memory ran out, so that a flow keeps the labels of its previous row, `number`. If a
-    # row with these labels is in the index, returns that row. Otherwise adds the previous row to
-    # the index again, and returns it.
+    # Called if memory ran out: the flow keeps the labels of its previous row, `number`. If the
+    # index has a row with these labels, returns that row. Otherwise adds the previous row to the
+    # index again, and returns the previous row.
     cdef Connection *row = connection_at(first, number)
     cdef RowKey key
     cdef uint32_t existing
@@ -187,7 +187,7 @@ cdef uint32_t return_to_row(View *first, uint32_t number) noexcept nogil:
 
 cdef bint move_link(TableState *table, View *view, uint32_t *link, const Flow *flow,
                     const uint32_t *label_ids) noexcept nogil:
-    # Sets a link to the row of `view` with the labels in `label_ids`. `view` must not be the first
+    # Sets `link` to the row with the labels `label_ids` in `view`. `view` must not be the first
     # view. If memory runs out, returns False, and the link does not change.
     cdef RowKey key
     cdef uint32_t number
@@ -211,7 +211,8 @@ cdef inline uint32_t row_deadline_s(const TableState *table, const View *view,
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
     # Adds a flow to the flow count of its new row. The flow's totals are not added to the row's
-    # counters. However, if a counter is ABSENT and the flow has the total, the counter becomes 0.
+    # counters. However, if a counter of the row is ABSENT and the flow has the total for it, the
+    # counter becomes 0.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)

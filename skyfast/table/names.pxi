@@ -2,8 +2,8 @@
 #
 # A result is a tuple of strings. The key of a row is the tuple's address in memory, together with
 # `Lookup.label_set`. The row owns a reference to the tuple, so the address cannot be reused. A row
-# is removed if no lookup has returned its result for `timeout_s`. Only the thread that updates the
-# table uses these rows. This thread takes the mutex to intern and to release strings.
+# is removed if no lookup has returned its result for `timeout_s` seconds. Only the thread that
+# updates the table uses these rows. This thread takes the mutex to intern and to release strings.
 
 cdef inline NamesRow *names_at(const TableState *table, uint32_t number) noexcept nogil:
     return <NamesRow *>row_at(&table.names, number)

@@ -64,8 +64,8 @@ cdef int apply_overflow(TableState *table, Report *report, const Labels *labels)
 
 cdef int add_to_overflow(TableState *table, const Report *report, const Labels *labels,
                          const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
-    # Adds a report to the overflow row of the first view, and to the rows with the flow's labels in
-    # all other views. `start_ms` is the start time of new rows.
+    # Adds a report to the overflow row of the first view, and in each other view, to the row with
+    # the flow's labels. `start_ms` is the start time of new rows.
     cdef View *view
     cdef uint32_t rows[MAX_VIEWS]
     cdef uint32_t i

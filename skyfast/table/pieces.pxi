@@ -1,4 +1,4 @@
-# Pieces: where the text of a page may repeat itself.
+# Pieces: the parts of a page's text that may repeat earlier text of the page.
 #
 # A *piece* of text has a length and a *source*, which tells where the same bytes may have occurred
 # before. Example: the text between two label values is the same in all lines of a family.
@@ -16,20 +16,20 @@
 # * A row has one note for its numbers, then one note for each label value:
 #   * The length in the first note packs three lengths: of the first direction's value, of the
 #     second direction's value, and of the start time. If a direction has no line, the length of its
-#     value is 0. If the lines have no start time, its length is 0.
+#     value is 0. If the lines have no start time, the length of the start time is 0.
 #   * A note for a label value has the length of the value. Its source is the label ID.
 # * A histogram has one note for its start time, then one note for each label value, then one note
 #   for each number. If the histogram is written without a start time, the length of the first note
 #   is 0.
 
 # The source of a piece is either IS_STRING plus the number of an interned string, or one of these
-# kinds plus a number. A label value that is an integer has its label ID as source, which may look
-# like any kind. This does no harm, because `deflate.pxi` compares the bytes.
+# kinds plus a number. The source of an integer label value is its label ID, which may look like a
+# source of any kind. This does no harm, because `deflate.pxi` compares the bytes.
 cdef enum:
     TEXT = 0                    # new text: no earlier occurrence is known
     HEAD = 1 << 28              # the head of a family; in a note, plus the number of the family
-    FIXED = 2 << 28             # plus a number: the same bytes as the latest piece of this source
-    COPIED = 3 << 28            # plus a distance: the same bytes as the text at this distance
+    FIXED = 2 << 28             # plus a number: the same bytes as the latest piece with this source
+    COPIED = 3 << 28            # plus a distance: the same bytes as the text this far back
     KIND = 7 << 28              # mask of the kind
 
 cdef enum:
@@ -76,7 +76,7 @@ cdef inline void put_note(Piece **notes, size_t length, uint32_t source) noexcep
 # Pieces: written without the mutex
 
 cdef struct LabelPieces:
-    # The literals of a family, which are the text before, between and after label values.
+    # The literals of a family: the texts before, between and after label values.
     Piece literals[MAX_VIEW_COLUMNS + 1]
     uint32_t length             # total length of all literals
     uint32_t before             # total length of the literals before the one with the direction
@@ -212,7 +212,7 @@ cdef const Piece *expand_histogram(const Family *family, const View *view,
     pieces[0] = put_piece(pieces[0], text.bucket.length, FIXED | FIXED_NAME)
     note = expand_labels(family, view, label_pieces, direction, note + 1, pieces, &labels, &before)
     piece = pieces[0]
-    rest = 0                        # length of the text after the labels of the previous line
+    rest = 0                        # length of the previous line's text after its labels
     for i in range(bound_count + 1):
         if i:
             piece = put_piece(piece, text.bucket.length, FIXED | FIXED_NAME)

@@ -1,18 +1,20 @@
-# Relabeling: after names have changed, flows move to the connections of their new labels.
+# Relabeling: after names have changed, flows move to the connections with the new labels.
 #
-# Relabeling works in passes. A pass fetches some of the keys whose names have changed, from an
-# iterator. The pass then visits all flow rows in slices: each call of `Relabeling.step` processes
-# one slice. Between two slices, the table and the names can change in any way. A pass may miss a
-# flow that becomes live during the pass. This does no harm, because `Table.update` gives the flow
-# the new names.
+# Relabeling works in passes. An iterator yields the keys whose names have changed. A pass fetches
+# some of these keys. The pass then visits all flow rows in slices: each call of `Relabeling.step`
+# processes one slice. Between two slices, the table and the names can change in any way. A pass may
+# miss a flow that becomes live during the pass. This does no harm, because `Table.update` gives the
+# flow the new names.
 #
-# A slice has five steps. Steps 1, 3 and 4 need the GIL, and take the table's mutex only to intern
-# new labels. Step 2 needs no mutex: it only reads the table, and no other thread changes the table.
+# A slice has five steps. Steps 1, 3 and 4 need the GIL. Steps 3 and 4 also take the table's mutex,
+# but only to intern new labels. Step 2 needs no mutex: it only reads the table, and no other thread
+# changes the table.
 #
 # 1. `find_keys` finds the interned strings of the changed keys.
 # 2. `find_moves` finds the live flows that use these strings as keys.
-# 3. `resolve_keys` looks up the new names of the keys of these flows.
-# 4. `resolve_contexts` resolves ambiguous keys, using the contexts of the flows.
+# 3. `resolve_keys` looks up the new names of the keys that these flows use.
+# 4. `resolve_contexts` resolves ambiguous keys, using the context of each flow (its other address
+#    and its capture point).
 # 5. `apply_moves` moves the flows, under the mutex.
 
 cdef struct RowRange:
@@ -23,16 +25,17 @@ cdef struct RowRange:
 
 
 cdef struct Changes:
-    # The state of one slice. A *change* is the new result of a lookup for one key. A change has one
-    # label for each element of the result that at least one of `lookups` reads. Changes are
+    # The state of one slice. A *change* is the new result of a lookup for one key. The labels of a
+    # change are those elements of the result that at least one of `lookups` reads. Changes are
     # numbered from 1.
-    uint32_t lookups[MAX_COLUMNS]       # indexes of the lookups that use the changed names
+    uint32_t lookups[MAX_COLUMNS]       # indexes of the lookups whose names have changed
     uint32_t lookup_count
     uint32_t indexes[MAX_COLUMNS]       # for each label of a change: its index in a result
     uint32_t labels                     # number of labels per change
     uint32_t positions[MAX_COLUMNS]     # for each column: the position of its label in a change
     Py_ssize_t length                   # a result with fewer elements is invalid
-    # The label IDs of all changes, with references to their strings until `changes_destroy`.
+    # The label IDs of all changes. This struct owns references to their strings until
+    # `changes_destroy`.
     uint32_t *label_ids
     uint32_t change_count
     uint32_t change_capacity
@@ -322,7 +325,7 @@ cdef bint add_move(Changes *changes, uint32_t flow, uint32_t lookup,
 
 
 cdef uint32_t index_of_key(const Changes *changes, uint32_t string) noexcept nogil:
-    # The index in `Changes.keys` of the key with this string. There must be such a key.
+    # The index of this string's key in `Changes.keys`. The key must exist.
     cdef uint32_t low = 0
     cdef uint32_t high = changes.key_count
     cdef uint32_t middle
@@ -360,7 +363,7 @@ cdef int resolve_contexts(TableState *table, Changes *changes, names) except -1:
 
 
 cdef int find_contexts(const TableState *table, Changes *changes) except -1:
-    # Sets `Move.change` in moves whose key is not ambiguous. Adds a context for each other move.
+    # Sets `Move.change` in moves that need no context. Adds a context for each other move.
     cdef const ChangedKey *key
     cdef const Lookup *lookup
     cdef const uint32_t *strings

@@ -11,7 +11,7 @@ cdef struct Cursor:
     uint32_t page_seq           # rows with this sequence number or a later one are not on the page
     uint32_t head_index         # index of the page's format in `Family.heads`
     int starts                  # how start times are shown, for example START_HIDDEN
-    uint32_t part               # index of the part of the page
+    uint32_t part               # index of the part that is written
     uint32_t parts              # number of parts; 1: the page is not divided into parts
     # The numbers of the rows that the page shows in one view, from index 1. This list is only used
     # if there are several parts, or if the view has bounds. The page owns the array.
@@ -68,7 +68,7 @@ cdef char *render_lines(TableState *table, Cursor *cursor, char *out, const char
     # Writes lines until `limit` is reached or the page ends. The last lines may exceed `limit` by
     # up to `max_lines` bytes. If `notes` is not NULL, the page is compressed. Then this function
     # also writes notes (see `pieces.pxi`), and can stop at the end of a family before `limit`, so
-    # that the next family gets its own codes.
+    # that the next family gets its own Huffman codes.
     cdef const char *start = out
     cdef const Family *family
     cdef uint32_t end
@@ -275,7 +275,7 @@ cdef inline char *render_connection(const TableState *table, const Family *famil
 cdef char *render_row_list(const TableState *table, Cursor *cursor, const Family *family, char *out,
                            const char *limit, Piece **notes) noexcept nogil:
     # Renders at most RENDER_ROWS rows. Rows with consecutive numbers are rendered together, so a
-    # list of nearly all rows is rendered as fast as without a list.
+    # list of nearly all rows does not slow down rendering.
     cdef const View *view = &table.views[family.view]
     cdef const uint32_t *row_list = cursor.row_list
     cdef uint32_t i = cursor.row

@@ -2,9 +2,9 @@
 # first of the three steps of `Table.update`: read, look up, apply.
 #
 # This code uses Python objects, so it needs the GIL and must not run under the table's mutex. It
-# writes only to the batch, and to the deadlines of rows with results of lookups (see `names.pxi`).
-# The batch borrows values from the flows, from `Table.batch_objects`, and from the rows with
-# results of lookups.
+# writes only to the batch, and to the deadlines in `TableState.names` (the rows of lookup results:
+# see `names.pxi`). The batch borrows values from the flows, from `Table.batch_objects`, and from
+# these rows.
 
 cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexcept:
     cdef uint32_t i
@@ -16,8 +16,8 @@ cdef inline const Reader *reader_of(const Reader *readers, PyObject *flow) noexc
 
 cdef int read_reports(const TableState *table, const Reader *readers, list flows,
                       Py_ssize_t start, Batch *batch) except -1:
-    # Reads the fields that the table always needs, whether or not a flow is live. If an object has
-    # none of the types of `set_flow_types`, the batch ends before it.
+    # Reads the fields that the table always needs, whether or not a flow is live. If an object in
+    # `flows` has none of the types given to `set_flow_types`, the batch ends before this object.
     cdef uint32_t i
     cdef uint32_t size = <uint32_t>min(PyList_GET_SIZE(flows) - start, <Py_ssize_t>BATCH)
     cdef const Reader *reader
@@ -118,7 +118,8 @@ cdef int read_not_live(const TableState *table, const Reader *readers, list flow
 
 
 cdef inline void add_missed(const TableState *table, Batch *batch, uint32_t number) noexcept:
-    # Adds the results of report `number` that have no row (see `names.pxi`) to `batch.missed`.
+    # Adds to `batch.missed` the lookup results of report `number` that have no row (see
+    # `names.pxi`).
     cdef uint32_t i
     for i in range(number * table.lookup_count, (number + 1) * table.lookup_count):
         if batch.names[i].row == 0:
@@ -179,8 +180,8 @@ cdef int check_shard(const TableState *table, PyObject *flow, const Reader *read
 cdef inline int find_result(const TableState *table, PyObject *flow, const Reader *reader,
                             const Lookup *lookup, FoundNames *names) except -1:
     # Reads the key of a lookup. If the names are a dict, also looks up the key. If the key is
-    # invalid, `names.key` stays NULL, and the flow is skipped later. Everything else is done in
-    # later loops, so that the CPU fetches the memory of several results at once.
+    # invalid, `names.key` stays NULL, and the flow is skipped later. Later loops do the rest of the
+    # lookup, so that the CPU fetches the memory of several results at once.
     cdef PyObject *key = string_of(flow, reader, lookup.key)
     names.result = NULL
     names.row = 0
@@ -221,8 +222,8 @@ cdef int find_names_rows(const TableState *table, Batch *batch, list owned) exce
 cdef int complete_names(const TableState *table, PyObject *flow, const Reader *reader,
                         const Lookup *lookup, FoundNames *names, list owned) except -1:
     # If `find_result` has not found a result, looks up the key. If the key is ambiguous, resolves
-    # it with its context. If a string of the context is invalid, sets `names.result` to NULL, and
-    # the flow is skipped later.
+    # it with the flow's other address and capture point (the context). If a string of the context
+    # is invalid, sets `names.result` to NULL, and the flow is skipped later.
     cdef PyObject *other
     cdef PyObject *point
     if names.result == NULL:
@@ -442,7 +443,7 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     cdef int64_t start, update_start, update_last
     cdef bint invalid_start = read_integer(value_of(flow, &reader.start, reader.slots), &start)
     cdef bint invalid_update_start, invalid_last
-    # If FinishType is invalid, this may be a closing report, whose last update may repeat the
+    # If FinishType is invalid, this may be a closing report, and its last update may repeat the
     # previous report.
     cdef bint invalid_finish = (
         report.has_omissions and report.omitted_lifecycle >> LIFECYCLE_FINISH & 1
@@ -471,7 +472,7 @@ cdef int read_lifecycle(const TableState *table, PyObject *flow, const Reader *r
     if not invalid_start and not invalid_last and update_last >= start:
         report.age_ms = update_last - start
     for i in range(table.counters):
-        # If the total is ABSENT, the delta is also ABSENT. Otherwise it is 0.
+        # If the total is ABSENT, the delta is also ABSENT. If not, the delta is 0.
         report.last_update[i] = min(report.values[i], <int64_t>0)
     report.initial_delta = INITIAL_LAST_UPDATE
     if unlikely(invalid_start or invalid_update_start or invalid_finish):

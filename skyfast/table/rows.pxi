@@ -77,8 +77,8 @@ cdef inline uint32_t *bucket_at(const Rows *rows, uint32_t bucket) noexcept nogi
 
 
 cdef inline uint32_t *bucket_of(const Rows *rows, uint32_t hash) noexcept nogil:
-    # Linear hashing: if a hash belongs to a bucket that does not exist yet, its rows are in the
-    # bucket from which the missing bucket will be split.
+    # Linear hashing: if the bucket of a hash does not exist yet, the rows with this hash are in the
+    # bucket that will be split to create the missing one.
     cdef uint32_t bucket = hash & rows.mask
     if bucket >= rows.buckets:
         bucket &= rows.mask >> 1

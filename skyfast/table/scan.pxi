@@ -45,7 +45,8 @@ cdef bint scan_slice(TableState *table, Scan *scan) noexcept nogil:
 
 
 cdef inline void scan_release(TableState *table, Scan *scan) noexcept nogil:
-    # Releases the mutex before the end of a slice, because its rows are no longer needed.
+    # Releases the mutex before the end of a slice, because the rows of the slice are no longer
+    # needed.
     scan.is_released = True
     pthread_mutex_unlock(&table.lock)
 
@@ -133,7 +134,7 @@ cdef struct LabelScan:
     DistinctSample remaining[MAX_VIEW_COLUMNS]
     uint64_t *spare             # scratch space for `sample_key`
     int32_t without             # index of the label that `combinations` ignores, or -1
-    # How often each combination of the values of all labels except `without` occurs.
+    # How often each combination of label values occurs, ignoring the label `without`.
     Counter combinations
     uint32_t *ids               # copies of the label IDs of a slice's rows
     uint32_t rows               # number of rows that have been counted
@@ -221,8 +222,8 @@ cdef inline bint count_row(LabelScan *labels, uint32_t *label_ids, uint64_t seed
 
 
 cdef list most_frequent(TableState *table, const Counter *counter, uint32_t count):
-    # The `count` most frequent values, with their numbers of rows. A heap keeps only `count` values
-    # at a time, because a label can have a million values.
+    # The `count` most frequent values, each with its number of rows. A heap keeps only `count`
+    # values at a time, because a label can have a million values.
     cdef list heap = []
     cdef uint32_t least = 0
     cdef size_t slot
@@ -299,8 +300,8 @@ cdef bint count_page_labels(TableState *table, const View *view, uint32_t column
 
 cdef str label_id_text(TableState *table, uint32_t label_id, const uint32_t *hash):
     # The text of a label value, or None if its string has been removed. `hash` points to the hash
-    # that the string had. If another string has reused the number, its hash differs, so the result
-    # is also None. If `hash` is NULL, reuse is not detected.
+    # that the string had during the scan. If another string has reused the number, its hash
+    # differs, so the result is also None. If `hash` is NULL, reuse is not detected.
     cdef char copied[MAX_LABEL_BYTES]
     cdef uint32_t length
     cdef String *string
@@ -542,7 +543,7 @@ cdef inline bint has_values(const TableState *table, const Family *family,
 
 cdef uint32_t copy_values(const TableState *table, const View *view, Connection *row,
                           int64_t *values) noexcept nogil:
-    # Copies the row's value of each series of the view to `values`. A missing value becomes -1.
+    # For each series of the view, copies the row's value to `values`. A missing value becomes -1.
     # Returns the number of values.
     cdef const Family *family
     cdef uint32_t i, direction, count = 0

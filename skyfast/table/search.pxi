@@ -10,7 +10,7 @@
 # stored: if one of them were reused, a row that does not match could be shown.
 
 cdef enum:
-    MAX_VARIANTS = 4            # maximum number of variants of a character that differ in case
+    MAX_VARIANTS = 4            # maximum number of case variants of a character
     MAX_CHARACTER = 4           # maximum size of a character in UTF-8, in bytes
     SMALL_INTEGERS = 1 << 16    # integers below this limit, such as ports, have a bit in `misses`
 
@@ -21,7 +21,7 @@ cdef struct Character:
 
 
 cdef struct SearchedValue:
-    uint32_t hash               # hash that the value has as an interned string
+    uint32_t hash               # the hash that an interned string with this value has
     uint32_t length             # length of the value in bytes; 0 in a free slot
     const char *text
 

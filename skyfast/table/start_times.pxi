@@ -34,10 +34,10 @@ cdef inline int64_t start_of_deltas(const TableState *table, const Flow *flow) n
 
 cdef int64_t start_of_total(const TableState *table, const Report *report,
                             uint32_t dormant_s) noexcept nogil:
-    # The start time of a removed connection that is restored from a dormant flow's totals. If the
-    # start time were later than earlier samples of the connection, it would look like a counter
-    # reset. Therefore the result is at most the estimated time of the flow's previous report.
-    # `dormant_s` is the time at which the flow became dormant.
+    # The start time of a removed connection that is restored from a dormant flow's totals. A start
+    # time later than a sample that a page already showed would look like a counter reset. Therefore
+    # the result is at most the estimated time of the flow's previous report. `dormant_s` is the
+    # time at which the flow became dormant.
     cdef double reported_s = dormant_s - floor(table.min_timeout_s)
     cdef int64_t start_ms = start_of_report(table, report, True)
     if table.wall_ms:
@@ -51,10 +51,10 @@ cdef inline void set_start(const View *view, Connection *row, int64_t start_ms) 
 
 
 # ---------------------------------------------------------------------------------------------
-# Saved counters: a dormant row with the counters of a removed connection also has the connection's
-# number of new flows and its start time. Both are packed into the field `last_ms`. If the number of
-# new flows is too large, the field is the bitwise complement of this number, and the start time is
-# lost.
+# Saved counters: if a dormant row has the counters of a removed connection, it also has the
+# connection's start time and number of new flows. Both are packed into the field `last_ms`. If the
+# number of new flows needs more than NEW_FLOWS_BITS, the field is the bitwise complement of this
+# number, and the start time is lost.
 
 cdef enum:
     NEW_FLOWS_BITS = 21

@@ -8,8 +8,8 @@
 # `SHARD_SEED`).
 
 # ---------------------------------------------------------------------------------------------
-# Hashes. They depend on a seed, because untrusted hosts can choose addresses, and could otherwise
-# cause collisions on purpose.
+# Hashes. They depend on a seed: without it, untrusted hosts could cause collisions on purpose,
+# because they can choose addresses.
 
 cdef inline uint64_t mix64(uint64_t x) noexcept nogil:
     # The finalizer of splitmix64 (Steele, Lea, Flood 2014). `mix64` is a bijection, so the UUID of
@@ -32,8 +32,8 @@ cdef uint64_t unmix64(uint64_t x) noexcept nogil:
 
 
 cdef inline uint64_t load(const char *text, uint32_t length) noexcept nogil:
-    # The first `length` bytes of a string (at most 8) as a number. Each memcpy has a constant size,
-    # so the compiler replaces its call with a load.
+    # The first `length` bytes (at most 8) of a string, as a number. Each memcpy has a constant
+    # size, so the compiler replaces the memcpy with a load.
     cdef uint64_t word
     cdef uint32_t low, high
     if length >= 8:
@@ -203,7 +203,7 @@ cdef inline bint same_string(const LabelValue *a, const LabelValue *b) noexcept 
 
 
 cdef inline uint64_t zero_bytes(uint64_t word) noexcept nogil:
-    # Returns 0 if no byte of the word is 0, otherwise another number.
+    # Returns a number other than 0 if any byte of the word is 0. If no byte is 0, returns 0.
     return (word - EACH_BYTE) & ~word & (EACH_BYTE << 7)
 
 

@@ -20,7 +20,7 @@ cdef struct Targets:
 
 cdef Py_ssize_t update_flows(TableState *table, Batch *batch, const Reader *readers, list flows,
                              Py_ssize_t start, double now, list owned) except -1:
-    # Returns the index in `flows` after the last flow that was applied or skipped.
+    # Returns the index of the first flow that was neither applied nor skipped.
     cdef Py_ssize_t position = start
     cdef int done
     begin_update(table, batch, now)
@@ -244,9 +244,9 @@ cdef inline bint was_never_counted(const TableState *table, const Report *report
     # (see `Table.horizon_s`). The start of the flow is computed from `age_ms`, which is the
     # difference of two times of the same agent. So a wrong clock of the agent does no harm.
     #
-    # If the plan has conversations, the result is False. Earlier reports of the flow may have been
-    # skipped as duplicates, because another capture point's flow counted the same traffic. The
-    # table does not remember skipped flows.
+    # If the plan has conversations, the result is False: earlier reports of the flow may have been
+    # skipped, because a flow of another capture point counted the same traffic. The table does not
+    # remember skipped flows.
     return (table.has_horizon and report.age_ms >= 0 and not table.has_conversations
             and (table.now - report.age_ms / 1000.0 - table.flow_update_s - MAX_REPORT_DELAY_S
                  > table.horizon_s))
@@ -265,7 +265,7 @@ cdef bint needs_initial_delta(const TableState *table, const Labels *labels, uin
                               uint32_t saved) noexcept nogil:
     # Whether, in at least one view, the flow adds the delta selected by `initial_delta`, and not
     # its whole total. `number` is the flow's row in the first view, or 0 if this row must be
-    # created. If it must be created, `saved` is the dormant row with its saved counters, or 0 if
+    # created. `saved` is the dormant row that has saved counters for the row to create, or 0 if
     # there is none.
     cdef const View *view
     cdef RowKey key
@@ -370,7 +370,7 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
     # * A dormant flow adds `deltas`.
     # * An unknown flow adds its total or its last update, and `deltas` is NULL.
     #
-    # If the row of the first view is new, `saved` is the dormant row with its saved counters, or 0.
+    # `saved` is the dormant row that has saved counters for a new row of the first view, or 0.
     cdef Flow *flow = flow_at(table, row)
     cdef Connection *connection = connection_at(&table.views[0], targets.rows[0])
     cdef Connection *target
