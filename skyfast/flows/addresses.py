@@ -19,7 +19,7 @@ _ZEROES: Final = bytes(12)
 
 
 def read(text: str) -> bytes | None:
-    """Parse an address of a flow; return None if it is invalid.
+    """Parse an address; return None if it is invalid.
 
     An IPv4-mapped IPv6 address is returned as IPv4. Addresses with a zone (``fe80::1%eth0``) are
     invalid, because Skydive never writes zones.

@@ -18,7 +18,7 @@ MAX_NAME_CHARS: Final = 256
 """Maximum length of a name, a key or a value, in characters."""
 
 MAX_KEYS: Final = 100
-"""Maximum number of different keys in a file. The log and the status page list all keys."""
+"""Maximum number of different keys in a file: the log and the status page list all of them."""
 
 MAX_PROBLEMS: Final = 20
 """Number of invalid lines after which skyfast stops reading a file."""

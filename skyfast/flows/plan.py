@@ -223,9 +223,8 @@ class View:
     """Whether every flow has ports, and the labels include both addresses and both ports.
 
     A row of such a view has the flows of a single conversation, except in rare cases: for example,
-    if a TCP and a UDP flow have the same addresses and ports. Therefore a new row cannot already
-    contain a part of its flow's total. The flow that creates a row adds its whole total, even if
-    its first report was missed."""
+    if a TCP and a UDP flow have the same addresses and ports. Therefore a flow that creates a row
+    adds its whole total, even if its first report was missed."""
     bytes: tuple[Counter, ...] = ()
     """The counter of bytes for each direction, or one counter for the sum. Empty if no family and
     no bound needs bytes."""

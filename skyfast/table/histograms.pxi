@@ -397,7 +397,7 @@ cdef char *render_histogram(const TableState *table, const Family *family, const
 cdef char *render_composite(const TableState *table, const Family *family, const View *view,
                             Connection *row, uint32_t direction, char *out,
                             Piece **notes) noexcept nogil:
-    # Writes a histogram as the single sample of OpenMetrics 2.0, with its start time.
+    # Writes a histogram and its start time as one sample, as in OpenMetrics 2.0.
     cdef const Histogram *histogram = &view.histograms[family.histogram + direction]
     cdef const HistogramText *text = family.text
     cdef const int64_t *counts = counts_of(histogram, row)

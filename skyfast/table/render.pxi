@@ -322,7 +322,7 @@ cdef void list_rows(TableState *table, uint32_t number, Cursor *cursor) noexcept
 
 
 cdef void list_part(TableState *table, const View *view, Cursor *cursor) noexcept nogil:
-    # Lists the rows to show, if the view has no bounds and the page is divided into parts.
+    # Lists the rows to show. The page is divided into parts, and the view has no bounds.
     cdef Scan scan = scan_until(view, NO_END)
     cdef Connection *row
     cdef uint32_t number

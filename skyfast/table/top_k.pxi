@@ -20,8 +20,8 @@ cdef struct TopRow:
 
 cdef struct TopK:
     const Family *family
-    # Rows are ranked by the growth of their values since this snapshot. If it is NULL, they are
-    # ranked by their values.
+    # Rows are ranked by the growth of their values since this snapshot. If there is no snapshot
+    # (NULL), rows are ranked by their values.
     const SnapshotValues *since
     const Search *search        # only rows that match this search are ranked
     TopRow *heap                # the top rows so far; the first has the lowest rank
