@@ -2,7 +2,7 @@
 
 Each plan has its own structs for flows. They contain only the fields that the plan uses, and the
 decoder skips all other fields. The names and types of fields are those of Skydive's protobuf
-messages. Empty fields may be missing, because Go omits them.
+messages. Empty fields may be missing in messages, because Go omits them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -75,9 +75,9 @@ cdef bint find_new_label_ids(const View *view, uint32_t number, const uint32_t *
 
 
 cdef uint32_t detach(TableState *table, Flow *flow, const uint32_t *new_label_ids) noexcept nogil:
-    # Removes a flow from the flow counts of the rows that it leaves. If the flow leaves its
-    # connection without flows, removes the connection's row from the index (so that no flow can be
-    # attached to this row), and returns the row's number. Otherwise returns 0.
+    # Decrements the flow counts of the rows that a flow leaves. If its connection then has no
+    # flows, removes the connection's row from the index (so that no flow can be attached to this
+    # row), and returns the row's number. Otherwise returns 0.
     cdef uint32_t label_ids[MAX_COLUMNS]
     cdef uint32_t row = flow.connection & ROW
     cdef Connection *connection = connection_at(&table.views[0], row)
@@ -210,9 +210,9 @@ cdef inline uint32_t row_deadline_s(const TableState *table, const View *view,
 
 cdef void count_flow(const TableState *table, const View *view, uint32_t number,
                      Flow *flow) noexcept nogil:
-    # Adds a flow to the flow count of its new row. The flow's totals are not added to the row's
-    # counters. However, if a counter of the row is ABSENT and the flow has the total for it, the
-    # counter becomes 0.
+    # Increments the flow count of row `number`, to which a flow has moved. The flow's totals are
+    # not added to the row's counters. However, if a counter of the row is ABSENT and the flow has
+    # the total for it, the counter becomes 0.
     cdef const int64_t *totals = totals_of(flow)
     cdef Connection *row = connection_at(view, number)
     cdef int64_t *sums = values_of(view, row)

@@ -437,8 +437,8 @@ cdef void find_top(TableState *table, TopK *top) noexcept nogil:
 cdef inline int64_t growth_since(const SnapshotValues *since, uint32_t number,
                                  const Connection *row, int64_t value) noexcept nogil:
     # The growth of a row's counter since a snapshot, or -1 if the growth is 0 or unknown. `value`
-    # is the current value. If the snapshot has no value of this row, the growth is `value`, or
-    # unknown if the row did not start at 0.
+    # is the current value. If the snapshot has no value of this row, the growth of a row that
+    # started at 0 is `value`, and the growth of any other row is unknown.
     cdef int64_t growth = value
     if (number < since.rows and 0 <= since.values[number] <= value
             and since.hashes[number] == row.hash):

@@ -420,8 +420,8 @@ cdef void make_live(TableState *table, uint32_t row, const Report *report, const
             elif deltas != NULL and view.identifies_connection:
                 target.flows |= RESTORED
                 add_to_counters(view, target, totals_of(flow))
-                # The removed row had counted one new flow. Otherwise, its counters would have been
-                # saved.
+                # The removed row had counted exactly one new flow: if not, its counters would have
+                # been saved.
                 count_new_flow(view, target)
                 start_ms = start_of_total(table, report, dormant_s)
         set_start(view, target, start_ms)
