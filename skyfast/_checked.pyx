@@ -8,7 +8,7 @@ This module includes ``_table.pyx``, and adds or changes the following:
 * Every allocation is counted, and `fail_allocation` makes a later allocation fail.
 * `after_unlock` calls a function whenever the mutex is released.
 * `page_slices` returns the pieces of a page (see ``table/pieces.pxi``). `deflate_pieces` compresses
-  any text with any pieces.
+  any text, split into any pieces.
 * Free rows are filled with garbage, and AddressSanitizer reports reads of free rows.
 * The table grows in small steps, so that every kind of growth occurs with a dozen rows. If the
   environment variable SKYFAST_STEPS is ``usual`` at import, the table grows in its usual steps.
@@ -207,9 +207,9 @@ def deflate_pieces(slices, long_from=None):
 
     :param slices: a pair for each slice: a text of up to `MAX_SLICE` bytes, and a list of up to
         `MAX_SLICE` / 2 pieces. A piece is a pair of a length and a source.
-    :param long_from: the index of a slice to compress as if it began 1000 bytes before the end of
-        the first 4 GiB of the page, where 32-bit positions wrap around. The slices before this
-        slice must have at least 32 KiB of text.
+    :param long_from: the index of a slice that is compressed as if it began at position 2^32 - 1000
+        of the page, shortly before 32-bit positions wrap around. The slices before this slice must
+        have at least 32 KiB of text in total.
     """
     cdef Deflater *deflater = <Deflater *>allocate(sizeof(Deflater))
     cdef bytearray memory = bytearray(HISTORY + DEFLATE_CHUNK + 64)
@@ -270,7 +270,7 @@ cdef int expect(bint holds, str what, numbers=()) except -1:
 
 
 def peak_rows(Table table not None):
-    """Return the sum of the peak row counts of all kinds of rows except conversations."""
+    """Return the peak number of rows, summed over all kinds of rows except conversations."""
     cdef uint32_t i, rows = table.state.strings.end + table.state.flow_rows.end
     rows += table.state.names.end
     for i in range(table.state.view_count):
@@ -279,7 +279,7 @@ def peak_rows(Table table not None):
 
 
 def longest_chains(Table table not None):
-    """For three kinds of rows, return the length of the longest chain of a bucket in the index."""
+    """For three kinds of rows, return the length of the longest chain in the index."""
     return {
         "strings": longest_chain(&table.state.strings),
         "flows": longest_chain(&table.state.flow_rows),
@@ -318,7 +318,7 @@ cdef class _Check:
     cdef set strings, flows, conversations, names   # row numbers in use
     cdef set live, dormant, claims      # row numbers of flow rows
     cdef list rows                      # for each view: the set of row numbers in use
-    cdef dict references                # by number of a string: number of references found so far
+    cdef dict references                # by string number: number of references found so far
     cdef size_t bytes                   # size of the memory found so far, in bytes
 
     def __cinit__(self, Table table):

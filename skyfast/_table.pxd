@@ -21,7 +21,7 @@ cpdef enum:
     MAX_VIEW_COLUMNS = 32
     MAX_RANKED = 1 << 16        # maximum number of results of `Table.top` and `Table.top_groups`
     MAX_PARTS = 64              # maximum number of parts of a page
-    MAX_BOUNDS = 20             # maximum number of upper bounds of a histogram's buckets
+    MAX_BOUNDS = 20             # maximum number of upper bounds in a histogram, without +Inf
 
 
 cdef struct RowHead:
@@ -49,7 +49,7 @@ cdef struct Rows:
     # A slab allocator for rows of one size, with an index by hash. The index uses linear hashing:
     # it grows by one bucket at a time.
     Arena *arena
-    char **slabs                # arrays of SLAB_ROWS rows; not moved, and freed only with the table
+    char **slabs                # arrays of SLAB_ROWS rows; never moved, and freed with the table
     uint32_t slab_count
     uint32_t slab_capacity      # number of pointers for which `slabs` has space
     uint32_t stride             # size of a row, in bytes
@@ -65,7 +65,7 @@ cdef struct Rows:
 
 
 cdef struct String:
-    # An interned string in UTF-8; label values are stored with their escapes. A row takes 64 bytes:
+    # An interned string in UTF-8. Label values are stored with their escapes. A row takes 64 bytes:
     # one cache line.
     uint32_t hash
     uint32_t next
@@ -78,7 +78,7 @@ cdef struct TimerWheel:
     # A ring of slots. Each slot is for one second, and has a list of rows.
     uint32_t *slots             # row number of the first row of each list
     uint32_t mask               # number of slots - 1
-    uint32_t next_s             # the next second whose slot is visited
+    uint32_t next_s             # the second whose slot is visited next
 
 
 cdef struct DormantList:
@@ -91,8 +91,9 @@ cdef struct Flow:
     # One flow with its latest totals, or the saved counters of a removed connection.
     #
     # A row is *live* or *dormant* (see `_table.pyx`). Saved counters are always in a dormant row.
-    # Dormant rows are in a `DormantList`, and use some fields for another purpose than live rows. A
-    # row takes 32 bytes, plus 8 per counter and 4 per link (64 with the default plan).
+    # Dormant rows are in a `DormantList`. Some fields have a different meaning in dormant rows than
+    # in live rows. A row takes 32 bytes, plus 8 per counter and 4 per link (64 with the default
+    # plan).
     uint32_t hash               # low half of the key
     uint32_t next
     # High half of the key. The key of a flow is a hash of the UUID, if the UUID is a 64-bit number.
@@ -117,8 +118,9 @@ cdef struct Flow:
     #
     # After the totals: uint32_t links, in this order:
     # * if there are conversations: row number of the flow's conversation
-    # * only valid in live rows: row numbers of the flow's rows in views with `linked_from_flow`
-    # * only valid in live rows: numbers of the strings that lookups use as keys and context
+    # * only valid in live rows: row number of the flow's connection, for each view with
+    #   `linked_from_flow`
+    # * only valid in live rows: numbers of the strings that lookups use
     # * if there are histograms: the flags FIRST_OBSERVED and CLOSING_OBSERVED
     #
     # Flags in `connection`:
@@ -192,15 +194,15 @@ cdef struct LabelValue:
     uint32_t hash               # hash of the text
     uint32_t string             # number of the interned string, or 0 if the number is not known
     bint escapes                # whether the text needs escapes as a label value
-    # Whether the text is the same as the label's text in the previous report. Only reports in the
-    # same batch whose labels were read are compared.
+    # Whether the label has the same text in the previous report of the batch. Reports whose labels
+    # were not read are passed over.
     bint repeats
     int64_t number              # the value, if it is an integer
 
 
 cdef struct OmittedFields:
-    # The values of a report that are omitted because a field is invalid. A value is read from one
-    # or two fields, for example one per direction.
+    # Values that are omitted from a report because a field is invalid. A value is read from one or
+    # two fields, for example one per direction.
 
     # Item 0 has a bit for each value whose first field is invalid. Item 1 has a bit for each value
     # whose second field is invalid.
@@ -221,14 +223,14 @@ cdef struct Report:
     bint dormant                # whether the flow was dormant when the batch was read
     int skip                    # reason to skip the report, or SKIP_NONE
     int finish                  # FinishType, or 4 if FinishType is higher
-    # Values of the counters, the gauges, and the closing gauges, owned by the batch. Closing gauges
-    # are only set in closing reports.
+    # Values of the counters, then the gauges, then the closing gauges. Closing gauges are only set
+    # in closing reports. The batch owns the array.
     int64_t *values
 
     # The fields from here to `last_update` are only set if the flow was not live when the batch was
     # read.
 
-    # Hash of the first view's labels. 0 if the number of a label's interned string is not known.
+    # Hash of the labels of the first view, or 0 if not known.
     uint32_t connection_hash
     # Reason to skip the report, SKIP_NONE, or APPLY_STOP. Ignored if an earlier report of the batch
     # makes the flow live.
@@ -236,7 +238,7 @@ cdef struct Report:
     int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
     # Whether this is a closing report that repeats the last update of the flow's previous report.
     bint repeats
-    # Time from the flow's start to the flow's last update in milliseconds, or -1 if unknown.
+    # Time from the flow's start to the flow's last update, in milliseconds, or -1 if unknown.
     int64_t age_ms
     # Start of the flow in Unix milliseconds, or 0 if unknown. Not set if `initial_delta` is
     # INITIAL_UNREAD.
@@ -268,15 +270,15 @@ cdef struct ChangedKey:
     uint32_t position           # index of the key in `Relabeling.pass_keys`
     # Whether a flow with the key has been found. If not, the next two fields are not set.
     bint found
-    bint ambiguous              # whether the labels depend on the context
+    bint ambiguous              # whether the labels of the key depend on a `Context`
     # Number of the change with the new labels (see `Changes`). 0 if the key is ambiguous, or if its
     # names are invalid.
     uint32_t change
 
 
 cdef struct Move:
-    # A flow and one of its lookups, after the labels of the lookup's key have changed. If this
-    # applies to several lookups of a flow, the flow has several moves.
+    # A flow and one of its lookups: the labels of the flow's key in this lookup have changed. A
+    # flow has one move for each such lookup.
     uint32_t flow               # row number of the flow
     uint32_t lookup             # index of the lookup in `TableState.lookups`
     uint32_t key                # index of the key in `Changes.keys`
@@ -302,7 +304,7 @@ cdef struct Histogram:
     uint32_t sources[2]
     uint32_t source_count       # number of observed values: 1 or 2
     uint32_t bound_count        # number of upper bounds, without +Inf
-    int64_t limits[MAX_BOUNDS]  # the highest value in each bucket except the last
+    int64_t limits[MAX_BOUNDS]  # inclusive upper limit of each bucket except the last
     # Offset of the histogram in a row, in bytes. At this offset, a row has
     # int64_t counts[bound_count + 1], then the int64_t sum of the observed values.
     uint32_t offset
@@ -313,46 +315,46 @@ cdef struct HistogramText:
     Literal bucket              # beginning of a bucket's line, up to the first label
     Literal sum                 # beginning of the sum's line, up to the first label
     Literal count               # beginning of the count's line, up to the first label
-    # Beginning of the line with the start time in OpenMetrics 1.0, up to the first label.
+    # In OpenMetrics 1.0: beginning of the line with the start time, up to the first label.
     Literal created
-    Literal name                # beginning of OpenMetrics 2.0's single line, up to the first label
+    Literal name                # in OpenMetrics 2.0: beginning of the line, up to the first label
     Literal bounds[MAX_BOUNDS + 1]  # by bucket: the label `le` and the end of the labels
-    Literal limits[MAX_BOUNDS + 1]  # by bucket: the bound in the single line of OpenMetrics 2.0
+    Literal limits[MAX_BOUNDS + 1]  # in OpenMetrics 2.0, by bucket: the bound in the line
     Literal end                 # the end of the labels in lines without `le`
 
 
 cdef struct Family:
-    # The series of a view with the same metric name.
+    # The series of one metric name in one view.
 
     # Metadata lines, by format: the text format, OpenMetrics 1.0, OpenMetrics 2.0.
     char *heads[3]
     uint32_t head_lengths[3]    # sizes of the metadata lines, in bytes
     uint32_t view               # index of the view
     uint32_t directions         # number of series per connection: 1, or 2 with a direction label
-    # By direction: index of the value in a row's values. Two indexes are special: `View.values`
-    # means the number of new flows, and FLOWS the number of live flows. Not used in a family of
+    # By direction: index among the values of a row. Two indexes are special: `View.values` means
+    # the number of new flows, and FLOWS the number of live flows. Not used in a family of
     # histograms.
     uint32_t values[2]
     int64_t absent              # a series exists only if its value is above this number
     uint32_t decimals           # pages show values divided by 10^decimals
     bint is_counter
     uint32_t name_length        # size of the metric name, in bytes
-    Literal created             # name of the samples with start times in OpenMetrics 1.0
+    Literal created             # in OpenMetrics 1.0: name of the samples with start times
     # An array of columns + 1 literals: one before each label value, and one before the sample's
     # value.
     Literal *literals
     # The literal that contains the second value of the direction label. In lines of the second
     # direction, it replaces the literal at `View.direction_index`.
     Literal second
-    # Only used in a family of histograms: index in `View.histograms` of the first direction's
-    # histogram. The second direction's histogram has the next index.
+    # Only used in a family of histograms: index among `View.histograms`, for the first direction.
+    # The second direction has the next index.
     uint32_t histogram
     HistogramText *text         # NULL if the family is not a histogram
 
 
 cdef struct Amount:
     # The bytes or packets of a row: one counter, or the sum of two.
-    uint32_t values[2]          # indexes of the counters in the row's values
+    uint32_t values[2]          # indexes of the counters among the values of the row
     uint32_t count              # number of counters; 0 if the view does not count the amount
 
 
@@ -371,7 +373,7 @@ cdef struct View:
     uint32_t plan_columns[MAX_VIEW_COLUMNS]  # by column: index of the column in the plan
     uint32_t counters           # number of counters
     uint32_t values             # number of counters and gauges
-    # By value: its index among the values of the plan, which are first counters, then gauges.
+    # By value: index among the values of the plan (the counters, then the gauges).
     uint32_t sources[MAX_VIEW_VALUES]
     bint counts_new_flows       # whether rows have a number of new flows after their gauges
     Amount bytes
@@ -390,11 +392,10 @@ cdef struct View:
     # Whether flow rows link to rows of this view. If not, rows of the first view link to rows of
     # this view. Not used in the first view.
     bint linked_from_flow
-    # Index of the link to a row of this view, in the links of a flow row or of a row of the first
-    # view.
+    # A row that links to a row of this view has this link at this index of its links.
     uint32_t link
-    uint32_t direction_index    # index in `Family.literals` of the literal with the direction
+    uint32_t direction_index    # in `Family.literals`: index of the literal with the direction
     uint32_t overflow           # row number of the overflow row, or 0 if there is none yet
-    uint32_t deadline_s         # deadline for rows with a report in the latest call of `update`
-    # Number of reports that required a new row when the view was full. Not used in the first view.
+    uint32_t deadline_s         # deadline that rows get from reports of the latest `update`
+    # Number of reports that required a new row while the view was full. Not used in the first view.
     uint64_t rejected

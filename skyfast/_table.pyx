@@ -12,21 +12,21 @@ Data structures
 
     A *plan* defines which labels and metrics are exported. Each plan has one or more *views*. A
     view is a set of metrics with the same labels, and has its own connection rows. A flow is *live*
-    until it expires. Each live flow links to one connection row of each view. If another view than
-    the first was full, the flow links to the view's *overflow row*, or has no link to this view if
-    the plan has no overflow rows. The view determines where the link is stored:
+    until it expires. Each live flow links to one connection row of each view. If a view other than
+    the first was full, the flow links to the *overflow row* of that view. If the plan has no
+    overflow rows, the flow has no link to that view. The view determines where the link is stored:
 
     * For the first view, the link is in the flow row.
-    * If all labels of a view are also labels of the first view, the link is in the row of the first
-      view.
+    * If all labels of a view are also labels of the first view, the link is in the flow's
+      connection row of the first view.
     * For any other view, the link is in the flow row.
 
-    The rows of strings, flows, conversations, results of lookups, and each view's connections have
-    their own slab allocator and index (`Rows`). An index splits one bucket at a time, so no insert
-    has to rehash all rows.
+    Strings, flows, conversations, results of lookups, and the connections of each view are
+    different kinds of rows. Each kind has its own slab allocator and index (`Rows`). An index
+    splits one bucket at a time, so no insert has to rehash all rows.
 
     A timer wheel finds the flows that expire (see ``table/timer_wheel.pxi``). When a connection of
-    the first view has no live flows left, it is removed. Connections of all other views can outlive
+    the first view has no live flows left, it is removed. Connections of the other views can outlive
     their flows, so each of these views has its own timer wheel.
 
     An expired flow becomes *dormant*: it keeps its row, its key and its totals, but does not belong
@@ -34,14 +34,15 @@ Data structures
     stored totals is added.
 
     If a dormant flow has a new report after its connection was removed, the connection is created
-    again, and its counters continue. Usually, they are restored from the totals of the flow. If
-    these totals are not enough, the counters were saved in a separate dormant row. A report of an
-    unknown flow with the same labels also restores saved counters.
+    again with its earlier counters. Usually, these counters are restored from the totals of the
+    flow. If the totals would not be enough, the counters are saved in a separate dormant row when
+    the connection is removed. Saved counters are also restored if a report of an unknown flow has
+    the labels of the removed connection.
 
     Each dormant row is in one of three lists: flows that claim a conversation (see
     ``table/conversations.pxi``), flows that have ended, and all others. Dormant rows are forgotten
-    after a limited time. If a new flow needs space, a dormant row that does not claim a
-    conversation is forgotten earlier. In each list, the oldest rows are forgotten first.
+    after a limited time. If a new flow needs space, a dormant row is forgotten before that time,
+    unless its flow claims a conversation. In each list, the oldest rows are forgotten first.
 
 Costs
     A report of a live flow takes one index search, and reads two cache lines of rows. A report of a
@@ -51,7 +52,7 @@ Costs
 
     The time for expiry is proportional to the number of expired rows. In addition, each live flow
     is added to the timer wheel again once per timeout. Rendering a page visits all connections of a
-    view once for each of its families.
+    view once per family of the view.
 
 Memory
     Slabs and index segments are allocated from an arena of large blocks (`Arena`), and kept until
@@ -84,8 +85,8 @@ Files
 
     Structures that do not depend on the table:
         ``rows`` (arena, slabs, index), ``strings`` (hashes, interned strings), ``fields`` (reading
-        decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``counter`` and
-        ``distinct_sample`` (estimated numbers of connections).
+        decoded flows), ``text_format`` (writing lines), ``timer_wheel``, ``counter`` (counting how
+        often keys occur) and ``distinct_sample`` (estimating the number of different keys).
     Rows and their contents:
         ``labels``, ``names``, ``flows``, ``connections``, ``start_times``, ``conversations``,
         ``dormant``, ``overflow``, ``histograms``.
@@ -174,7 +175,7 @@ cdef extern from *:
     bint unlikely(bint) noexcept nogil
 
 
-MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; the same as MAX_INTEGER
+MAX_NUMBER = 1 << 62            # largest valid number in a field of a flow; equal to MAX_INTEGER
 
 cdef enum:
     # The *lifecycle* fields show whether a report is the first or the last report of its flow. An
@@ -186,7 +187,7 @@ cdef enum:
     LIFECYCLE_FIELDS            # number of lifecycle fields
 
 cdef enum:
-    MAX_LABEL_BYTES = 2 * MAX_TEXT_BYTES   # size of a label value if every byte is escaped
+    MAX_LABEL_BYTES = 2 * MAX_TEXT_BYTES   # maximum size of a label value with escapes, in bytes
     MAX_INTEGER_DIGITS = 20
     MAX_DECIMALS = 18
     # Maximum number of fields in which invalid values are counted (see `Table.values_skipped`).
@@ -200,8 +201,8 @@ cdef enum:
     NAMES_AHEAD = 4             # names are prefetched this number of reports before their use
     CACHE_LINE = 64
 
-# Sizes and steps of growth. _checked.pyx defines smaller numbers, so that every kind of growth
-# occurs in tests with a few rows.
+# Sizes and steps of growth. _checked.pyx defines smaller numbers, so that in tests, a few rows are
+# enough for every kind of growth.
 cdef extern from *:
     """
     #ifndef SKYFAST_CHECKED
@@ -231,7 +232,7 @@ cdef extern from *:
         RENDER_ROWS             # maximum number of rows per slice of a page or scan
         # Maximum number of flow rows that `Relabeling.step` visits per unit of its budget.
         RELABEL_ROWS
-        AHEAD                   # loops prefetch rows and buckets this number of steps before use
+        AHEAD                   # loops prefetch rows and buckets this number of steps ahead
         MAX_NAMES               # maximum number of lookup results whose labels stay interned
         SLAB_SHIFT              # binary logarithm of SLAB_ROWS
         SLAB_ROWS               # number of rows per slab
@@ -285,18 +286,19 @@ cdef extern from *:
     const uint32_t SUPERSEDED       # in `Conversation.claimant`: another row has replaced the row
     const int64_t ABSENT            # value of a counter that no report contained
     const int64_t NO_START          # start time of a row before the row's first report
-    const uint32_t FLOWS            # in `Family.values`: the number of a row's flows
+    const uint32_t FLOWS            # in `Family.values`: the series has the number of live flows
     const uint32_t NEVER_S          # deadline of rows that do not expire
     const uint32_t NO_END           # argument of `scan_until`: visit all rows
-    # Must never change. Otherwise, shards that run different versions of skyfast would overlap.
+    # Must never change, because shards that run different versions of skyfast must not overlap.
     const uint64_t SHARD_SEED
-    # Must be odd. Must never change: otherwise, connections would move to other parts of the page.
+    # Must be odd. Must never change, because a connection must stay in the same part of the page.
     const uint64_t PART_SEED
     const uint32_t MAX_SEQ_AGE      # maximum age of a row, in sequence numbers: see `clamp_seq_age`
     const int64_t MAX_INTEGER       # the same as MAX_NUMBER
     const uint64_t EACH_BYTE        # the number 1 in each byte
-    # Maximum delay of a report, in addition to the agent's update interval. An analyzer keeps a
-    # batch for up to 5 s. The other 10 s are for the network, and for waiting in a socket.
+    # Maximum delay of a report, in addition to the agent's update interval. An analyzer sends
+    # reports in batches, and may keep a report for 5 s. The remaining 10 s are for the network, and
+    # for waiting in a socket.
     const double MAX_REPORT_DELAY_S
 
 cdef enum:
@@ -330,7 +332,7 @@ cdef enum:
     INITIAL_UNREAD              # not determined: the report's struct lacks the lifecycle fields
     INITIAL_TOTAL               # the totals in the report
     INITIAL_LAST_UPDATE         # the deltas of the flow's last update
-    INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, but the struct lacks their fields
+    INITIAL_LAST_UPDATE_UNREAD  # the deltas of the last update, which the report's struct lacks
 
 cdef enum:
     # How a report changes the totals of a known flow.
@@ -339,16 +341,16 @@ cdef enum:
     STARTED_OVER
 
 cdef enum:
-    # The value of a flow that a histogram observes.
+    # Which value of a flow a histogram observes.
     OBSERVE_FIRST               # the first value above 0
     OBSERVE_TOTAL               # the value in the closing report
-    OBSERVE_AGE                 # `last_ms` minus the value (a time), both of the closing report
+    OBSERVE_AGE                 # in the closing report: `last_ms` minus the value, which is a time
 
 cdef enum:
-    # Flags of a flow. If a flag is set, histograms do not observe the flow on this event again (see
-    # `histograms.pxi`).
-    FIRST_OBSERVED = 1          # on the first value above 0
-    CLOSING_OBSERVED = 2        # on the closing report
+    # Flags of a flow, one per event. If a flag is set, histograms do not observe the flow on the
+    # flag's event again (see `histograms.pxi`).
+    FIRST_OBSERVED = 1          # event: the first value above 0
+    CLOSING_OBSERVED = 2        # event: the closing report
 
 cdef enum:
     # Which of the reported values a gauge of a row keeps.
@@ -376,8 +378,8 @@ include "table/distinct_sample.pxi"
 
 cdef struct FoundNames:
     PyObject *key               # borrowed; NULL if the flow needs no lookup or the key is invalid
-    PyObject *result            # borrowed; NULL if the key or the context is invalid
-    uint32_t row                # row of the result, or 0 if its labels are not interned
+    PyObject *result            # borrowed; NULL if the key or its context (see `Lookup`) is invalid
+    uint32_t row                # number of the `NamesRow` with the result, or 0 if there is none
 
 
 cdef struct Batch:
@@ -388,12 +390,12 @@ cdef struct Batch:
     int64_t *last_update        # array for `Report.last_update` of all reports
     LabelValue *label_values    # array for `Report.label_values` of all reports
     FoundNames *names           # for each report: one item per lookup of the plan
-    uint32_t *missed            # indexes in `names` of results that do not have a row yet
+    uint32_t *missed            # for results that do not have a row yet: indexes in `names`
     uint32_t missed_count
-    # Numbers of the interned UUIDs of flows that are removed while the batch is applied. The
-    # strings are released after the batch, because a later report of the batch may have the same
-    # interned string as a label. Each report can remove its own flow and up to MAX_EVICTIONS other
-    # flows.
+    # For flows that are removed while the batch is applied: numbers of their interned UUIDs. The
+    # strings are released after the batch has been applied, because a later report of the batch may
+    # use the same interned string for a label. Each report can remove its own flow and up to
+    # MAX_EVICTIONS other flows.
     uint32_t strings_to_release[(MAX_EVICTIONS + 1) * BATCH]
     uint32_t strings_to_release_count
     int64_t oldest_ms           # lowest `Last` in the latest `update`, in Unix milliseconds
@@ -415,7 +417,7 @@ cdef struct TableState:
     Rows names                  # results of lookups, with interned labels
     TimerWheel names_wheel      # the rows of `names` by deadline
     TimerWheel wheel            # live flows by deadline
-    DormantList dormant         # dormant flows that are not in `ended` or `claims`; saved counters
+    DormantList dormant         # all dormant rows that are in neither `ended` nor `claims`
     DormantList ended           # dormant flows that have ended, and are not in `claims`
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
     uint32_t saved_connections  # rows of `dormant` that have the counters of removed connections
@@ -423,19 +425,19 @@ cdef struct TableState:
 
     # Layout: set when the table is created
 
-    uint64_t seed               # seed of all hashes that select neither a shard nor a page's part
+    uint64_t seed               # seed of all hashes except those for shards and parts of pages
     uint32_t counters           # number of counters
     uint32_t values             # number of counters and gauges
     uint32_t all_values         # number of counters, gauges and closing gauges
     uint32_t columns            # number of columns
-    uint32_t label_value_count  # number of columns, plus strings that lookups use
-    uint32_t lookup_columns     # number of columns from lookups; they are the first columns
+    uint32_t label_value_count  # number of columns, plus number of strings that lookups use
+    uint32_t lookup_columns     # number of columns from lookups; these columns come first
     uint32_t lookup_count
     uint32_t requirements       # number of requirements
     bint counts_new_flows       # whether any view or histogram depends on whether a flow is new
     # Flags (FIRST_OBSERVED, ...) of the events on which at least one histogram observes flows.
     uint32_t events
-    uint32_t first_value        # index in `Report.values` of the value that OBSERVE_FIRST observes
+    uint32_t first_value        # in `Report.values`: index of the value that OBSERVE_FIRST observes
     uint32_t flags_link         # index of the flags (FIRST_OBSERVED, ...) among a flow's links
     bint optional[MAX_VALUES]   # by counter: whether reports can lack the counter
     int gauge_kinds[MAX_VALUES]  # by value: KEEP_LATEST, ... (only set for gauges)
@@ -443,7 +445,7 @@ cdef struct TableState:
     uint64_t shard              # index of the table's shard
     uint64_t shards             # number of shards
     uint32_t links_offset       # offset of the links in a flow row, in bytes
-    # Index of the first string that lookups use, among a flow's links.
+    # Among a flow's links: index of the first string that lookups use.
     uint32_t first_lookup_string
     Family *families
     uint32_t family_count
@@ -493,9 +495,9 @@ cdef struct TableState:
     # Lookups: set when the table is created
 
     Lookup lookups[MAX_COLUMNS]
-    uint32_t name_indexes[MAX_COLUMNS]  # by column from a lookup: index of its label in the result
-    # For each string that lookups use, by its index in `Report.label_values`: whether a column has
-    # the same value, which is then copied, and the index of this column.
+    uint32_t name_indexes[MAX_COLUMNS]  # by column from a lookup: index of the label in the result
+    # By index in `Report.label_values`, for strings that lookups use: whether the string is also
+    # the value of a column, and the index of this column. The string is copied from the column.
     bint key_is_column[MAX_COLUMNS]
     uint32_t key_columns[MAX_COLUMNS]
 
@@ -554,8 +556,8 @@ cdef class Table:
     cdef object plan
     cdef bint wants_slots
     cdef list reader_objects            # owns the objects that `Field` borrows
-    cdef list batch_objects             # owns results of rewrites and lookups for a batch
-    cdef list field_names               # by index in `omitted_counts`; None: the index is not used
+    cdef list batch_objects             # for a batch: owns results of rewrites and lookups
+    cdef list field_names               # by index in `omitted_counts`; None: an unused index
     cdef bytes overflow_label           # owns `TableState.overflow_text`
     cdef tuple skip_names               # names of the reasons to skip a flow
     cdef tuple label_names              # labels of the first view
@@ -603,8 +605,8 @@ cdef class Table:
         :param timeout_s: a flow becomes dormant if it has no report for this time, rounded up to a
             full second. A changed timeout applies to a flow from the flow's next report on, but
             never shortens the current deadline of the flow.
-        :param memory_s: a dormant flow is forgotten after this time, rounded up to a full second; 0
-            means immediately. A flow that has ended is instead forgotten after `timeout_s`.
+        :param memory_s: a flow is forgotten after it has been dormant for this time, rounded up to
+            a full second; 0 means immediately. If the flow has ended, `timeout_s` applies instead.
         :param view_timeouts_s: for each view except the first, the timeout of its connections. Each
             timeout must be at least `timeout_s`.
         :param bounds: a pair of `min_bytes` and `min_packets` for each view. Pages show a
@@ -645,29 +647,28 @@ cdef class Table:
     def update(self, list flows not None, double now, Py_ssize_t start=0, *, int64_t wall_ms=0):
         """Apply ``flows[start:]`` in order; return the index after the last flow applied.
 
-        :param flows: instances of one of the types of `set_flow_types`.
-        :param wall_ms: the system time in Unix milliseconds. It replaces any later start time of a
-            new row, because the clocks of agents may be ahead. 0: start times are not limited.
+        :param flows: instances of the types that were passed to `set_flow_types`.
+        :param wall_ms: the system time in Unix milliseconds. No new row gets a later start time,
+            because the clocks of agents may be ahead. 0: start times are not limited.
         :returns: ``len(flows)``, or the index of the first flow whose type lacks fields that the
-            table needs for this flow. In this case, decode the flows from this index on as
-            ``FullReport``, and continue from this index. These flows were neither applied nor
-            counted.
-        :raises TypeError: an item has none of these types; the flows before this item were applied.
+            table needs for the flow. This flow and all later flows were neither applied nor
+            counted: decode them as ``FullReport``, and continue from the index.
+        :raises TypeError: an item is not an instance of any of the types; the flows before this
+            item were applied.
         :raises MemoryError: an allocation failed for a flow; the flows before this flow were
             applied.
         :raises ValueError: ``start`` is negative.
 
-        If a rewrite or lookup of a flow raises an exception, `update` raises the same exception. In
-        this case, neither the flow nor any later flow was applied. Earlier flows may have been
-        applied.
+        If a rewrite or lookup of a flow raises an exception, `update` passes the exception on, and
+        applies neither the flow nor any later flow. Earlier flows may have been applied.
 
         docs/architecture.md describes what a report adds to connections. Skipped flows are counted
         in `skipped`, and omitted values in `values_skipped`.
 
         Takes the mutex once per 128 flows, or twice if lookups had new results. Holds the GIL while
         waiting for the mutex. Usually, the wait takes at most 0.5 ms: the time in which another
-        thread renders or scans 2,048 connections. If the other thread is in `Page.distinct_values`,
-        and its hash table grows, the wait takes about 20 ns per value.
+        thread renders or scans 2,048 connections. If the other thread is growing the hash table of
+        `Page.distinct_values`, the wait takes about 20 ns per value in the hash table.
         """
         if start < 0:
             raise ValueError("start must not be negative")
@@ -683,7 +684,7 @@ cdef class Table:
         Also forgets flows that have been dormant for too long (see `set_limits`). If there are more
         than `max_flows` flow rows, also forgets surplus dormant flows.
 
-        :param max_rows: maximum number of visits to rows and empty slots of timer wheels. Each
+        :param max_rows: maximum number of visits to rows, and to empty slots of timer wheels. Each
             visit takes about 0.2 µs.
         :returns: whether there may be more to do at `now`.
 
@@ -699,7 +700,7 @@ cdef class Table:
     # -- names ----------------------------------------------------------------------------------
 
     def relabel(self, names, keys):
-        """After names have changed, begin to move flows to the connections with their new labels.
+        """After names have changed, begin to move flows to the connections with the new labels.
 
         :param names: the mapping that lookups use. After each change of the mapping, call this
             method again.
@@ -720,8 +721,9 @@ cdef class Table:
         64-bit numbers. Each interned string has a number, which stays the same while the table uses
         the string. The lowest number is 1.
 
-        :returns: a pair: the strings, and the value of `first` for the next call, or 0 if there are
-            no more strings. All strings except UUIDs have the escapes of label values.
+        :returns: a pair of the strings and a number. The number is the value of `first` for the
+            next call, or 0 if there are no more strings. All strings except UUIDs have the escapes
+            of label values.
         """
         cdef uint64_t begin = max(first, <uint32_t>1)
         cdef uint64_t end = begin + count
@@ -738,10 +740,10 @@ cdef class Table:
             OpenMetrics 2.0. The formats differ in metadata lines, start times and histograms; all
             other samples are the same. If a family uses a name that is reserved for another family,
             a page in OpenMetrics 1.0 is invalid.
-        :param created: whether a page in OpenMetrics 1.0 has start times. After each sample of a
-            counter, and after each histogram, the page then has a sample ``_created`` with the
-            start time. Pages in OpenMetrics 2.0 always have start times. A connection has no start
-            time if its first report has no valid one.
+        :param created: whether a page in OpenMetrics 1.0 has start times. If so, each sample of a
+            counter, and each histogram, is followed by a sample ``_created`` with the start time.
+            Pages in OpenMetrics 2.0 always have start times. A connection has no start time if its
+            first report has no valid start time.
         :param part: show only the connections of this part, counted from 0. For the same `parts`, a
             connection is always in the same part: in all its families, on all pages, and in all
             processes.
@@ -752,8 +754,8 @@ cdef class Table:
         :raises MemoryError: an allocation failed.
 
         Any thread may read the page, but only one thread at a time. If there are several parts,
-        finding the connections of one part takes about 25 ns per connection of each view. If a view
-        has bounds, the connections to show are selected when rendering reaches the view. The
+        finding the connections of one part takes about 25 ns per connection, in each view. If a
+        view has bounds, the connections to show are selected when rendering reaches the view. The
         selection takes about 5 ns per connection. While the page exists, 4 bytes per selected
         connection are in use.
         """
@@ -809,17 +811,18 @@ cdef class Table:
             * the number of connections in the view
             * for each label, a tuple of three items: the number of its values, its most frequent
               values, and the number of connections that would remain without the label
-            * whether all numbers of remaining connections are exact. Numbers above 32,768 are
-              estimates with a standard error below 0.8 %.
-            * the exact number of connections that would remain without the label `without`, or None
+            * whether the numbers of connections that would remain are all exact. Numbers above
+              32,768 are estimates with a standard error below 0.8 %.
+            * the exact number of connections that would remain without the label that `without`
+              names, or None if `without` is None
 
-            The most frequent values of a label are at most `count` pairs (value, number of
-            connections), the most frequent first. Values that are removed during the call are left
-            out.
+            The most frequent values are a list of at most `count` pairs (value, number of
+            connections), in descending order of the number. Values that are removed during the call
+            are left out.
 
         Takes about 20 ns per connection and label. Uses 512 KiB per label, and 24 to 48 bytes per
-        value of each label. If `without` is set, the call takes 30 ns more per connection, and uses
-        24 to 48 bytes more per connection.
+        label value. If `without` is set, the call takes 30 ns more per connection, and uses 24 to
+        48 bytes more per connection.
         """
         if view >= self.state.view_count:
             raise IndexError("there is no such view")
@@ -830,7 +833,7 @@ cdef class Table:
     # -- hidden connections ---------------------------------------------------------------------
 
     def hidden(self, double now):
-        """For each view, return how many connections its bounds hide, and the sum of their bytes.
+        """For each view, return the number of hidden connections and the sum of their bytes.
 
         :returns: a list with an item for each view: a pair (number of connections, bytes), or None
             if the view has no bounds.
@@ -840,7 +843,7 @@ cdef class Table:
         return hidden_rows(&self.state, <uint32_t>floor(now))
 
     def forecast(self, double now, uint32_t view, bounds):
-        """Return how much of a view a page at `now` would show, for several pairs of bounds.
+        """Return how much a page at `now` would show of a view, for each given pair of bounds.
 
         :param view: the index of the view.
         :param bounds: pairs of `min_bytes` and `min_packets`, as in `set_limits`.
@@ -861,35 +864,36 @@ cdef class Table:
 
     def top(self, uint32_t family, uint32_t count, Snapshot since=None, str containing="",
             also=()):
-        """Return the top connections of a view by the values of one of its families.
+        """Return the top connections of a view, ranked by one family of the view.
 
-        :param family: the index of the family in the families of all views. The family must not be
-            a histogram.
+        :param family: the index of the family among the families of all views. The family must not
+            be a histogram.
         :param count: maximum number of connections to return, up to 65,536.
-        :param since: an earlier snapshot of the family, which must be a counter. If `since` is set,
-            connections are ranked by their growth since the snapshot, instead of by their value.
+        :param since: an earlier snapshot of the family. The family must be a counter. If `since` is
+            set, connections are ranked by their growth since the snapshot, instead of by their
+            value.
         :param containing: return only connections with a label value that contains this string.
             Label values are compared as they appear on a page, with escapes. Case is ignored,
             except for characters whose upper or lower case is longer than one character.
         :param also: pairs of a label and further values of this label. A connection with one of
-            these values also matches `containing`. The values are in UTF-8 with escapes, and a
-            newline follows each value.
+            these values is returned even if no label value contains `containing`. The values are in
+            UTF-8 with escapes, and a newline follows each value.
         :returns: a list with one tuple for each connection, in descending order of the rank:
 
             * the rank: for a counter, the sum of both directions; for a gauge, the higher value of
               the two directions
             * the label values
-            * the values of the view's families in order, without histograms. For a missing series,
-              the value is None. Other values are integers without a decimal point: for a family
-              with 3 decimals, 1.5 is returned as 1500.
+            * the values of the view's families in order, without histograms. The value of a missing
+              series is None. The value of an existing series is an integer without its decimal
+              point: for a family with 3 decimals, 1.5 is returned as 1500.
             * whether pages show the connection
 
         The result omits these connections:
 
-        * connections without a value of the family
+        * connections that have no value in the family
         * if `since` is set, connections without growth
-        * if `since` is set, connections that started after the snapshot with the saved counters of
-          a removed connection, because their growth is unknown
+        * if `since` is set, connections that were restored from saved counters after the snapshot,
+          because their growth is unknown
 
         Takes about 10 ns per connection. If `containing` is set, the call takes up to 40 ns more
         per connection and label.
@@ -922,8 +926,8 @@ cdef class Table:
         connections. For any other gauge, a group has the highest value of its connections.
 
         Takes 100 to 200 ns per connection, or 1 µs if most connections are the only connection of
-        their group. Uses 64 bytes per group, plus 8 bytes per group and series, plus at most 256
-        bytes per group, on average, for label values.
+        their group. Uses 64 bytes per group, and 8 bytes per group and series. Label values use at
+        most 256 bytes per group on average.
         """
         cdef const SnapshotValues *contents = checked_snapshot(self, family, count, since)
         names = self.view_labels[self.state.families[family].view]
@@ -1008,7 +1012,8 @@ cdef class Table:
 
         :returns: None if the flow is unknown, otherwise a tuple of three items:
 
-            * a tuple of the plan's counters, with -1 for a counter that no report contained
+            * a tuple with the total of each counter of the plan, or -1 if no report contained the
+              counter
             * the highest ``Last``, in Unix milliseconds
             * an estimate of the time of the latest report, in seconds of the caller's clock. It is
               usually at most two seconds too late. For a dormant flow, it can also be up to
@@ -1026,8 +1031,8 @@ cdef class Table:
 
         The time is in seconds of the caller's clock, or None before the first `raise_horizon`. If a
         report of an unknown flow is added to overflow rows, the horizon rises to the current time.
-        If a flow that has not ended is forgotten, the horizon rises to the time of the flow's last
-        report.
+        If the table forgets a flow that has not ended, the horizon rises to the time of the flow's
+        last report.
         """
         return self.state.horizon_s if self.state.has_horizon else None
 
@@ -1049,7 +1054,7 @@ cdef class Table:
     def row_bytes(self):
         """The memory of a connection with one flow, in bytes.
 
-        Strings, and rows of other views than the first, are not included.
+        Strings, and rows of any view except the first, are not included.
         """
         return row_bytes(&self.state)
 
@@ -1105,7 +1110,7 @@ cdef class Table:
 
     @property
     def finished(self):
-        """Maps each meaning of ``FinishType`` to the number of its reports, including late ones."""
+        """Maps each meaning of ``FinishType`` to the number of reports, including late ones."""
         cdef uint32_t i
         return {FINISH_NAMES[i]: self.state.finishes[i] for i in range(4)}
 
@@ -1131,7 +1136,7 @@ cdef class Table:
 
 @cython.final
 cdef class Snapshot:
-    """A copy of one counter's values, by connection. Created by `Table.snapshot`."""
+    """A copy of the values of one counter, by connection. Created by `Table.snapshot`."""
 
     cdef Table table
     cdef uint32_t family
@@ -1166,30 +1171,30 @@ cdef class Relabeling:
 
     cdef Table table
     cdef object names
-    cdef object keys                    # iterator of the keys that have not been fetched yet
+    cdef object keys                    # iterator over the keys that have not been fetched yet
     cdef list pass_keys                 # keys of the current pass (see `relabel.pxi`)
     cdef RowRange rows                  # flow rows that the current pass has not visited yet
 
     def step(self, Py_ssize_t budget, *, int64_t wall_ms=0):
-        """Move some flows to the connections with their new labels.
+        """Move some flows to the connections with the new labels.
 
         :param budget: the maximum number of flows to move, and the maximum number of keys to fetch;
             0 counts as 1. The step visits up to 64 flow rows per unit of the budget. A visit takes
             about 10 ns, and a move about 0.5 µs.
-        :param wall_ms: the system time in Unix milliseconds, which is the start time of new
-            connections; 0 if unknown.
+        :param wall_ms: the system time in Unix milliseconds, or 0 if unknown. New connections have
+            this start time.
         :returns: whether there may be more to do; False if no lookup uses the names.
         :raises MemoryError: an allocation failed; some flows may still have their old labels.
 
-        If no connection has the new labels of a flow, a connection is created. If the table has the
-        saved counters of a removed connection with the same labels, the new connection starts with
-        these counters. Otherwise, its counters start at zero. If the names of a key are invalid,
-        the flows with this key keep their labels.
+        If no connection has the new labels of a flow, a connection is created. Its counters start
+        at zero, unless the table has saved counters of a removed connection with these labels. If
+        the names of a key are invalid, the flows with this key keep their labels.
 
         Between two steps, names may change, and all methods of the table may be called. Until the
         last step, some flows have their new labels, and others still have their old labels. Each
-        step uses the current names. For an ambiguous key, `names.resolve` is called once per step
-        for each different context.
+        step uses the current names. If a key is ambiguous, its names depend on the flow's
+        *context*: the other address of the flow, and its capture point. Each step calls
+        `names.resolve` once for each different context of such a key.
 
         The code of `names` and `keys` must not call the table. If this code raises an exception,
         the step has moved no flow, and the next step tries again. Only the thread that updates may
@@ -1222,7 +1227,7 @@ cdef class Page:
             free(self.deflater)
 
     def read(self, Py_ssize_t size):
-        """Return the next lines, about `size` bytes of whole lines; ``b""`` at the end of the page.
+        """Return the next whole lines, about `size` bytes; ``b""`` at the end of the page.
 
         Rendering runs without the GIL, and releases the mutex after each slice of rows.
         """
@@ -1241,11 +1246,11 @@ cdef class Page:
     def deflate(self, Py_ssize_t size):
         """Return the next lines like `read`, and the same lines compressed with deflate.
 
-        The compressed bytes of all calls form one stream (RFC 1951) without its last block. After
-        the last line of the page, a call returns no lines. Its compressed bytes end the stream at a
-        byte boundary, so that the caller can append other blocks.
+        The compressed bytes of all calls together form a stream (RFC 1951) that lacks only its last
+        block. A call after the last line of the page returns no lines. The compressed bytes of that
+        call end at a byte boundary, so that the caller can append further blocks.
 
-        :param size: the approximate number of bytes of lines to return; the maximum is 512 KiB.
+        :param size: the approximate size of the lines to return, in bytes; the maximum is 512 KiB.
         :returns: a pair: the lines, which the next call overwrites, and the compressed bytes.
         :raises MemoryError: an allocation failed.
 

@@ -4,14 +4,14 @@
 # bounds, so bounds can change at any time. Overflow rows are always shown.
 #
 # Before a page renders the first family of a view with bounds, `list_rows` lists the rows to show.
-# The page uses this list for all families of the view. Otherwise, a row that reaches a bound while
-# the page is read would only be shown in some families.
+# The page uses this list for all families of the view. Without the list, a row that reaches a bound
+# while the page is read would only be shown in some families.
 #
 # `Table.page`, `Table.hidden` and `Table.forecast` call this code, from any thread. Like the code
 # in `scan.pxi`, it takes the table's mutex for RENDER_ROWS rows at a time.
 
 cdef int resolve_amount(Amount *amount, const View *view, counters, plan) except -1:
-    # Sets `amount.values` to the indexes of `counters` among the values of the view's rows.
+    # Adds to `amount` those of `counters` that the view has, as indexes among the values of a row.
     cdef uint32_t k
     values = {value: i for i, value in enumerate((*plan.counters, *plan.gauges))}
     if len(counters) > 2:
@@ -64,7 +64,7 @@ cdef inline bint bounds_are_set(const Bounds *bounds) noexcept nogil:
 
 cdef inline uint64_t amount_of(const View *view, const Amount *amount,
                                Connection *row) noexcept nogil:
-    # The bytes or packets of a row in both directions together, or 0 if the view does not count
+    # The bytes or packets of a row, summed over both directions, or 0 if the view does not count
     # them. These counters are never ABSENT, and the sum of two fits into 64 bits.
     cdef const int64_t *values = values_of(view, row)
     if amount.count == 2:
@@ -125,7 +125,7 @@ cdef void list_shown_part(TableState *table, const View *view, const Bounds *bou
 
 cdef struct RowSums:
     uint64_t rows
-    uint64_t series             # number of series of these rows
+    uint64_t series             # number of series of the rows
     uint64_t bytes_low          # low 64 bits of the sum of the rows' bytes
     uint64_t bytes_high         # high 64 bits of the sum of the rows' bytes
 

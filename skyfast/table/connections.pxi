@@ -13,8 +13,8 @@ cdef inline bint created_before(uint32_t created_seq, uint32_t page_seq) noexcep
 
 
 cdef inline void clamp_seq_age(Connection *row, uint32_t next_seq) noexcept nogil:
-    # If the sequence number of a row is more than MAX_SEQ_AGE below `next_seq`, raises it to this
-    # limit. Must be called for every row at least once per 2^30 new rows.
+    # If the sequence number of a row is below `next_seq` - MAX_SEQ_AGE, raises it to that number.
+    # Must be called for every row at least once per 2^30 new rows.
     if unlikely(next_seq - row.created_seq > MAX_SEQ_AGE):
         row.created_seq = next_seq - MAX_SEQ_AGE
 
@@ -35,7 +35,7 @@ cdef inline int64_t *values_of(const View *view, Connection *row) noexcept nogil
 
 
 cdef inline int64_t *new_flows_of(const View *view, Connection *row) noexcept nogil:
-    # The location of the row's number of new flows, which exists only if `view.counts_new_flows`.
+    # The location of the row's number of new flows. Must only be called if `view.counts_new_flows`.
     return values_of(view, row) + view.values
 
 
@@ -44,9 +44,9 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. A
-    # row without flows is the overflow row. Its links may be outdated, because rows of other views
-    # expire if they have no flows.
+    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. The
+    # only row of the first view without flows is the overflow row. Links of the overflow row may be
+    # outdated, because rows of other views expire when they have no flows.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 
 
@@ -79,7 +79,7 @@ cdef uint32_t find_row(const View *view, const RowKey *key) noexcept nogil:
 
 
 cdef uint32_t add_row(TableState *table, View *view, const RowKey *key) noexcept nogil:
-    # Adds a row without flows, which is not in a timer wheel. Returns the number of the row, or 0
+    # Adds a row that has no flows and is not in a timer wheel. Returns the number of the row, or 0
     # if out of memory.
     cdef uint32_t number = row_new(&view.rows)
     cdef uint32_t i
@@ -109,8 +109,8 @@ cdef uint32_t find_or_add_row(TableState *table, View *view, const uint32_t *lab
     # However, if the view is full, returns the view's overflow row instead. Must not be called for
     # the first view. Returns 0 in two cases:
     #
-    # * Memory has run out. Then `created` is true, or the table has overflow rows.
-    # * The view is full. Then `created` is false, and the table has no overflow rows.
+    # * Memory has run out: `created` is true, or the table has overflow rows.
+    # * The view is full: `created` is false, and the table has no overflow rows.
     cdef RowKey key
     cdef uint32_t number
     row_key(table, view, label_ids, &key)

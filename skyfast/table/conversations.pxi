@@ -3,8 +3,9 @@
 #
 # A conversation is owned by a capture point while at least one flow from this point is live or
 # claims the conversation. Some reports of a dormant flow are counted without making the flow live.
-# The flow then claims its conversation for `timeout_s`. Without the claim, another capture point
-# could take over the conversation and count the same packets again. These reports lead to a claim:
+# After such a report, the flow claims its conversation for `timeout_s`. Without the claim, another
+# capture point could take over the conversation and count the same packets again. Two kinds of
+# reports lead to a claim:
 #
 # * a closing report that repeats a previous report, if skyfast has not received the previous report
 # * a report that is added to the overflow row of the first view

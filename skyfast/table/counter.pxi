@@ -5,7 +5,7 @@
 
 cdef struct Counter:
     uint64_t *keys              # one key per slot; 0 in a free slot
-    uint32_t *counts            # number of occurrences of the key in each slot
+    uint32_t *counts            # by slot: number of occurrences of its key
     size_t capacity             # number of slots: a power of two, or 0
     size_t used                 # number of slots that are not free
 

@@ -11,7 +11,7 @@
 #    text). Each piece is compared with the earlier text that its source refers to. If the bytes are
 #    equal, the piece becomes a match:
 #    * If the previous piece is a match of the same distance, both become one longer match.
-#    * If the next piece does not become a match, its first bytes can extend this match.
+#    * If the next piece does not become a match, its first bytes can still extend this match.
 # 3. `write_sequences` writes the sequences as bits.
 #
 # A wrong source does no harm, because only equal bytes become a match. For example, the source of a
@@ -20,11 +20,11 @@
 # Huffman codes are learnt from these slices:
 #
 # * the first slice of a page
-# * the first slice of each family with at least MIN_SAMPLE bytes
-# * the next slice with at least MIN_SAMPLE bytes after a slice that takes too many bits per byte
-#   (RELEARN_PERCENT)
-# * a slice that is at least LARGER_SAMPLE times as large as the last slice that codes were learnt
-#   from
+# * for each family, the first slice with at least MIN_SAMPLE bytes
+# * after a slice that takes too many bits per byte (RELEARN_PERCENT), the next slice with at least
+#   MIN_SAMPLE bytes
+# * a slice that is at least LARGER_SAMPLE times as large as the slice that the current codes were
+#   learnt from
 #
 # New codes begin a new block. All symbols have codes, because later slices can contain any text.
 # Huffman codes are always complete, because some decoders reject incomplete codes. A code has at
@@ -37,7 +37,7 @@ cdef enum:
     LITERALS = 286              # number of symbols for literals, the end of a block, and lengths
     DISTANCES = 30              # number of symbols for distances
     END_OF_BLOCK = 256
-    FIRST_LENGTH = 257          # the symbol of length 3
+    FIRST_LENGTH = 257          # symbol of a match of 3 bytes
     MAX_CODE_BITS = 12
     MIN_MATCH = 3
     MAX_MATCH = 258
@@ -53,8 +53,8 @@ cdef enum:
     LENGTH_SYMBOLS = 19         # number of different symbols in a list of code lengths
     MAX_HEADER = 256            # maximum size of the header of a block, in bytes
     STRING_SLOTS = 2048
-    # The *sample* of the current codes is the slice that they were learnt from.
-    # New codes are learnt if a slice takes more bits per byte than this percentage of the sample's.
+    # The *sample* of the current codes is the slice that they were learnt from. New codes are
+    # learnt after a slice takes more than this percentage of the sample's bits per byte.
     RELEARN_PERCENT = 120
     LARGER_SAMPLE = 4           # new codes if a slice is this many times as large as the sample
 
@@ -85,8 +85,8 @@ cdef struct Code:
     # The joined codes of two ASCII characters. The index has the second character in the high byte,
     # and the first in the low byte. NO_CHAR stands for a missing character.
     uint32_t pairs[PAIRS]
-    uint64_t sample_bytes       # size of the slice that the codes were learnt from; 0: no codes
-    uint64_t sample_bits        # compressed size of the slice that the codes were learnt from
+    uint64_t sample_bytes       # size of the sample, in bytes; 0: no codes yet
+    uint64_t sample_bits        # compressed size of the sample, in bits
 
 
 cdef struct BitWriter:
@@ -106,7 +106,7 @@ cdef struct Deflater:
     BitWriter writer
     bint learns                 # whether to learn codes from the next slice that is large enough
     uint32_t fixed_at[MAX_FIXED]        # latest position of each fixed text, modulo 2^32
-    # Latest position of strings, modulo 2^32. The index is a string's number modulo STRING_SLOTS.
+    # By string number modulo STRING_SLOTS: latest position of such a string, modulo 2^32.
     uint32_t strings_at[STRING_SLOTS]
     uint32_t counts[LITERALS + DISTANCES]
     Code code
@@ -128,7 +128,7 @@ cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
 
 cdef inline bint same_bytes(const char *a, const char *b, uint32_t length) noexcept nogil:
     # Compares blocks of 16 bytes. To avoid branches on the length, the last 16 bytes are one block,
-    # even if the block before it overlaps them.
+    # even if they overlap the previous block.
     cdef uint64_t difference
     if length >= 16:
         difference = differences(a + length - 16, b + length - 16)
@@ -474,8 +474,8 @@ cdef inline uint32_t joined(uint32_t first, uint32_t second) noexcept nogil:
 
 cdef void put_header(BitWriter *writer, const uint8_t *lengths) noexcept nogil:
     # Begins a block with a list of the lengths of its codes (RFC 1951, section 3.2.7). The lengths
-    # in this list are themselves compressed with a code, which is always the same. It has 3 bits
-    # for the symbols 11, 12 and REPEAT, and 4 bits for the symbols 1 to 10.
+    # in this list are themselves compressed, always with the same code: 3 bits for the symbols 11,
+    # 12 and REPEAT, and 4 bits for the symbols 1 to 10.
     cdef uint8_t sizes[LENGTH_SYMBOLS]
     cdef uint32_t entries[LENGTH_SYMBOLS]
     cdef uint32_t i, repeats

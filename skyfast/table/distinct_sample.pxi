@@ -1,4 +1,4 @@
-# Distinct samples estimate the number of different keys in bounded memory.
+# Distinct samples: in bounded memory, estimate how many different keys have been added.
 #
 # A sample stores the keys whose first `level` bits are 0 (Gibbons, Tirthapura 2001). If a sample is
 # full, its level increases by one, and about half of its keys are removed. Keys are hashes, so each

@@ -117,8 +117,8 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forgets the first row of the list `ended` or `dormant`. Returns False if both are empty.
     # Usually, a row of `ended` is forgotten. However, while reports of the first ended flow may
-    # still be in transit, a row of `dormant` is forgotten instead. Otherwise, the traffic of these
-    # reports would be counted twice.
+    # still be in transit, a row of `dormant` is forgotten instead, because late reports of a
+    # forgotten flow would be counted again.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -228,8 +228,8 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
 cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
                                uint32_t number, uint32_t saved, uint32_t conversation,
                                const int64_t *deltas, int change) noexcept nogil:
-    # Applies a closing report that repeats a previous report. Its totals are new, so the previous
-    # report was lost. The flow stays dormant.
+    # Applies a closing report that repeats a previous report. The table does not know its totals,
+    # so the previous report was lost. The flow stays dormant.
     cdef uint32_t before = conversation
     if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
@@ -295,11 +295,11 @@ cdef int add_ended_flow(TableState *table, const Report *report, const Labels *l
 cdef bint add_closing_report(TableState *table, const Report *report, uint32_t flow,
                              const Labels *labels, uint32_t number, uint32_t saved,
                              const int64_t *deltas, bint is_new, int64_t start_ms) noexcept nogil:
-    # Adds `deltas` to the rows with the flow's labels in all views, without making the flow live.
+    # In all views, adds `deltas` to the row with the flow's labels. The flow does not become live.
     # Returns False if out of memory. `start_ms` is the start time of new rows.
     #
-    # `number` is the row in the first view, or 0 if there is no such row. In the second case,
-    # `deltas` are added to the saved counters of a removed connection with these labels:
+    # `number` is the row in the first view. If `number` is 0, there is no such row, and `deltas`
+    # are added to the saved counters of a removed connection with the flow's labels:
     #
     # * If `saved` is not 0, it is the dormant row with the saved counters.
     # * If `saved` is 0, a dormant row with saved counters is created. However, no row is created if
@@ -317,8 +317,8 @@ cdef bint add_closing_report(TableState *table, const Report *report, uint32_t f
         flow_at(table, saved).last_ms = pack_saved(0, start_ms)
         for i in range(table.counters):
             totals_of(flow_at(table, saved))[i] = ABSENT if table.optional[i] else 0
-    # If the next call runs out of memory, the new row with saved counters is not removed. It does
-    # no harm, because its counters are 0 or ABSENT.
+    # If the next call runs out of memory, the new row with saved counters stays. The row does no
+    # harm, because its counters are 0 or ABSENT.
     if not find_or_add_further_targets(table, labels, number, &targets):
         return False
     for i in range(1, table.view_count):

@@ -8,8 +8,8 @@
 cdef struct Field:
     # The location of a value: a field of the flow, or a field of one of the flow's sub-structs
     # (*parts*). `Table.reader_objects` owns the names and the type.
-    Py_ssize_t outer_offset     # offset of the slot in the flow: of the value, or of its part
-    Py_ssize_t inner_offset     # offset of the slot in the part; -1: the value is not in a part
+    Py_ssize_t outer_offset     # offset in the flow: slot of the value, or of the value's part
+    Py_ssize_t inner_offset     # offset in the part: slot of the value; -1: it is not in a part
     PyTypeObject *inner_type    # type of the part
     PyObject *outer_name        # name of the flow's field; only used if `Reader.slots` is false
     PyObject *inner_name        # name of the part's field; only used if `Reader.slots` is false
@@ -23,7 +23,7 @@ cdef struct Number:
     Field second                # only used if `is_sum` is true
     bint is_read                # if false, the value is always 0
     bint is_sum
-    bint optional               # if true, the value is ABSENT when its part is missing
+    bint optional               # if true, the value is ABSENT if its part is missing
 
 
 cdef struct Requirement:
@@ -47,11 +47,13 @@ cdef struct Lookup:
     # A lookup: one field of a flow is the key, and the result is a tuple with one or more labels.
     PyObject *names             # the mapping from keys to results; owned by the plan
     bint is_dict                # whether `names` can be read with the C functions for dicts
-    bint has_context            # whether a context resolves ambiguous keys, whose result is None
-    uint32_t key                # index of the key in `Report.label_values`
-    uint32_t other              # index of the context's other address in `Report.label_values`
-    uint32_t point              # index of the context's capture point in `Report.label_values`
-    uint32_t column             # index of the lookup's first column; its columns are adjacent
+    # Whether keys can be ambiguous. `names` maps an ambiguous key to None: its result depends on the
+    # *context*, which is the other address of the flow, and the capture point.
+    bint has_context
+    uint32_t key                # in `Report.label_values`: index of the key
+    uint32_t other              # in `Report.label_values`: index of the other address
+    uint32_t point              # in `Report.label_values`: index of the capture point
+    uint32_t column             # index of the first column; the columns of a lookup are adjacent
     uint32_t columns            # how many columns the lookup has
     uint32_t label_set          # index of the first lookup with the same labels: see `same_labels`
     Py_ssize_t length           # minimum length of a result
@@ -61,7 +63,7 @@ cdef struct Reader:
     # How to read the flows of one type.
     PyTypeObject *type
     bint slots                  # whether fields are read at the offsets of slots, not by name
-    bint has_labels             # whether the type has the fields of labels and conversations
+    bint has_labels             # whether the type has the fields for labels and conversations
     bint has_lifecycle
     bint has_last_update
     Field uuid

@@ -17,8 +17,8 @@ cdef inline uint32_t *links_of(const TableState *table, Flow *flow) noexcept nog
 
 cdef inline uint32_t *link_of(const TableState *table, const View *view, Flow *flow,
                               Connection *connection) noexcept nogil:
-    # The location of the link to a flow's row in `view`: in the flow's own row, or in the row of
-    # its connection. `view` must not be the first view.
+    # The location of a flow's link to its row of `view`: in `flow`, or in `connection` (the flow's
+    # row of the first view). `view` must not be the first view.
     if view.linked_from_flow:
         return links_of(table, flow) + view.link
     return connection.links + view.link

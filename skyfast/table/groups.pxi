@@ -4,10 +4,9 @@
 # Groups exist only during one call of `Table.top_groups`. Memory for the maximum number of groups
 # is allocated before the first row is visited. Unused parts of it take no physical memory.
 #
-# Rows are visited in slices. If there are too many groups after a slice, the half of the groups
-# with the smallest `rank` is removed, and their values are added to `Groups.other`. Later
-# connections of a removed group form a new group, without the values that were added to
-# `Groups.other`.
+# Rows are visited in slices. If there are too many groups after a slice, the half with the lowest
+# ranks is removed, and their values are added to `Groups.other`. Later connections of a removed
+# group form a new group, without the values that were added to `Groups.other`.
 
 cdef enum:
     GROUP_TEXT_BYTES = 256      # average space for the label values of a group, in bytes
@@ -29,7 +28,7 @@ cdef struct Group:
     uint32_t text
     uint32_t text_length        # total size of the label values and their lengths, in bytes
     uint32_t connections        # number of connections
-    bint is_top                 # whether the group is kept; all others are added to `other`
+    bint is_top                 # whether the group is kept; all other groups are added to `other`
 
 
 cdef struct Groups:
