@@ -184,8 +184,8 @@ cdef struct Conversation:
 
 
 cdef struct LabelValue:
-    # A label value of a report, or of changed names. The struct is only valid for one batch, or
-    # until the changed names are interned: the text is borrowed from Python objects.
+    # A label value of a report, or of changed names. The text is borrowed from Python objects, so
+    # the struct is only valid for one batch, or until the changed names are interned.
 
     # The text of the value. NULL if the value is an integer, or if `string` comes from a
     # `NamesRow`.

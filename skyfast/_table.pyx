@@ -192,7 +192,7 @@ cdef enum:
     MAX_DECIMALS = 18
     # Maximum number of fields in which invalid values are counted (see `Table.values_skipped`).
     MAX_FIELDS = 4 * MAX_VALUES + LIFECYCLE_FIELDS
-    INLINE_STRING = 48          # maximum size of a string that is stored in its row, in bytes
+    INLINE_STRING = 48          # strings of up to this size, in bytes, are stored in their rows
     FLOW_TYPES = 4
     BATCH = 128                 # maximum number of reports per batch
     MAX_EVICTIONS = 2           # maximum number of dormant rows that one report can evict
@@ -420,7 +420,7 @@ cdef struct TableState:
     DormantList dormant         # all dormant rows that are in neither `ended` nor `claims`
     DormantList ended           # dormant flows that have ended, and are not in `claims`
     DormantList claims          # flows that claim a conversation (see `conversations.pxi`)
-    uint32_t saved_connections  # rows of `dormant` that have the counters of removed connections
+    uint32_t saved_connections  # number of rows in `dormant` that have saved counters
     uint64_t next_seq           # sequence number for the next connection row of any view
 
     # Layout: set when the table is created
@@ -801,7 +801,7 @@ cdef class Table:
         return count_label_values(&self.state, self.label_names)
 
     def cardinality(self, uint32_t count, str without=None, uint32_t view=0):
-        """Count the values of each label of a view, and how often each value occurs, in one scan.
+        """In one scan, count the values of each label of a view, and how often each value occurs.
 
         :param count: how many of the most frequent values to return for each label.
         :param without: the label for the fourth item of the result.
@@ -1015,9 +1015,9 @@ cdef class Table:
             * a tuple with the total of each counter of the plan, or -1 if no report contained the
               counter
             * the highest ``Last``, in Unix milliseconds
-            * an estimate of the time of the latest report, in seconds of the caller's clock. It is
-              usually at most two seconds too late. For a dormant flow, it can also be up to
-              `timeout_s` too early.
+            * an estimate of when the latest report arrived, in seconds of the caller's clock. The
+              estimate is usually at most two seconds too late. For a dormant flow, it can also be
+              up to `timeout_s` too early.
         """
         cdef const char *text
         cdef uint32_t length

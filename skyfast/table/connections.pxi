@@ -35,7 +35,8 @@ cdef inline int64_t *values_of(const View *view, Connection *row) noexcept nogil
 
 
 cdef inline int64_t *new_flows_of(const View *view, Connection *row) noexcept nogil:
-    # The location of the row's number of new flows. Must only be called if `view.counts_new_flows`.
+    # The location of the row's number of new flows. Must only be called if `view.counts_new_flows`
+    # is true.
     return values_of(view, row) + view.values
 
 
@@ -44,8 +45,8 @@ cdef inline uint32_t flows_of(const Connection *row) noexcept nogil:
 
 
 cdef inline bint has_links(const TableState *table, uint32_t number) noexcept nogil:
-    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. The
-    # only row of the first view without flows is the overflow row. Links of the overflow row may be
+    # Whether row `number` of the first view (0: no row) has valid links to rows of other views. In
+    # the first view, only the overflow row can be without flows. Links of the overflow row may be
     # outdated, because rows of other views expire when they have no flows.
     return number != 0 and flows_of(connection_at(&table.views[0], number)) != 0
 

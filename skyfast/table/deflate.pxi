@@ -399,7 +399,7 @@ cdef void code_lengths(const uint32_t *counts, uint32_t symbols, uint8_t *length
     cdef uint16_t ordered[LITERALS]
     cdef uint32_t at_depth[MAX_CODE_BITS + 1]
     cdef uint32_t i, _side, child, bits
-    cdef uint32_t leaf = 0, tree = symbols      # the rarest leaf and tree without a parent
+    cdef uint32_t leaf = 0, tree = symbols      # rarest leaf and rarest tree without a parent
     cdef uint32_t trees = symbols, total = 0
     for i in range(symbols):
         weights[i] = (<uint64_t>counts[i] * 16 + 1) << 16 | i

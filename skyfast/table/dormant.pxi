@@ -117,8 +117,8 @@ cdef inline void evict_surplus(TableState *table) noexcept nogil:
 cdef bint forget_first(TableState *table) noexcept nogil:
     # Forgets the first row of the list `ended` or `dormant`. Returns False if both are empty.
     # Usually, a row of `ended` is forgotten. However, while reports of the first ended flow may
-    # still be in transit, a row of `dormant` is forgotten instead, because late reports of a
-    # forgotten flow would be counted again.
+    # still be in transit, a row of `dormant` is forgotten instead, because the traffic in late
+    # reports of a forgotten flow would be counted twice.
     cdef uint32_t number = table.ended.head
     if table.dormant.head and (
         number == 0 or flow_at(table, number).deadline_s + MAX_REPORT_DELAY_S > floor(table.now)
@@ -228,8 +228,8 @@ cdef int apply_dormant_deltas(TableState *table, const Report *report, uint32_t 
 cdef int apply_dormant_closing(TableState *table, const Report *report, const Labels *labels,
                                uint32_t number, uint32_t saved, uint32_t conversation,
                                const int64_t *deltas, int change) noexcept nogil:
-    # Applies a closing report that repeats a previous report. The table does not know its totals,
-    # so the previous report was lost. The flow stays dormant.
+    # Applies a closing report that repeats a previous report. The totals in the closing report are
+    # new to the table, so it has not received the previous report. The flow stays dormant.
     cdef uint32_t before = conversation
     if not ensure_conversation(table, report, &conversation):
         return APPLY_NO_MEMORY
@@ -250,7 +250,8 @@ cdef int apply_dormant_closing(TableState *table, const Report *report, const La
 cdef int apply_dormant_when_full(TableState *table, const Report *report, const Labels *labels,
                                  uint32_t conversation, const int64_t *deltas,
                                  int change) noexcept nogil:
-    # Applies a report of a dormant flow whose connection cannot be created: the first view is full.
+    # Applies a report of a dormant flow whose connection cannot be created because the first view
+    # is full.
     cdef uint32_t before = conversation
     if table.has_overflow_rows:
         if not ensure_conversation(table, report, &conversation):
@@ -401,8 +402,8 @@ cdef void restore_counters(TableState *table, uint32_t number, Connection *row) 
 
 cdef void save_counters(TableState *table, Flow *flow, Connection *row,
                         uint32_t now_s) noexcept nogil:
-    # Called before a connection is removed because its last flow, `flow`, expires. Saves nothing if
-    # the totals of `flow` are enough to restore the counters.
+    # Called when the last flow of a connection, `flow`, expires, before the connection is removed.
+    # Saves nothing if the totals of `flow` are enough to restore the counters.
     cdef const View *first = &table.views[0]
     cdef const int64_t *totals = totals_of(flow)
     cdef const int64_t *sums = values_of(first, row)

@@ -91,8 +91,9 @@ cdef inline bint oldest_claim_is_over(const TableState *table, uint32_t now_s) n
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
-    # Prefetches the index bucket of the row after row `number` in a list, and the row after that
-    # row. The rows of a list are scattered in memory, so they are usually not in the CPU's cache.
+    # Prefetches the index bucket of the row that follows row `number` in a list, and the row that
+    # comes next. The rows of a list are scattered in memory, so they are usually not in the CPU's
+    # cache.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
         prefetch(bucket_of(&table.flow_rows, flow_at(table, next).hash))

@@ -47,8 +47,8 @@ cdef struct Lookup:
     # A lookup: one field of a flow is the key, and the result is a tuple with one or more labels.
     PyObject *names             # the mapping from keys to results; owned by the plan
     bint is_dict                # whether `names` can be read with the C functions for dicts
-    # Whether keys can be ambiguous. `names` maps an ambiguous key to None: its result depends on the
-    # *context*, which is the other address of the flow, and the capture point.
+    # Whether keys can be ambiguous. `names` maps an ambiguous key to None, because its result
+    # depends on the *context*: the other address of the flow, and the capture point.
     bint has_context
     uint32_t key                # in `Report.label_values`: index of the key
     uint32_t other              # in `Report.label_values`: index of the other address

@@ -73,8 +73,8 @@ cdef inline uint32_t flow_find(const Rows *flows, uint64_t key, uint32_t kind) n
 
 
 cdef uint32_t flow_new(Rows *flows, uint64_t key, uint32_t kind) noexcept nogil:
-    # Adds a row to the index, but not to a list of dormant flows or the timer wheel. Returns the
-    # number of the row, or 0 if out of memory.
+    # Adds a row to the index, but neither to a list of dormant flows nor to the timer wheel.
+    # Returns the number of the row, or 0 if out of memory.
     cdef uint32_t number = row_new(flows)
     cdef Flow *row
     if number:
