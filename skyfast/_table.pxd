@@ -161,7 +161,7 @@ cdef struct NamesRow:
     # per label, rounded up to a multiple of 8.
     uint32_t hash
     uint32_t next
-    PyObject *result            # the result, a tuple; the row owns a reference
+    PyObject *result            # the result (a tuple); the row owns a reference
     uint32_t label_set          # which items of the result are labels: see `Lookup.label_set`
     uint32_t count              # number of labels
     uint32_t deadline_s         # time of the table's clock at which the row is removed
@@ -221,7 +221,7 @@ cdef struct Report:
     int64_t last_ms
     uint32_t flow               # row number of the flow, or 0 if the flow is unknown
     bint dormant                # whether the flow was dormant when the batch was read
-    int skip                    # reason to skip the report, or SKIP_NONE
+    int skip                    # SKIP_NONE, or a reason to skip the report
     int finish                  # FinishType, or 4 if FinishType is higher
     # Values of the counters, then the gauges, then the closing gauges. Closing gauges are only set
     # in closing reports. The batch owns the array.
@@ -232,8 +232,8 @@ cdef struct Report:
 
     # Hash of the labels of the first view, or 0 if not known.
     uint32_t connection_hash
-    # Reason to skip the report, SKIP_NONE, or APPLY_STOP. Ignored if an earlier report of the batch
-    # makes the flow live.
+    # SKIP_NONE, APPLY_STOP, or a reason to skip the report. Ignored if an earlier report of the
+    # batch makes the flow live.
     int skip_if_not_live
     int initial_delta           # what the report adds if its flow is unknown: INITIAL_UNREAD, ...
     # Whether this is a closing report that repeats the last update of the flow's previous report.

@@ -315,7 +315,7 @@ cdef enum:
     # The flow does not meet the plan's first requirement. The reasons for the other requirements
     # have the next numbers.
     SKIP_REQUIRED
-    MAX_SKIPS = 32              # maximum number of reasons
+    MAX_SKIPS = 32              # maximum number of reasons, including SKIP_NONE
 
 cdef tuple SKIP_NAMES = (
     "", "invalid", "no_uuid", "out_of_range", "text_too_long", "late", "duplicate", "table_full",

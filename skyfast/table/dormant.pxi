@@ -151,7 +151,7 @@ cdef list list_uuids(const TableState *table, uint32_t head):
 # Reports of dormant flows
 
 cdef int apply_dormant(TableState *table, Report *report) noexcept nogil:
-    # Returns SKIP_NONE, a reason to skip the report, APPLY_STOP or APPLY_NO_MEMORY.
+    # Returns SKIP_NONE, APPLY_STOP, APPLY_NO_MEMORY, or a reason to skip the report.
     cdef int64_t deltas[MAX_VALUES]
     cdef Flow *flow = flow_at(table, report.flow)
     cdef int change = find_deltas(table, flow, report, deltas)
