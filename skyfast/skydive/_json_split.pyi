@@ -16,7 +16,7 @@ class ArraySplitter:
     @property
     def skipped(self) -> int: ...
     def feed(self, piece: bytes | bytearray | memoryview, /) -> list[bytes]:
-        """Return, in order, the elements that end in ``piece``, the next part of the text.
+        """Return the elements that end in ``piece`` (the next part of the text), in order.
 
         Releases the GIL while it scans the text.
 

@@ -1,8 +1,9 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """Splits the JSON text of a list into its elements while the text arrives, without holding the GIL.
 
-A response of the topology API can be a hundred megabytes long. Decoding it at once would need
-memory for the text and for all objects. It would also hold the GIL for a large part of a second.
+A response of the topology API can be a hundred megabytes long. Decoding the whole text in one call
+would need memory for the text and for all objects. It would also hold the GIL for a large part of a
+second.
 
 To find the commas between the elements, the splitter counts brackets and skips strings, which takes
 about 1 ns per byte. The syntax inside the elements is checked later, when msgspec decodes each
@@ -32,8 +33,8 @@ cdef struct _State:
     int letters             # number of letters of "null" that have been read
 
 cdef struct _Found:
-    Py_ssize_t begin    # offset of the element in the piece; 0 if it began in an earlier piece
-    Py_ssize_t end      # offset of the character after the element in the piece
+    Py_ssize_t begin    # offset in the scanned piece; 0 if the element began in an earlier piece
+    Py_ssize_t end      # offset of the character after the element
 
 cdef const char *_NULL = "null"
 
@@ -46,10 +47,10 @@ cdef Py_ssize_t _scan(
     const unsigned char *text, Py_ssize_t start, Py_ssize_t size,
     _State *state, _Found *found, int *count, Py_ssize_t *begin,
 ) noexcept nogil:
-    """Store in ``found`` the next elements that end at or after the offset ``start`` of ``text``.
+    """Store in ``found`` the elements that end in ``text[start:]``, up to `MAX_FOUND` elements.
 
-    Returns the offset at which the next call starts. If ``state.place`` is ``INVALID``, this is the
-    offset of the error. ``begin`` is the offset of the element that has not ended yet.
+    Returns the offset at which the next call starts, or the offset of the error if ``state.place``
+    is ``INVALID``. ``begin`` is set to the offset of the element that has not ended yet.
     """
     cdef Py_ssize_t index = start
     cdef unsigned char char
@@ -123,7 +124,7 @@ cdef class ArraySplitter:
     cdef bytearray _partial     # the received part of the element that has not ended yet
     cdef Py_ssize_t _max_element_bytes
     cdef bint _skipping         # whether the element that has not ended yet is too long
-    cdef Py_ssize_t _offset     # offset of the next piece in the text
+    cdef Py_ssize_t _offset     # total size of all earlier pieces
     cdef readonly Py_ssize_t skipped
 
     def __cinit__(self, *, Py_ssize_t max_element_bytes):
@@ -161,7 +162,8 @@ cdef class ArraySplitter:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """Complete an element with the first ``size`` bytes of ``text``, and add or skip it."""
+        """Complete an element with ``size`` bytes of ``text``; add it to ``elements``, or skip
+        it."""
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:

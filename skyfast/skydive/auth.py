@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 Headers = list[tuple[str, str]]
-"""HTTP headers in the order of sending; a name can occur more than once."""
+"""HTTP headers in the order of sending. A name can occur more than once."""
 
 LOGIN_TIMEOUT_S: Final = 10.0
 """Timeout of ``POST /login``, from opening the connection until the response headers arrive."""
@@ -33,7 +33,7 @@ RESOLVE_TIMEOUT_S: Final = 10.0
 
 LOGIN_PATH: Final = "/login"
 
-TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - its name, not its value
+TOKEN_COOKIE: Final = "authtoken"  # noqa: S105 - the name of a cookie, not a secret
 """The cookie that Skydive's ``/login`` sets."""
 
 REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -41,7 +41,7 @@ REDIRECTS: Final = (301, 302, 303, 307, 308)
 USE_TLS: Final = "; use wss:// if the analyzer serves TLS"
 USE_PLAIN: Final = "; the port does not serve TLS, use ws://"
 NOT_TLS: Final = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
-"""The error codes with which different versions of OpenSSL report data that is not TLS."""
+"""OpenSSL's error codes for data that is not TLS. The code depends on the version of OpenSSL."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -117,11 +117,11 @@ def http_connector(**options: Any) -> "aiohttp.TCPConnector":
 
 
 def connection_error(error: BaseException) -> str:
-    """Return the error message of a failed connection, safe to log.
+    """Return why a connection failed, as text that is safe to log.
 
     An error's own text can lack the reason, as in ``Connect call failed ('127.0.0.1', 8082)``.
     Therefore, if the error has an ``errno``, the result is the operating system's message for this
-    number.
+    ``errno``.
     """
     text = str(error)
     if isinstance(error, OSError) and not isinstance(error, ssl_module.SSLError) and error.errno:
@@ -142,8 +142,8 @@ class Authentication:
 
     At first, requests have Basic authentication. After HTTP 401, skyfast logs in, and later
     requests have the login cookie. After another HTTP 401, skyfast logs in again. No request has
-    both Basic authentication and the login cookie: Skydive would reject an expired cookie even if
-    the password is valid.
+    both Basic authentication and the login cookie: Skydive would reject such a request when the
+    cookie has expired, even with a valid password.
 
     The headers, cookies and passwords must not be logged.
     """
@@ -159,7 +159,7 @@ class Authentication:
         """Credentials in the endpoint's URL take precedence over ``credentials``."""
         self.endpoint = endpoint
         self.problem = ""
-        """Why the latest `reauthenticate` failed, or an empty string; safe to log."""
+        """Why the latest `reauthenticate` failed, or an empty string. Safe to log."""
         self._credentials = (
             Credentials(username=endpoint.username, password=endpoint.password)
             if endpoint.username
@@ -204,7 +204,7 @@ class Authentication:
         headers: Iterable[tuple[str, str]] = (),
         **options: Any,
     ) -> "contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]":
-        """Send a request to ``path`` below the prefix of the analyzer's URL.
+        """Send a POST request to ``path``, relative to the analyzer's URL.
 
         ``session`` should have an `aiohttp.DummyCookieJar`, because other cookie jars add cookies
         to the request. Redirects are not followed, because another server would receive the

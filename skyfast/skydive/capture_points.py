@@ -18,14 +18,14 @@ MAX_CAPTURES: Final = 1000
 """Maximum number of captures; further captures have no capture points."""
 
 MAX_POINTS: Final = 20
-"""Maximum number of capture points per capture. If there are more, the one that has been without
+"""Maximum number of capture points per capture. Above this number, the point that has been without
 flows for the longest time is forgotten."""
 
 MAX_ID_CHARS: Final = 1024
 """Maximum length of an ID; longer IDs are ignored."""
 
 SILENCE_S: Final = 600.0
-"""A capture point is forgotten after this time without a flow in the messages that are read."""
+"""A capture point is forgotten if the messages read in this time contain no flow from it."""
 
 FORGET_INTERVAL_S: Final = 60.0
 """Minimum time between two calls of `CapturePoints._forget_silent`. Each call takes up to 2 ms."""
@@ -51,7 +51,7 @@ class CapturePoints:
         self._forgot_s = -math.inf
 
     def message(self, data: bytes | bytearray | memoryview, now: float) -> None:
-        """Note the capture points of the flows in a message. Unusable messages are ignored."""
+        """Remember the capture points of the flows in a message. Unusable messages are ignored."""
         if now - self._forgot_s >= FORGET_INTERVAL_S:
             self._forget_silent(now)
         try:
@@ -77,7 +77,7 @@ class CapturePoints:
             del points[next(iter(points))]
 
     def of(self, capture_id: str, now: float) -> Sequence[str]:
-        """Return the ``NodeTID`` of each capture point of a capture, sorted."""
+        """Return the capture points of a capture, as a sorted list of ``NodeTID``."""
         points = self._points.get(capture_id, {})
         return sorted(tid for tid, seen in points.items() if now - seen < SILENCE_S)
 

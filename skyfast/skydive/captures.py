@@ -1,27 +1,27 @@
 """Exports metric families from the statistics that agents send about their captures.
 
 A capture runs on every interface that its query matches, on all hosts. A *capture point* is one
-capture on one interface. The agent has a flow table for each capture point. Every 10 s, each
-capture point sends a report to a random analyzer, which forwards the report to its subscribers.
-According to recordings and to Skydive's sources (``flow/table.go`` and ``flow/probes``), a report
-has these fields:
+capture on one interface. Each agent has one flow table for each of its capture points. Every 10 s,
+each capture point sends a report to a random analyzer, which forwards the report to its
+subscribers. According to recordings and to Skydive's sources (``flow/table.go`` and
+``flow/probes``), a report has these fields:
 
 * ``FlowDropped`` and ``KernelFlowDropped``: flows dropped since the capture point's previous
   report. skyfast exports the sum over all reports of a capture as a counter. By default, agents
   send reports in UDP datagrams. If a datagram is lost, the counter is too low.
 * ``FlowCount``: the current size of the capture point's flow table.
 * ``PacketsReceived`` and ``PacketsDropped``: once a second (``agent.capture.stats_update``), the
-  agent reads the socket's totals since the start of the capture. A report has the sum of the
-  readings since the previous report; usually, there are ten readings. Example: ten readings of 100
-  packets give 1,000. skyfast exports a tenth of the sum, which is usually the mean. Because the
-  number of readings varies, skyfast cannot export exact totals as counters. If a capture does not
-  read from a socket, its reports lack these fields.
+  agent reads how many packets the capture's socket has received and dropped since the start of the
+  capture. A report has the sum of the readings since the previous report. Usually, there are ten
+  readings. Example: ten readings of 100 packets give 1,000. skyfast exports a tenth of the sum,
+  which is usually the mean. Because the number of readings varies, skyfast cannot export exact
+  totals as counters. If a capture does not read from a socket, its reports lack these fields.
 
 A report does not name its capture point. Therefore skyfast cannot sum ``FlowCount``,
 ``PacketsReceived`` and ``PacketsDropped`` over the capture points of a capture. Instead, a gauge
-shows the highest value that any capture point has reported in the last 12 to 15 s. The number of
-reports is exported as a counter. The ``rate`` of this counter, multiplied by 10 s, is the number of
-capture points.
+for each field shows the highest value that any capture point has reported in the last 12 to 15 s.
+The number of reports is exported as a counter. The ``rate`` of this counter, multiplied by 10 s, is
+the number of capture points.
 """
 
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ SLOTS: Final = 5
 sends a report."""
 
 READINGS: Final = 10
-"""Assumed number of readings of a socket's total in one report."""
+"""Assumed number of readings whose sum is in one report."""
 
 MAX_CAPTURES: Final = 1000
 """Maximum number of captures; reports of further captures are counted as ``too_many``."""
@@ -102,7 +102,7 @@ class _Capture:
 
     @property
     def highest(self) -> _Figures:
-        """The highest values in all slots. Requires at least one report."""
+        """The highest value of each field, over all slots. Requires at least one report."""
         return reduce(_highest, self._slots.values())
 
     def add(self, report: _PointReport, now: float, running: float) -> None:
@@ -190,12 +190,12 @@ class Captures:
         self._captures: dict[str, _Capture] = {}
 
     def message(self, raw: msgspec.Raw | bytes, now: float, running: float | None = None) -> None:
-        """Process a report, the ``Obj`` of a message.
+        """Process a report, which is the ``Obj`` of a message.
 
         * ``now``: the time of the clock by which captures expire. This clock stops while reports
           may be missing.
-        * ``running``: the time of the clock by which values of gauges expire. This clock does
-          not stop then. The default is ``now``.
+        * ``running``: the time of the clock by which values of gauges expire. This clock never
+          stops. The default is ``now``.
         """
         try:
             report = _decode(raw)

@@ -1,4 +1,4 @@
-"""Detects flows with impossible times, which show that the clock of an agent is wrong.
+"""Detects flows with impossible times. Such times show that the clock of an agent is wrong.
 
 Wrong times matter: the metrics ``start`` and ``last`` export them, and the table uses them to
 detect late reports. If the local clock is wrong, the clocks of all agents seem to be wrong.
@@ -29,10 +29,11 @@ can be delayed, and because skyfast does not notice an increase of ``flow.update
 MAX_CLOSING_BEHIND_S: Final = 3600.0
 """In a closing report, the latest packet may be this old.
 
-An agent sends a closing report after one to two times ``flow.expire`` (600 s) without a packet."""
+An agent sends a closing report when a flow has had no packet for 600 to 1,200 s: one to two times
+the default ``flow.expire``."""
 
 Flow = Any
-"""A flow report: an object of one of the plan's `FlowTypes`, with ``Last`` and ``FinishType``."""
+"""A flow report. Its type is one of the plan's `FlowTypes`, and has ``Last`` and ``FinishType``."""
 
 
 class Dated(Protocol):
@@ -70,7 +71,7 @@ class ClockSkewCheck:
         """Count flows with impossible times.
 
         ``flows`` are the flows that the latest update of the table applied. ``data`` is the message
-        that contains these flows. It arrived at ``now_ms`` (Unix milliseconds).
+        that contains these flows. The message arrived at ``now_ms`` (Unix milliseconds).
         """
         behind_s = MAX_UPDATES_BEHIND * self._stats.flow_update_s + MAX_SKEW_BEHIND_S
         earliest_ms, latest_ms = now_ms - behind_s * 1000, now_ms + MAX_AHEAD_S * 1000
@@ -101,8 +102,9 @@ class ClockSkewCheck:
         if not misdated:
             # The table has seen an impossible time, but ``misdated`` is empty in two cases:
             # * Only closing reports are older than ``earliest_ms``. Such reports may be this old.
-            # * The table needs more fields of the flow with the impossible time. The caller decodes
-            #   this flow again, and calls `check` after the next update.
+            # * The table has not applied the flow with the impossible time, because it needs more
+            #   fields of this flow. The caller decodes the flow again, and calls `check` after the
+            #   next update.
             return
         analyzer.misdated[reason] += len(misdated)
         self._limit.warn(
@@ -117,7 +119,7 @@ class ClockSkewCheck:
 
 
 def _origin(flow: Flow, data: bytes | bytearray | memoryview) -> str:
-    """Return text for the log that names a flow's capture point, such as ``node_tid 1a2b``."""
+    """Return log text that names the capture point of a flow, such as ``node_tid 1a2b``."""
     name = getattr(flow, "NodeTID", "")  # not all flow types have this field
     if not name:
         try:

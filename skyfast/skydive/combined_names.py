@@ -1,4 +1,4 @@
-"""Combines the names of addresses in the topology with own names.
+"""Combines two kinds of names of addresses: names from the topology, and own names.
 
 *Own names* are names that users gave to addresses and networks: see `skyfast.flows.own_names`.
 """
@@ -11,10 +11,10 @@ from skyfast.flows.own_names import NO_NAMES, OwnNames
 NameTuple = tuple[str, ...]
 
 _NAME: Final = 0
-"""Index of an address's own name in the tuples of `OwnNames`."""
+"""In a tuple of `OwnNames`, the index of the address's name."""
 
 _NETWORK: Final = 1
-"""Index of the own name of an address's network in the tuples of `OwnNames`."""
+"""In a tuple of `OwnNames`, the index of the network's name."""
 
 _UNKNOWN: Final[NameTuple] = ("unknown",)
 """Stands for the names of an address that is not in the topology."""
@@ -43,11 +43,11 @@ class CombinedNames(dict[str, NameTuple | None]):
     3. The own name of the network, and the values of the keys in ``names_keys``. If there are no
        own names, tuples have part 3 only if a label shows an element of this part.
 
-    If an address is in the topology, the first lookup adds it to the dict.
+    An address that is in the topology is added to the dict when it is first looked up.
 
-    The table compares tuples by identity. Therefore two unknown addresses with equal own names get
-    the same tuple. Two ambiguous addresses get the same tuple if both their own names and their
-    names in the topology are equal.
+    The table compares tuples by identity. Therefore two addresses that are not in the topology get
+    the same tuple if their own names are equal. Two ambiguous addresses (with several possible
+    owners) get the same tuple if both their own names and their names in the topology are equal.
     """
 
     __slots__ = ("_combines", "_of_ambiguous", "_of_unknown", "_own", "_topology")
@@ -60,7 +60,8 @@ class CombinedNames(dict[str, NameTuple | None]):
     def use(self, own: OwnNames, *, extends: bool) -> None:
         """Replace the own names with ``own``.
 
-        ``extends`` is true if a label shows the name of a network, or a value of ``names_keys``.
+        ``extends`` is true if a label shows the own name of a network, or the value of a key in
+        ``names_keys``.
         """
         self._own = own
         self._combines = extends or own.count > 0

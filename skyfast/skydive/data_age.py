@@ -1,7 +1,7 @@
-"""Measures the age of data on arrival: the age of one random report of each message.
+"""Measures the age of data on arrival: the age of one random report in each message.
 
-If the clocks of an agent's host and of this machine differ, an age can be negative. Negative ages
-are not observed.
+If the clock of an agent's host is ahead of the clock of this machine, an age can be negative.
+Negative ages are not observed.
 """
 
 import random
@@ -15,7 +15,7 @@ MAX_DRAWS: Final = 4
 """Maximum number of attempts to draw a report that is not a closing report."""
 
 Flow = Any
-"""A flow report: an object of one of the plan's `FlowTypes`, with ``Last`` and ``FinishType``."""
+"""A flow report. Its type is one of the plan's `FlowTypes`, and has ``Last`` and ``FinishType``."""
 
 
 class DataAge:
@@ -30,8 +30,8 @@ class DataAge:
     def observe(self, flows: Sequence[Flow], analyzer: AnalyzerStats, now_ms: float) -> None:
         """Observe one of the ``flows`` of a message that arrived at ``now_ms`` (Unix milliseconds).
 
-        The time since the latest packet goes to ``packet_age``. The time since the agent's update
-        goes to ``delivery``, if ``LastUpdateMetric.Last`` was decoded.
+        ``packet_age`` observes the time since the latest packet. If ``LastUpdateMetric.Last`` was
+        decoded, ``delivery`` observes the time since the agent updated the flow.
         """
         if not flows:
             return

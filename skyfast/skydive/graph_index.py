@@ -1,7 +1,7 @@
 """Finds nodes of the topology by type and by relation.
 
-Nodes and edges that contradict others are counted and ignored. Contradictions have two causes: the
-graph is assembled from responses of different times, and analyzers can have bugs.
+Contradictory nodes and edges are counted and ignored. Contradictions have two causes: the graph is
+assembled from responses of different times, and analyzers can have bugs.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ MAX_OWNERS: Final = 16
 """Maximum number of levels of owners above an interface. Usually, there are two: namespace and
 host."""
 
-# Reasons why nodes, edges and values are unusable; keys of `Skipped`.
+# Reasons why nodes, edges and field values are unusable. These are keys of `Skipped`.
 NODE_LIMIT: Final = "node_limit"
 EDGE_LIMIT: Final = "edge_limit"
 DUPLICATE_ID: Final = "duplicate_id"
@@ -42,12 +42,12 @@ NAME_TOO_LONG: Final = "name_too_long"
 INVALID_ADDRESS: Final = "invalid_address"
 
 SEVERAL_OWNERS: Final = "several_owners"
-"""Counts interfaces and containers with several owners: Skydive allows only one."""
+"""Counts interfaces and containers with several owners: Skydive allows only one owner."""
 
 OWNERSHIP_RING: Final = "ownership_ring"
 """Counts interfaces and containers whose network namespace has an unusable chain of owners.
 
-The chain is unusable if a node in it has several owners, or if it is circular. A chain with at
+The chain is unusable if it is circular, or if a node in it has several owners. A chain with at
 least `MAX_OWNERS` levels above the namespace counts as circular."""
 
 OWNERSHIP: Final = "ownership"
@@ -62,13 +62,13 @@ CONTROLLERS: Final = {
     "daemonset": "DaemonSet",
     "statefulset": "StatefulSet",
 }
-"""The workloads that create pods: maps their node type in Skydive to their kind in Kubernetes."""
+"""The workloads that create pods. Maps each node type in Skydive to the kind in Kubernetes."""
 
 RELATION_TYPES: Final = (OWNERSHIP, CONTAINER, SERVICE, NODE, LAYER2, DEPLOYMENT, *CONTROLLERS)
-"""The values of ``RelationType`` for the edges that skyfast uses to resolve names."""
+"""skyfast uses the edges with these values of ``RelationType`` to resolve names."""
 
 KUBERNETES_CONTAINER: Final = "k8s container"
-"""The type that this module gives to the containers of Skydive's Kubernetes probe.
+"""The type that this module gives to containers that Skydive's Kubernetes probe reports.
 
 Skydive uses the type ``container`` both for these containers and for containers of a container
 runtime."""
@@ -88,8 +88,8 @@ _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libv
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# Maps each relation to the types of an edge's parent and child. For ``ownership`` and ``layer2``,
-# `_add_edges` has separate rules.
+# Maps each relation to the types that the parent and the child of its edges must have. For
+# ``ownership`` and ``layer2``, `_add_edges` has separate rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),
@@ -104,8 +104,8 @@ _encode = msgspec.json.encode
 class GraphIndex:
     """The usable nodes of a graph, by type and by relation.
 
-    In Skydive's sources, the relations come from the linkers in ``topology/probes/k8s`` and from
-    ``AddOwnershipLink`` in ``topology/topology.go``.
+    In Skydive's sources, the linkers in ``topology/probes/k8s`` and ``AddOwnershipLink`` in
+    ``topology/topology.go`` create the edges.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -186,7 +186,7 @@ class GraphIndex:
     def namespace(self, node: Node) -> Node | None:
         """Return the network namespace of an interface or container, or None if it is unknown.
 
-        The type of the returned node is ``netns``, or ``host`` for the host's own namespace.
+        The type of the returned node is ``netns``, or ``host`` for a host's own namespace.
         """
         owners = self.parents(OWNERSHIP, node)
         if not owners:
@@ -222,7 +222,7 @@ class GraphIndex:
         return text
 
     def address(self, text: str | None) -> str:
-        """Return the address in ``text`` as it is written in flows, or "" if there is none.
+        """Return the address in ``text`` as it is written in flows; "" if ``text`` has no address.
 
         A prefix length and a zone are removed: ``FE80::1%eth0/64`` becomes ``fe80::1``.
         """
@@ -242,12 +242,12 @@ class GraphIndex:
 def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
     """Return whether to count an edge as `EDGE_WITHOUT_NODE`.
 
-    None stands for a parent or child that is missing from the graph. At least one is missing.
+    A parent or child that is missing from the graph is None. At least one of them is missing.
     """
     if relation == OWNERSHIP:
         # Do not count the edge if the missing node may have a type that skyfast does not read. A
         # missing child can have any type. The missing parent of a Kubernetes object can be a
-        # Kubernetes namespace or cluster.
+        # Kubernetes namespace or cluster, which skyfast does not read.
         return child is not None and type_of(child) not in _OWNED_BY_NAMESPACES
     if relation == SERVICE:
         return parent is None
@@ -257,7 +257,7 @@ def _lacks_node(relation: str, parent: Node | None, child: Node | None) -> bool:
 
 
 def type_of(node: Node) -> str:
-    """Return the type of a node; for the Kubernetes probe's containers, `KUBERNETES_CONTAINER`."""
+    """Return the type of a node. Containers of the Kubernetes probe have `KUBERNETES_CONTAINER`."""
     node_type = node.metadata.type or ""
     if node_type == "container" and node.metadata.manager == "k8s":
         return KUBERNETES_CONTAINER

@@ -27,22 +27,22 @@ from skyfast.skydive.report_checks import ReportChecker
 from skyfast.stats import MESSAGE_TYPES, NAMESPACES, AnalyzerStats, Stats
 
 MAX_PARTIAL_FLOWS = 1_000
-"""Maximum number of flows in a message that are decoded field by field, because some of their
-values have wrong types. Further flows of this kind are skipped.
+"""In each message, at most this many flows are decoded field by field, because some of their values
+have wrong types. Further flows with wrong types are skipped.
 
 Decoding a flow field by field takes 10 µs. Analyzers put at most 100 flows into a message, so they
 never reach this limit."""
 
 AVERAGED_MESSAGES = 32
-"""The share of messages with unknown flows is a moving average, in which each message weighs 1/32.
+"""The share of messages with unknown flows is a moving average. The latest message weighs 1/32.
 
 A flow is unknown while the table does not contain it."""
 
 MAX_UNKNOWN_SHARE = 1 / 16
 """Above this share of messages with unknown flows, the fields of labels are always decoded.
 
-At twice this share, omitting these fields would save no time, because messages with unknown flows
-are decoded twice."""
+At twice this share, omitting these fields would save no time, because every message with an unknown
+flow would be decoded twice."""
 
 SHOWN_BYTES = 80
 """A log line shows this many bytes from the start of an unusable message."""
@@ -50,7 +50,7 @@ SHOWN_BYTES = 80
 log = logging.getLogger("skyfast.ingest")
 
 Flow = Any
-"""A flow report of one of the plan's `FlowTypes`, which are created at run time."""
+"""A flow report. Its type is one of the plan's `FlowTypes`, which are created at run time."""
 
 
 class Updatable(Protocol):
@@ -86,8 +86,8 @@ class Ingest:
     ) -> None:
         """``checker`` selects a sample of the messages.
 
-        These messages are decoded with all fields, checked for lost reports, and passed to
-        ``capture_points``. ``now`` is the table's clock, in seconds; ``wall_clock`` returns Unix
+        The messages in the sample are decoded with all fields, checked for lost reports, and passed
+        to ``capture_points``. ``now`` is the table's clock, in seconds; ``wall_clock`` returns Unix
         seconds.
         """
         self._table = table
@@ -154,7 +154,7 @@ class Ingest:
     def _apply_checked(
         self, flows: list[Flow], data: bytes | bytearray | memoryview, analyzer: AnalyzerStats
     ) -> None:
-        """Apply flows that were decoded with all fields, and check for lost reports."""
+        """Apply flows that were decoded with all fields. Check them for lost reports."""
         analyzer.flows += len(flows)
         admitted = self._flow_filter(flows)
         now_ms = self._wall_clock() * 1000
@@ -182,7 +182,8 @@ class Ingest:
     ) -> None:
         """Decode all fields of the flows from ``position`` on, and apply these flows.
 
-        The flows are not counted as received or filtered, because `_apply` has counted them.
+        The flows are not counted as received or filtered, because `_apply` has already counted
+        them.
         """
         try:
             flows = self._decoders.full.decode(data).Obj[position:]
@@ -264,7 +265,7 @@ class Ingest:
                     continue
                 except UNDECODABLE as error:
                     problem = str(error)
-            # This is msgspec's error for integers of more than a few thousand digits.
+            # msgspec raises this error for integers with more than a few thousand digits.
             huge = problem.startswith("Integer value out of range")
             self._skipped["out_of_range" if huge else "invalid"] += 1
         return flows
@@ -308,9 +309,9 @@ def _message_type(flow: Any) -> Any:
 
 
 def _kind(namespace: str, message_type: str, analyzer: AnalyzerStats) -> tuple[str, str]:
-    """Count a message by namespace and type, and return this pair.
+    """Count a message by its namespace and type. Return both.
 
-    Unknown values become ``other``.
+    Unknown namespaces and types become ``other``.
     """
     kind = namespace, message_type
     if kind not in analyzer.messages:

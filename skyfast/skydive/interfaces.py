@@ -25,8 +25,8 @@ Every metric family repeats the labels. Therefore this limit bounds the page siz
 long."""
 
 MAX_COUNTER: Final = 2**63 - 1
-"""The largest int64: Skydive's counters have this type. Samples below 0 or above this limit are
-left out and counted as ``out_of_range``."""
+"""The largest value of int64, which is the type of Skydive's counters. Samples below 0 or above
+this limit are left out and counted as ``out_of_range``."""
 
 
 MAX_BUSIEST: Final = 50
@@ -52,8 +52,8 @@ class InterfaceName(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family(MetricFamily):
     counter: str
-    """The name of the field of `Counters`. If Skydive has no such counter, the name is "", and all
-    values are 0."""
+    """The field of `Counters` that the family exports. If Skydive does not have the counter, this
+    is "", and all exported values are 0."""
 
 
 _COUNTERS: Final = (
@@ -75,9 +75,9 @@ _COUNTERS: Final = (
 )
 """Each entry has three elements:
 
-1. The end of the compatible metric name. It is also the field of `Counters`, if Skydive has such a
-   counter.
-2. A part of the standard metric name, or "" if Skydive has no such counter.
+1. The end of the compatible metric name. If Skydive has the counter, this is also the name of its
+   field in `Counters`.
+2. A part of the standard metric name, or "" if Skydive does not have the counter.
 3. The help text.
 """
 
@@ -107,7 +107,7 @@ class _Page:
     text: bytes
     """All metric families in the text format 0.0.4."""
     families: tuple[tuple[_Family, slice], ...]
-    """Each family with the position of its samples in ``text``."""
+    """Each family, and the slice of ``text`` that contains the family's samples."""
     busiest: tuple[Interface, ...]
     names: Mapping[str, InterfaceName]
     """The names of interfaces by ``node_tid``."""
@@ -137,8 +137,9 @@ _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
 class Interfaces:
     """The interfaces in the latest response of the topology API, as metric families.
 
-    Interfaces that are missing from a new response are removed at once. If no response arrives, the
-    interfaces stay for three polling intervals or ``connection_timeout_s``, whichever is longer.
+    Interfaces that are missing from a new response are removed at once. If no new response arrives,
+    the interfaces stay for three polling intervals or ``connection_timeout_s`` after the latest
+    response, whichever is longer.
 
     If several nodes have identical labels, their common series has the values of the node with the
     newest ``UpdatedAt``. If a device resets its counters, the exported values are reset too.
@@ -191,8 +192,8 @@ class Interfaces:
 
         * ``openmetrics`` is 0 for the text format 0.0.4, 1 for OpenMetrics 1.0, or 2 for
           OpenMetrics 2.0. Pass 1 only with ``naming: standard``.
-        * If ``created`` is true, each counter in OpenMetrics 1.0 has the start time 0 ("unknown").
-          Devices do not report when a counter started.
+        * If ``created`` is true, each counter in OpenMetrics 1.0 has the start time 0 ("unknown"),
+          because devices do not report when a counter started.
         """
         page = self._page
         if now >= page.expires_at:

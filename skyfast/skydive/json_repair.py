@@ -1,8 +1,8 @@
-"""Repairs JSON text that msgspec rejects although its structure is valid.
+"""Repairs JSON text that has a valid structure, but is rejected by msgspec.
 
 RFC 8259 allows two things that msgspec rejects: escapes of lone surrogates, and nesting beyond
-msgspec's limit. A repair changes only two things: strings with lone surrogates, and parts that are
-nested too deeply.
+msgspec's limit. A repair changes only strings with lone surrogates, and parts that are nested too
+deeply.
 """
 
 import re
@@ -32,7 +32,7 @@ _ESCAPE: Final = re.compile(
 
 
 def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
-    r"""Return ``data`` with lone surrogates replaced by bytes that are not valid UTF-8.
+    r"""Return ``data`` after replacing each lone surrogate with a byte that is invalid in UTF-8.
 
     msgspec mistakes ``"\ud800"`` for the end of the text. If an invalid byte replaces this escape,
     msgspec rejects only the string that contains the byte. ``max_escapes`` limits how many escapes
@@ -46,7 +46,7 @@ def mark_lone_surrogates(data: bytes, *, max_escapes: int = 0) -> bytes:
 
 
 def replace_unreadable(data: bytes) -> bytes:
-    """Return ``data`` with lone surrogates and invalid UTF-8 replaced by U+FFFD."""
+    """Return ``data`` after replacing lone surrogates and invalid UTF-8 with U+FFFD."""
     return mark_lone_surrogates(data).decode(errors="replace").encode()
 
 

@@ -2,7 +2,7 @@
 
 Lookups send no queries to analyzers. The names come from these sources:
 
-* the names in the topology, if labels show them
+* the topology, if labels show names from it
 * *own names*, which users gave to addresses and networks
 * the interfaces whose counters are exported
 """
@@ -40,7 +40,8 @@ class CapturePointName(NamedTuple):
 
     host: str = ""
     owner: str = ""
-    """The pod of the interface, or else its container, or else its network namespace."""
+    """The pod to which the interface belongs, or else the container, or else the network
+    namespace."""
     interface: str = ""
 
     def __str__(self) -> str:
@@ -74,9 +75,10 @@ class KnownNames:
         return CapturePointName(interface.host, "", interface.name) if interface else _NO_NAME
 
     def addresses_like(self, matches: Callable[[str], bool]) -> Iterator[str]:
-        """Yield the addresses whose names in the topology match.
+        """Yield the addresses whose names in the topology meet ``matches``.
 
-        Own names are not searched: the own name of a network applies to too many addresses.
+        Own names are not searched, because the own name of a network can apply to very many
+        addresses.
         """
         if self.index is not None:
             for address, names in _items(self.index.addresses):
@@ -84,7 +86,7 @@ class KnownNames:
                     yield address
 
     def nodes_like(self, matches: Callable[[str], bool]) -> Iterator[str]:
-        """Yield the ``NodeTID`` of the capture points whose names match."""
+        """Yield the ``NodeTID`` of each capture point whose name meets ``matches``."""
         nodes = dict(_items(self.index.nodes)) if self.index is not None else {}
         for tid, names in nodes.items():
             if matches(str(_point_name(names))):

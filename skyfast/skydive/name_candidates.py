@@ -1,4 +1,4 @@
-"""Chooses among several owners of a flow's address by the flow's capture point."""
+"""Uses the capture point of a flow to choose among several owners of an address in the flow."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import merge
@@ -10,7 +10,7 @@ import msgspec
 from skyfast.skydive.subnets import Networks, share_network
 
 _SORTED_AT_ONCE: Final = 256
-"""Maximum number of candidates that one call sorts. Such a call holds the GIL for about 1 ms."""
+"""Maximum number of candidates per call of ``sorted``. One call holds the GIL for about 1 ms."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -20,9 +20,10 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """The names in the order of ``ADDRESS_NAMES``, followed by the values of the requested pod
     labels."""
     namespace: str
-    """The node ID of the network namespace. For a host's own namespace, the node ID of the host."""
+    """The owner's network namespace, as the ID of its node. For a host's own namespace, this is the
+    ID of the host's node."""
     host: str
-    """The name of the owner's host in Skydive."""
+    """The name that Skydive gives to the owner's host."""
     cluster: str
     """The cluster of the pod or service, or else the cluster of the host."""
 
@@ -31,9 +32,10 @@ class PointLocation(msgspec.Struct, frozen=True, gc=False):
     """The location of a capture point; unknown values are ""."""
 
     namespace: str
-    """The node ID of the network namespace, as in `Candidate`."""
+    """The network namespace, as the ID of its node: see `Candidate`."""
     peers: tuple[str, ...]
-    """The sorted node IDs of the network namespaces of the capture point's veth peers."""
+    """The network namespaces that contain the veth peers of the capture point: their node IDs,
+    sorted."""
     host: str
     cluster: str
 
@@ -46,18 +48,20 @@ def choose(
     *,
     address: str,
 ) -> tuple[str, ...] | None:
-    """Return the names of an address in a flow, or None if they are ambiguous.
+    """Return the names of ``address`` in a flow, or None if the names are ambiguous.
 
     ``candidates`` are the owners of ``address``. ``other`` is the address at the other end of the
     flow.
 
-    The names come from the first of these groups whose candidates all have the same ``names``.
-    Empty groups are skipped. For local addresses (`is_local`), only groups 2 and 3 are used.
+    The following groups are tried in order. The result is from the first group in which all
+    candidates have the same ``names``. Empty groups are skipped. For local addresses (`is_local`),
+    only groups 2 and 3 are used.
 
     1. All candidates.
     2. The candidates in the namespace of the capture point.
     3. The candidates in the namespaces of the capture point's veth peers.
-    4. The candidates on the capture point's host, if a subnet of that host contains both addresses.
+    4. The candidates on the capture point's host, if a subnet of this host contains both
+       ``address`` and ``other``.
     5. The candidates in the cluster of the capture point.
     """
     local = is_local(address)
@@ -80,7 +84,7 @@ def choose(
 def is_local(address: str) -> bool:
     """Return whether an address is a loopback or link-local address.
 
-    Any host or link can have the same local address, even if the host or link is not in the
+    Many hosts or links can have the same local address, even hosts and links that are not in the
     topology.
     """
     if address == "::1" or address.startswith(("127.", "169.254.")):

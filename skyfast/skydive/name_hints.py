@@ -1,4 +1,4 @@
-"""Finds out why labels with names from the topology are empty for all flows."""
+"""Finds out why labels that show names from the topology are empty in all flows."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -28,8 +28,8 @@ class Hints:
 def find_hints(export: ExportSelection, resolution: Resolution) -> Hints:
     """Return the hints for the labels of ``export``. The topology must have been read completely.
 
-    Labels that can have values without pods are left out. For example, the name of an address can
-    be the name of a host.
+    Labels that can have values even if there are no pods are left out. For example, the name of an
+    address can be the name of a host.
     """
     if resolution.has_pods:
         return Hints(missing_labels=tuple(map(printable, resolution.missing_labels[:MAX_KEYS])))

@@ -23,14 +23,14 @@ from skyfast.skydive.subnets import Networks
 from skyfast.stats import LOOKUP_DROPS, NameStats
 
 MAX_NAMES: Final = 100_000
-"""Maximum number of entries of a mapping, including entries that are no longer in the topology."""
+"""Maximum number of entries in a mapping, including entries that are no longer in the topology."""
 
 MAX_RESOLVED: Final = 50_000
-"""Maximum number of keys (`ResolveKey`) in the cache with the names of ambiguous addresses. Further
-keys have empty names."""
+"""Maximum number of keys (`ResolveKey`) in the cache for ambiguous addresses. Further keys get
+empty names."""
 
 PRUNE_INTERVAL_S: Final = 300.0
-"""Minimum time between two clearings of the cache with the names of ambiguous addresses.
+"""Minimum time between two clearings of the cache for ambiguous addresses.
 
 After a clearing, the names for current flows are looked up again. Therefore only unused names are
 lost."""
@@ -39,7 +39,8 @@ MAX_UNKNOWN: Final = 20_000
 """Maximum number of unknown addresses that wait for a query.
 
 The same limit applies to the number of addresses that were queried in the last
-`REQUERY_INTERVAL_S`. In this time, at most 7,500 addresses are queried."""
+`REQUERY_INTERVAL_S`. That number stays below the limit: at most 7,500 addresses are queried in this
+time."""
 
 REQUERY_INTERVAL_S: Final = 60.0
 """Minimum time between two queries for the same unknown address."""
@@ -48,7 +49,7 @@ MAX_ADDRESS_CHARS: Final = 45
 """Maximum length of an IP address; longer values are not queried."""
 
 ResolveKey = tuple[str, str, str]
-"""An ambiguous address of a flow, the flow's other address, and the flow's capture point."""
+"""An ambiguous address in a flow, the other address of the flow, and the flow's capture point."""
 
 V = TypeVar("V")
 
@@ -64,8 +65,8 @@ class _Update(Generic[V]):
     gone: Mapping[str, float]
     """The keys that are missing from the resolution, but are not removed yet.
 
-    Maps each key to the time of the first resolution without it. The keys with the earliest times
-    come first."""
+    Maps each key to the time of the first resolution (reading of all names) without this key. The
+    keys with the earliest times come first."""
 
     @property
     def keys(self) -> set[str]:
@@ -93,8 +94,8 @@ class _Context:
     def _in_namespaces_of(self, point: PointLocation | None, address: str) -> tuple[Candidate, ...]:
         """Return the candidates in the namespaces of a capture point and of its veth peers.
 
-        A loopback address has one candidate in each namespace, so there can be thousands. Therefore
-        the candidates are indexed by namespace.
+        A loopback address has one candidate in each namespace, so there can be thousands of
+        candidates. Therefore the candidates are indexed by namespace.
         """
         if point is None:
             return ()
@@ -115,10 +116,10 @@ class IndexChanges:
     addresses: _Update[tuple[str, ...] | None]
     context: _Context
     ambiguous: int
-    """The number of ambiguous addresses, without local addresses."""
+    """The number of ambiguous addresses, not counting local addresses (`is_local`)."""
     resolved: dict[ResolveKey, tuple[str, ...]]
-    """The new content of the cache: the names of each key, chosen again with ``context``. Empty if
-    the cache is cleared."""
+    """The new content of the cache for ambiguous addresses: the names for each key, chosen again
+    with ``context``. Empty if the cache is cleared."""
     cached: int
     """The number of keys in the cache when these changes were computed. `apply` drops keys that
     were added to the cache later."""
@@ -132,7 +133,8 @@ class IndexChanges:
 
 
 class NodeNames(dict[str, tuple[str, ...]]):
-    """Maps the ``NodeTID`` of each capture point to its names, in the order of `NODE_NAMES`."""
+    """Maps the ``NodeTID`` of a capture point to the point's names, in the order of
+    `NODE_NAMES`."""
 
     __slots__ = ()
 
@@ -148,8 +150,8 @@ class NodeNames(dict[str, tuple[str, ...]]):
 class AddressNames(dict[str, tuple[str, ...] | None]):
     """Maps addresses, as written in flows, to their names.
 
-    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. The
-    value of an ambiguous address is None: `resolve` chooses the names for each flow.
+    The names are in the order of `ADDRESS_NAMES`, followed by the values of the pod labels. An
+    ambiguous address is mapped to None: `resolve` chooses the names for each flow.
     """
 
     __slots__ = (
@@ -162,10 +164,10 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
         super().__init__()
         self.empty = ("",) * size
         self.notes_unknown = True
-        """Whether a lookup notes an unknown address for `take_unknown`."""
+        """Whether lookups collect unknown addresses for `take_unknown`."""
         self.dropped = dict.fromkeys(LOOKUP_DROPS, 0)
-        """The number of lookups that exceeded a limit, for ``unknown`` and for ``ambiguous``
-        addresses."""
+        """The number of lookups that exceeded a limit. The keys are kinds of addresses: ``unknown``
+        and ``ambiguous``."""
         self._context = _Context()
         self._resolved: dict[ResolveKey, tuple[str, ...]] = {}
         self._overflowed = False
@@ -209,7 +211,7 @@ class AddressNames(dict[str, tuple[str, ...] | None]):
     def take_unknown(self, now: float, count: int) -> list[str]:
         """Return up to ``count`` unknown addresses to query.
 
-        For `REQUERY_INTERVAL_S` after ``now`` (in seconds), lookups do not note these addresses
+        For `REQUERY_INTERVAL_S` after ``now`` (in seconds), lookups do not collect these addresses
         again.
         """
         self._forget_old_queries(now)
@@ -241,7 +243,7 @@ class NameIndex:
     New and changed names apply at once. An analyzer that has just started may not know all nodes
     yet. Therefore, if a node is missing from a resolution, its names stay for ``keep_s``. The first
     resolution after this time removes the names. If all capture points of a host are missing, the
-    host's candidates (possible owners) for ambiguous addresses also stay for ``keep_s``.
+    candidates on this host (possible owners of ambiguous addresses) also stay for ``keep_s``.
 
     The table keeps references to the mappings. Therefore :meth:`apply` and :meth:`forget_topology`
     change the mappings in place.
@@ -256,16 +258,16 @@ class NameIndex:
         self.k8s_labels = k8s_labels
         self.nodes = NodeNames()
         self.addresses = AddressNames(len(ADDRESS_NAMES) + len(k8s_labels))
-        """The names of addresses in the topology."""
+        """The names of addresses, from the topology."""
         self.combined = CombinedNames(self.addresses)
         """The names in ``addresses``, combined with own names. The table uses these names."""
         self.ready = asyncio.Event()
         """Set when the first resolution has been applied."""
         self.ambiguous = 0
-        """The number of ambiguous addresses. Loopback and link-local addresses are always treated
-        as ambiguous, so they are not counted."""
+        """The number of ambiguous addresses. Loopback and link-local addresses are not counted:
+        they are ambiguous in every network."""
         self.stats = NameStats()
-        """The counters of this index. A reload replaces the index and its counters, or neither."""
+        """A reload replaces both the index and its counters, or neither of them."""
         self._keep_s = keep_s
         self._gone_nodes: Mapping[str, float] = {}
         self._gone_addresses: Mapping[str, float] = {}
@@ -275,19 +277,20 @@ class NameIndex:
     def of(
         cls, export: ExportSelection, *, keep_s: float, own: OwnNames | None = None
     ) -> "NameIndex":
-        """Return an index for the labels of ``export``, without names from the topology."""
+        """Return an index for the labels of ``export``. It has no names from the topology yet."""
         index = cls(keep_s=keep_s, k8s_labels=export.k8s_labels)
         index.use_own(OwnNames({}, export.names_keys) if own is None else own, export)
         return index
 
     def use_own(self, own: OwnNames, export: ExportSelection) -> None:
-        """The caller must relabel the flows of addresses whose names change."""
+        """Use other own names. The caller must relabel the flows whose addresses get other
+        names."""
         labels = [label for view in export.views for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
         self.combined.use(own, extends=any(map(shows_only_own, labels)))
 
     def forget_topology(self) -> None:
-        """Call this when no label shows names from the topology anymore."""
+        """Remove the names from the topology. Call this method when no label shows them anymore."""
         self.nodes.clear()
         self.addresses.clear()
         self.addresses.forget_ambiguous()
@@ -307,7 +310,7 @@ class NameIndex:
         return any(now - since >= self._keep_s for since in oldest)
 
     def compare(self, resolution: Resolution, now: float) -> IndexChanges:
-        """Return the changes caused by ``resolution``, which covers the whole topology at ``now``.
+        """Return the changes caused by ``resolution``, which covers the whole topology.
 
         Any thread may call this method, except while a thread is in :meth:`apply`.
         """
@@ -441,8 +444,8 @@ class NameIndex:
     def apply(self, changes: IndexChanges) -> list[tuple[Names, Set[str]]]:
         """Apply ``changes``, which must be from the latest comparison.
 
-        Returns each changed mapping, with the keys whose names have changed or may have changed for
-        some flows. Applying the first resolution of a huge topology takes about 10 ms.
+        Returns each changed mapping, and those of its keys whose names have changed, or may have
+        changed for some flows. Applying the first resolution of a huge topology takes about 10 ms.
         """
         addresses = self.addresses
         late = islice(reversed(addresses._resolved), len(addresses._resolved) - changes.cached)
@@ -499,7 +502,7 @@ def _with_gone_hosts(
 
 
 def _common_names(address: str, candidates: tuple[Candidate, ...]) -> tuple[str, ...] | None:
-    """Return the names if all candidates have the same names, otherwise None.
+    """Return the names of ``candidates`` if all of them have the same names, else None.
 
     For a local address, always return None: every host can have this address.
     """

@@ -48,7 +48,7 @@ UNKNOWN_INTERVAL_S: Final = 2.0
 PODS_INTERVAL_S: Final = 5.0
 """Minimum interval between two readings of changed pods if no address is unknown.
 
-These readings detect that another pod has taken over an address."""
+These readings detect when a known address moves to another pod."""
 
 OVERLAP_MS: Final = 120_000
 """Each query for changes also covers this much time before the previous query.
@@ -58,7 +58,7 @@ host, and this clock can be behind. In addition, a change takes a few seconds to
 analyzer."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""Like `OVERLAP_MS`, for queries for changed pods.
+"""Like `OVERLAP_MS`, but for queries that return only pods.
 
 A shorter overlap is enough, because analyzers themselves set the ``UpdatedAt`` of pods."""
 
@@ -75,7 +75,7 @@ KINDS: Final = {
     queries.KUBERNETES: "kubernetes",
     queries.KUBERNETES_EDGES: "kubernetes_edges",
 }
-"""Maps each query to its value of the label ``query`` in self metrics."""
+"""Maps each query to the value of the label ``query`` in self metrics."""
 
 
 def needed(config: Config) -> tuple[Query, ...]:
@@ -220,8 +220,8 @@ class NamePoller:
         """Return ``since_ms`` for `queries.changes`, or 0 if it is unknown.
 
         ``asked_ms`` is the time of the latest reading. The clock of this host or of another host
-        can be wrong. Therefore the returned time is ``overlap_ms`` before ``asked_ms`` or before
-        the newest ``UpdatedAt``, whichever is earlier.
+        can be wrong. Therefore the returned time is ``overlap_ms`` before the earlier of
+        ``asked_ms`` and the newest ``UpdatedAt``.
         """
         newest_ms = max(progress.newest_ms for progress in self._progress.values())
         return max(0, min(newest_ms, asked_ms) - overlap_ms)
@@ -335,10 +335,10 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Query the pods of unknown addresses and the changed pods, alternately.
+        """Query either the pods of unknown addresses, or the changed pods, in turns.
 
-        A query for changed pods finds pods that did not have their address yet when this address
-        was queried. Such a query also finds pods that have taken over a known address.
+        A query for changed pods finds pods that got an address only after this address was queried.
+        It also finds pods that have taken over a known address.
         """
         addresses, now = self._index.addresses, self._now()
         query = None

@@ -1,8 +1,8 @@
 """Resolves the names of addresses and capture points from the topology.
 
 An address can have several owners, for example if every host has the same subnet, or if the subnets
-of clusters overlap. `skyfast.skydive.name_candidates` distinguishes the owners by the flow's
-capture point. If the topology is contradictory or ambiguous, names are empty rather than wrong.
+of clusters overlap. `skyfast.skydive.name_candidates` distinguishes the owners by the capture point
+of a flow. If the topology is contradictory or ambiguous, names are empty rather than wrong.
 
 The rules for pods and workloads are in `skyfast.skydive.workloads`; the rules for containers are in
 `skyfast.skydive.runtime_containers`.
@@ -31,7 +31,7 @@ MAX_COMPARISONS: Final = 10_000
 """Maximum number of comparisons for one address: each of its pods is compared with each `_Place`
 where the address is used. Above the limit, no pod is assigned to a place."""
 
-# Reasons why nodes, edges and values are unusable; keys of ``Resolution.skipped``.
+# Reasons why nodes, edges and field values are unusable. These are keys of ``Resolution.skipped``.
 ADDRESS_LIMIT: Final = "address_limit"
 
 NO_ID: Final = "no_id"
@@ -43,28 +43,30 @@ CONTRADICTORY_PODS: Final = "contradictory_pods"
 """Counts network namespaces whose containers belong to different pods."""
 
 CLUSTER_IP_INTERFACE: Final = "kube-ipvs0"
-"""In IPVS mode, kube-proxy adds all cluster IPs to an interface of this name on every host."""
+"""In IPVS mode, kube-proxy adds all cluster IPs to an interface with this name on every host."""
 
 
 class Resolution(msgspec.Struct, frozen=True, gc=False):
     """All names of a topology."""
 
     nodes: dict[str, tuple[str, ...]]
-    """The names of capture points by ``NodeTID``, in the order of ``NODE_NAMES``."""
+    """Maps the ``NodeTID`` of a capture point to the point's names, in the order of
+    ``NODE_NAMES``."""
     addresses: dict[str, tuple[Candidate, ...]]
     """The candidates (possible owners) of each address: at least one, and no duplicates.
 
     Addresses are written as in flows: without prefix length and zone. The order of the candidates
-    does not depend on the order of the graph."""
+    does not depend on the order of nodes and edges in the graph."""
     points: dict[str, PointLocation]
-    """The locations of capture points by ``NodeTID``."""
+    """Maps the ``NodeTID`` of a capture point to the point's location."""
     networks: dict[str, Networks]
-    """The sorted subnets of all interfaces, by host. Subnets with only one address are left out."""
+    """Maps each host to the sorted subnets of its interfaces. Subnets with only one address are
+    left out."""
     skipped: dict[str, int]
-    """The number of unusable nodes, edges and values, by reason."""
+    """The number of unusable nodes, edges and field values, by reason."""
     has_pods: bool = False
     has_pod_names: bool = False
-    """Whether the topology has pods, or containers with the names of their pods."""
+    """Whether the topology has pods, or has containers that name their pods."""
     missing_labels: tuple[str, ...] = ()
     """The keys of the requested pod labels that no pod has."""
 
@@ -90,15 +92,16 @@ class _Namespace(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
     """Whether this is the host's own namespace."""
     has_containers: bool = False
     container: str = ""
-    """The name of the only container in the namespace; "" if there are none or several. Sandboxes
-    do not count."""
+    """The name of the only container in the namespace; "" if the number of containers is not 1.
+    Sandboxes do not count."""
     pod: Pod | None = None
     pod_names: PodNames | None = None
     """The names of the pod. They can be known from containers even if ``pod`` is None."""
     uncertain: bool = False
     """Whether it is unclear which containers are in the namespace, or to which pod they belong.
 
-    If so, an interface with a pod's address in this namespace may belong to another pod."""
+    If so, the address of an interface in this namespace does not show to which pod the interface
+    belongs."""
 
 
 class _Place(msgspec.Struct, frozen=True, eq=False, gc=False, kw_only=True):
@@ -211,7 +214,8 @@ class _Resolver:
     def _pod_of(
         self, containers: Sequence[Node], host: str
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
-        """Return the pod of runtime containers that share a namespace, and the names of the pod.
+        """Return the pod to which all ``containers`` of a namespace belong, and the names of the
+        pod.
 
         The name of the pod comes from the first of these sources that has a name:
 
@@ -242,8 +246,9 @@ class _Resolver:
             return None, None
         linked = tuple(pods.values())
         if len({pod.cluster for pod in linked}) > 1:
-            # Skydive's Kubernetes probe ignores clusters. Therefore the probe also links containers
-            # to pods of the same name in other clusters.
+            # Skydive's Kubernetes probe ignores clusters. Therefore the probe also links a
+            # container to pods in other clusters that have the same name as the pod of the
+            # container.
             cluster = workloads.cluster_of_host(host)
             linked = tuple(pod for pod in linked if pod.cluster == cluster)
             if not cluster or not linked:
@@ -273,7 +278,7 @@ class _Resolver:
                 self._skipped[NO_ID] += 1
                 continue
             # If several nodes have the same TID, a flow does not show to which of them it belongs.
-            # In this case, always choose the same node, so that names do not change.
+            # Always choose the same node, so that names do not change.
             other = by_tid.setdefault(tid, (node, namespace))
             if other[0] is not node:
                 self._skipped[DUPLICATE_TID] += 1
@@ -385,7 +390,7 @@ class _Resolver:
         return place
 
     def _libvirt_domains(self) -> dict[str, set[str]]:
-        """Return the names of virtual machines by UUID: some interfaces have only the UUID."""
+        """Map UUIDs to the names of virtual machines: some interfaces have only the UUID."""
         domains: dict[str, set[str]] = defaultdict(set)
         for node in self._index.interfaces:
             metadata = node.metadata
@@ -454,7 +459,7 @@ class _Resolver:
         return found
 
     def _may_be_at(self, pod: Pod, place: _Place, is_only: bool) -> bool:
-        """Return whether to assume that ``pod`` is at ``place``, which has the same address."""
+        """Return whether to assume that ``pod`` is at ``place``. Both have the same address."""
         namespace = place.namespace
         if namespace.own or namespace.uncertain or namespace.pod is not None or place.of_machine:
             return False
@@ -551,7 +556,7 @@ def _may_be_service(services: Sequence[Candidate], cluster: str) -> bool:
 
 
 def _newest(pods: Sequence[Pod]) -> Sequence[Pod]:
-    """Return the newest of ``pods`` in each cluster."""
+    """Return the newest pods of each cluster."""
     if len(pods) < 2:
         return pods
     newest: dict[str, int] = {}

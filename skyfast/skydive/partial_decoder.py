@@ -1,8 +1,8 @@
-"""Decodes a flow, and leaves out values of a wrong JSON type.
+"""Decodes a flow, and leaves out values that have a wrong JSON type.
 
-For example, if the round-trip time of a flow is a string, the flow's bytes and packets can still be
-used. `skyfast.flows.fields.FlowTypes.omissible` lists the optional fields. If any other field
-cannot be decoded, the whole flow is skipped.
+For example, if the round-trip time of a flow is a string, the numbers of bytes and packets can
+still be used. `skyfast.flows.fields.FlowTypes.omissible` lists the optional fields. If any other
+field cannot be decoded, the whole flow is skipped.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from skyfast.flows.plan import FieldPath
 class PartialDecoder:
     """Decodes flows, and replaces undecodable optional values with None.
 
-    If the value of an optional nested object has another type, all fields of the object are None.
-    The table counts None as an unusable field, and uses the rest of the flow.
+    If the value of an optional nested object is not a JSON object, all fields of the nested object
+    are None. The table counts None as an unusable field, and uses the rest of the flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:
