@@ -274,8 +274,8 @@ class Ingest:
 class _Decoders:
     """The decoders of messages. ``full`` decodes all fields.
 
-    ``next`` is the decoder for the next message. Which fields it decodes depends on the messages so
-    far:
+    ``next`` is the decoder for the next message. The messages so far decide which of the following
+    fields it decodes:
 
     * If the latest message had unknown flows: the fields of labels, and the fields that identify
       the first report of a flow.

@@ -65,8 +65,8 @@ class _Update(Generic[V]):
     gone: Mapping[str, float]
     """The keys that are missing from the resolution, but are not removed yet.
 
-    Maps each key to the time of the first resolution (reading of all names) without this key. The
-    keys with the earliest times come first."""
+    Maps each key to the time of the first `Resolution` without this key. The keys with the earliest
+    times come first."""
 
     @property
     def keys(self) -> set[str]:
@@ -283,8 +283,7 @@ class NameIndex:
         return index
 
     def use_own(self, own: OwnNames, export: ExportSelection) -> None:
-        """Use other own names. The caller must relabel the flows whose addresses get other
-        names."""
+        """Use ``own``. The caller must relabel the flows whose addresses get other names."""
         labels = [label for view in export.views for label in view.labels]
         self.addresses.notes_unknown = any(map(shows_topology, labels))
         self.combined.use(own, extends=any(map(shows_only_own, labels)))

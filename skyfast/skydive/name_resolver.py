@@ -214,8 +214,7 @@ class _Resolver:
     def _pod_of(
         self, containers: Sequence[Node], host: str
     ) -> tuple[Pod, PodNames] | tuple[None, PodNames | None]:
-        """Return the pod to which all ``containers`` of a namespace belong, and the names of the
-        pod.
+        """Return the pod to which all ``containers`` belong, and the names of the pod.
 
         The name of the pod comes from the first of these sources that has a name:
 

@@ -2,10 +2,10 @@
 
 By default, agents send reports to analyzers in UDP datagrams, which can get lost. Reports also get
 lost when a subscriber disconnects, because the analyzer then stops sending for a while. The next
-report of the flow reveals the loss. Its ``LastUpdateMetric`` has the increases since the previous
-report, but the flow's totals have increased by more. Such a report has a *gap*. Gaps are counted so
-that operators notice lost reports. The counters of the table stay correct, because the table adds
-the whole increase.
+report of the same flow reveals the loss. Its ``LastUpdateMetric`` has only the increases since the
+lost report, but the totals have increased by more since the last received report. A report that
+reveals a loss has a *gap*. Gaps are counted so that operators notice lost reports. The counters of
+the table stay correct, because the table adds the whole increase.
 
 The sample also shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -29,14 +29,14 @@ MAX_SAMPLES_AT_ONCE: Final = 8
 """Maximum number of checked messages in a burst."""
 
 FIRST_PROBABILITY: Final = 0.25
-"""The probability that a message is checked, before the rate of messages is known."""
+"""A message is checked with this probability until the rate of messages is known."""
 
 RATE_PERIOD_S: Final = 10.0
 """Interval at which the probability of a check is adjusted to the rate of messages."""
 
 SETTLE_S: Final = SLACK_S
-"""An older report of a flow arrives at most this long after a newer report. Analyzers batch reports
-for up to 5 s, and messages can be delayed."""
+"""If two reports of a flow arrive in the wrong order, the older one is at most this late. Analyzers
+batch reports for up to 5 s, and messages can be delayed."""
 
 MAX_UNSETTLED: Final = 10_000
 """Maximum number of gaps that wait for a late report. Above this number, the oldest gap is counted
@@ -47,11 +47,11 @@ UPDATE_PERIODS: Final = 60
 """``flow.update`` is estimated from the longest interval of each of the last 60 minutes.
 
 An interval is the time from ``Start`` to ``Last`` in a ``LastUpdateMetric``. The estimate is the
-second longest of the 60 intervals. The longest interval is not reliable. If the clock of an agent
-is adjusted, all intervals that end at the agent's next tick seem longer or shorter."""
+second longest of the 60 intervals. The longest interval is not reliable: if the clock of an agent
+is adjusted, all intervals that end at the agent's next update seem longer or shorter."""
 
 OUR_SKIPS: Final = ("invalid", "out_of_range", "text_too_long", "table_full")
-"""Reasons for which skyfast skips single reports of a flow. Only these reasons cause gaps.
+"""Of the reasons for which skyfast skips a report, only these cause gaps.
 
 A report that is skipped as ``late`` contains no new traffic. All other reasons apply to flows that
 are not in the table."""
@@ -100,7 +100,7 @@ class _Gap:
 
 
 Sample = list[tuple[Flow, tuple[tuple[int, ...], int, float] | None]]
-"""The flows of a message, each with its state in the table before the message was applied. The
+"""Each flow of a message, with the flow's state in the table before the message was applied. The
 state is None if the table did not contain the flow."""
 
 
@@ -164,12 +164,12 @@ class ReportChecker:
         self._tokens += 1.0
 
     def sample(self, flows: Sequence[Flow]) -> Sample:
-        """Return the flows of a chosen message with their states before the update of the table."""
+        """Return each flow of a chosen message, with its state before the table is updated."""
         known = self._table.known_totals
         return [(flow, known(flow.UUID)) for flow in flows]
 
     def check(self, sample: Sample, analyzer: AnalyzerStats) -> None:
-        """Check ``sample`` for gaps. The table must have applied its flows."""
+        """Check ``sample`` for gaps. The table must have applied the flows of the sample."""
         now = self._now()
         self._note_own_losses(now)
         seen: set[str] = set()
@@ -286,7 +286,8 @@ class ReportChecker:
             self._settle(self._running())
 
     def _own_losses(self) -> tuple[float, int]:
-        """Return how long the clock was held, and how many reports and messages skyfast skipped.
+        """Return how long the table's clock was held, and how many reports and messages were
+        skipped.
 
         Both values are totals since the start.
         """

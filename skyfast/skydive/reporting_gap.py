@@ -3,7 +3,7 @@
 While a subscription does not deliver (see `Subscription.delivers`), reports of live flows do not
 arrive. Therefore no row expires until the subscription has delivered again for one reporting
 interval (``flow.update``). By then, every live flow has been reported again. The clock is held only
-for a limited time, because ended connections do not expire meanwhile.
+for a limited time, because ended connections do not expire while it is held.
 """
 
 import math
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SLACK_S: Final = 15.0
-"""Time added to a reporting interval: analyzers batch reports for up to 5 s, and the ticks of
-agents drift."""
+"""Time added to a reporting interval: analyzers batch reports for up to 5 s, and the times at which
+agents report drift."""
 
 MISSING_UPDATES: Final = 2
 """A subscription is ignored if it does not deliver for this many reporting intervals, while another
@@ -29,7 +29,7 @@ MAX_FLOW_UPDATE_S: Final = 3600.0
 
 @dataclass(slots=True)
 class _Budget:
-    """Measures how long the clock is held because of one subscription, or of all together."""
+    """Measures how long one subscription, or all subscriptions together, hold the clock."""
 
     spent_s: float = 0.0
     """How long the clock has been held. Reset to 0 when ``healthy_s`` reaches one reporting

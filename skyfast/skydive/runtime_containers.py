@@ -3,7 +3,7 @@
 The sources of these programs define the data:
 
 * labels of kubelet: ``pkg/kubelet/types/labels.go``
-* container names and the label ``io.kubernetes.docker.type`` of dockershim:
+* dockershim's container names, and its label ``io.kubernetes.docker.type``:
   ``pkg/kubelet/dockershim``
 * annotations of containerd: ``pkg/cri/annotations``
 * annotations of CRI-O: ``pkg/annotations``
@@ -21,7 +21,7 @@ _NO_KUBERNETES: Final = KubernetesLabels()
 
 
 def is_sandbox(container: Node) -> bool:
-    """Return whether a container is a sandbox: it exists only for a pod's network namespace."""
+    """Return whether a container is a sandbox, which only provides a pod's network namespace."""
     labels, kubernetes = _labels(container)
     cri, crio = kubernetes.cri, kubernetes.crio
     docker_type = (kubernetes.docker and kubernetes.docker.type) or labels.docker_type
@@ -47,7 +47,7 @@ def shown_name(container: Node) -> str | None:
 
 
 def labelled_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod from the labels of a container, or None."""
+    """Read the namespace and name of a pod from a container's labels; return None without them."""
     labels, kubernetes = _labels(container)
     pod, cri = kubernetes.pod, kubernetes.cri
     candidates = (
@@ -62,7 +62,7 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Return the namespace and name of the pod from the name of a container, or None."""
+    """Read the namespace and name of a pod from a container's name; return None without them."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 

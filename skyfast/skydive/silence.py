@@ -12,8 +12,8 @@ stops sending to all its subscribers until another client subscribes. If this cl
 to ``stats``, all subscribers get only ``stats``. A subscription without flows also counts as silent
 if ``stats`` show that captures receive packets.
 
-Time is measured in ticks (regular calls). A pause of the process counts as one tick, so the pause
-does not seem to be silence.
+Time is measured in ticks (regular calls of `SilenceDetector.update`). A pause of the process counts
+as one tick, so the pause does not seem to be silence.
 """
 
 import math
@@ -46,14 +46,14 @@ WINDOWS: Final = 4
 """The number of capture points is estimated from the highest count in the last four windows.
 
 With the default ``silence_timeout``, a silent subscription does not reduce the estimate, because
-four windows are longer than the silence. When captures end, the estimate decreases within 2
-minutes."""
+skyfast reconnects before four windows have passed. When captures end, the estimate decreases within
+2 minutes."""
 
 ENDED_SHARE: Final = 0.5
-"""If the other subscriptions receive less than this share of their expected ``stats``, some
-captures have probably ended.
+"""If one subscription receives no messages, and the others receive less than this share of their
+expected ``stats``, some captures have probably ended.
 
-This is only checked while one subscription receives no message and all others do."""
+This is only checked while all the others receive messages."""
 
 IDLE_SHARE: Final = 0.1
 """If at most this share of the reports shows received packets (see `Activity`), the captures may be
@@ -104,8 +104,8 @@ class Activity:
     ``PacketsReceived`` is the sum of 9, 10 or 11 readings of a capture point's packet counter. If
     the capture point is idle, all readings are equal. Example: if the counter is 100, the sum is
     900, 1,000 or 1,100.
-    If a sum matches none of the remembered sums of the capture, the capture receives packets.
-    Captures that do not count packets (eBPF, sFlow, NetFlow) always report 0.
+    If a sum matches none of the capture's remembered sums, the capture receives packets. Captures
+    that do not count packets (eBPF, sFlow, NetFlow) always report 0.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class Activity:
         self._kept_until_s = -math.inf
 
     def message(self, raw: msgspec.Raw | bytes, now: float) -> None:
-        """Process a report, the ``Obj`` of a message; ignore invalid reports."""
+        """Process a report, which is the ``Obj`` of a message. Invalid reports are ignored."""
         try:
             report = self._decode(raw)
         except UNDECODABLE:
@@ -160,7 +160,7 @@ class FlowUpdate(Protocol):
 
 
 class Reporting:
-    """State shared by all subscriptions: their number, and the ``stats`` that they receive."""
+    """State shared by all subscriptions: their number, and how many ``stats`` they receive."""
 
     def __init__(
         self,
@@ -229,8 +229,8 @@ class SilenceDetector:
     def update(self, *, received: bool, statistics: int, flows: bool, now_s: float) -> str:
         """Update once per tick; return why the subscription is silent, or an empty string.
 
-        All arguments except ``now_s`` describe the messages since the last tick. ``statistics`` is
-        the number of ``stats``; ``flows`` is true if any message had flows.
+        All arguments except ``now_s`` describe the messages since the previous tick. ``statistics``
+        is the number of ``stats``; ``flows`` is true if any message had flows.
         """
         self._reporting.add(statistics, now_s)
         if received:
@@ -284,8 +284,8 @@ class SilenceDetector:
 def is_improbable(sent: float, chance: float, *, analyzers: int, lost: float = 0.0) -> bool:
     """Return whether the probability that an analyzer gets no message is at most ``chance``.
 
-    ``sent`` is the number of messages; each goes to one of ``analyzers`` at random. ``lost`` is the
-    share of lost messages.
+    ``sent`` is the number of messages. Each message goes to one of ``analyzers`` analyzers at
+    random. ``lost`` is the share of lost messages.
     """
     missed = 1 - (1 - lost) / analyzers
     if missed <= 0:

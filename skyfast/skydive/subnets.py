@@ -1,4 +1,4 @@
-"""The subnets of hosts, from the addresses of their interfaces."""
+"""Collects the subnets of hosts from the addresses of interfaces."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Subnets:
         self._known: dict[tuple[bytes, int], IPv4Network | IPv6Network] = {}
 
     def add(self, host: str, text: str) -> None:
-        """Add the subnet of an address with a prefix length, unless the host is unknown."""
+        """Add the subnet of ``text``, an address with a prefix length, unless ``host`` is ""."""
         if not host:
             return
         if text in self._of_text:
@@ -57,8 +57,8 @@ class Subnets:
         if address is None or not (length_text.isascii() and length_text.isdecimal()):
             return None
         if len(length_text) > 3 or (length := int(length_text)) >= 8 * len(address):
-            # Leave out subnets with one address. They never contain both addresses of a flow, but
-            # each pod can have such a subnet.
+            # Leave out subnets with one address, because they never contain both addresses of a
+            # flow. There can be one such subnet per pod.
             return None
         key = addresses.masked(address, length), length
         network = self._known.get(key)

@@ -2,8 +2,8 @@
 
 A subscription always ends with an exception. :func:`classify` maps the exception to the reason that
 is counted and logged. After the delay that :func:`backoff` determines, the subscription starts
-again. This repeats until the subscription is cancelled, so a misbehaving analyzer affects only its
-own subscription.
+again. This repeats until the subscription is cancelled. A misbehaving analyzer affects only its own
+subscription.
 
 ``docs/skydive.md`` describes the protocol and the bugs of analyzers.
 """
@@ -71,7 +71,7 @@ FLOWS: Final = ("flow", "store")
 counts."""
 
 BACKLOG_BYTES: Final = 32 << 10
-"""If a socket has this much unread data at every check, its analyzer has to wait.
+"""If a socket has this much unread data at every check, its analyzer has to wait to send.
 
 The receive buffer of a slow reader may be only a little more than half full. Therefore this limit
 is less than half of the smallest receive buffer in Linux (``tcp_rmem``). If skyfast reads fast
@@ -83,7 +83,7 @@ class Timing:
     """The times and intervals of a subscription. Only tests change the defaults."""
 
     open_timeout_s: float = 10.0
-    """Timeout from connecting to the end of the opening handshake."""
+    """Timeout of connecting and of the opening handshake together."""
     close_timeout_s: float = 1.0
     """Timeout of the closing handshake. When it expires, the socket is closed."""
     ping_interval_s: float = 10.0
@@ -100,7 +100,7 @@ class Timing:
     tick_s: float = 1.0
     """Interval of the checks for silence."""
     overload_s: float = 5.0
-    """If the analyzer closes the connection after it has waited to send for this long, skyfast has
+    """If an analyzer has waited to send for this long, and then closes the connection, skyfast has
     probably read too slowly. Skydive closes a connection if it cannot write for 10 s, or if no pong
     arrives within 7 s."""
     conflict_grace_s: float = 15.0
@@ -111,7 +111,7 @@ class Timing:
     resolve_interval_s: float = 30.0
     """Interval between two resolutions of a ``dns+`` name."""
     silence: SilenceTiming = field(default_factory=SilenceTiming)
-    """The times that decide when a subscription is silent."""
+    """The times that decide when a subscription is suspect or silent."""
 
 
 DEFAULT_TIMING: Final = Timing()
@@ -156,7 +156,7 @@ REASON_TEXTS: Final = {
 
 
 def classify(exc: BaseException) -> str:
-    """Return why a subscription or connection attempt ended, one of ``RECONNECT_REASONS``."""
+    """Return why a subscription or an attempt to connect ended: one of ``RECONNECT_REASONS``."""
     match exc:
         case SilenceError():
             return "silent"
@@ -167,7 +167,8 @@ def classify(exc: BaseException) -> str:
         case InvalidHandshake() | NamelessServerError() | ssl_module.SSLError():
             return "handshake"
         case ConnectionClosed():
-            # If the analyzer closed the connection, ``exc.sent`` is None or echoes its close frame.
+            # If the analyzer closed the connection, ``exc.sent`` is None or echoes the close frame
+            # of the analyzer.
             if exc.sent is None or exc.rcvd_then_sent:
                 return "closed"
             return _CLOSE_REASONS.get(exc.sent.code, "error")
@@ -201,7 +202,7 @@ class _BacklogTimer:
     """Measures how long an analyzer has been waiting to send.
 
     The backlog is checked once per tick. A late check counts as a backlog, because skyfast read
-    nothing before the check.
+    nothing while the check was late.
     """
 
     def __init__(self, tick_s: float) -> None:
@@ -268,7 +269,8 @@ class _SilenceMonitor:
         self._timer.cancel()
         if self.received and not self._detector.delivered:
             # The first message arrived after the last tick. Report that the subscription delivers.
-            # Otherwise, its end would not pause the expiry of rows (see `ReportingGap`).
+            # Without this report, the end of the subscription would not pause the expiry of rows
+            # (see `ReportingGap`).
             self._detector.delivered = True
             self._on_change()
 
@@ -448,7 +450,7 @@ class Subscription:
                     await self._read(connection, monitor)
                 except ConnectionClosed as exc:
                     waited_s = monitor.backlog.seconds()
-                    # A connection with a close frame did not end because of overload.
+                    # If there was a close frame, overload was not the cause.
                     if exc.rcvd is None and exc.sent is None and waited_s >= timing.overload_s:
                         text = f"the analyzer waited {waited_s:.0f} s for skyfast to read"
                         raise OverloadError(text) from None
@@ -538,7 +540,7 @@ class Subscription:
 
     def _log_bug(self, exc: Exception) -> None:
         def shown() -> tuple[type[RuntimeError], RuntimeError, TracebackType | None]:
-            # The text of the exception may quote the message, so it is escaped.
+            # Escape the text of the exception, because it may quote the message.
             error = RuntimeError(f"{type(exc).__name__}: {printable(exc)}")
             return RuntimeError, error, exc.__traceback__
 
@@ -547,7 +549,7 @@ class Subscription:
 
 
 def _server_name(connection: ClientConnection) -> str:
-    """Return the name that the server sends in its headers, safe to log."""
+    """Return the server's name from the response headers, as text that is safe to log."""
     names = []
     if connection.response is not None:  # None only before the handshake
         headers = connection.response.headers
@@ -562,7 +564,7 @@ def _when(delay_s: float) -> str:
 
 
 def error_details(exc: Exception) -> str:
-    """Return the messages of an exception and of its cause, safe to log."""
+    """Return the messages of an exception and of its cause, as text that is safe to log."""
     text = connection_error(exc)
     # The exceptions of websockets do not say what went wrong, but their causes do.
     if isinstance(exc, InvalidHandshake | ConnectionClosed) and exc.__cause__ is not None:

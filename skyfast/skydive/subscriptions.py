@@ -36,11 +36,11 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class Subscriptions:
-    """All subscriptions. A ``dns+`` endpoint has one subscription for each address of its name.
+    """All subscriptions. A ``dns+`` endpoint has one subscription per address of its host name.
 
     Each subscription and each ``dns+`` name has an entry in ``stats.analyzers``. The entry of a
-    ``dns+`` name counts failed resolutions. In this entry, ``up`` is 1 while at least one of the
-    name's addresses is subscribed.
+    ``dns+`` name counts failed resolutions. In this entry, ``up`` is 1 while the subscription to at
+    least one of the addresses is up.
 
     The *targets* are the subscriptions that should exist, according to the configuration and DNS.
     """
@@ -58,8 +58,8 @@ class Subscriptions:
     ) -> None:
         """Blocks, because it reads the certificates.
 
-        ``on_message`` must count each message in the given stats. ``on_change`` is called when
-        `delivering` may have changed.
+        ``on_message`` must count each message in the `AnalyzerStats` that it gets. ``on_change`` is
+        called when `delivering` may have changed.
 
         Raises:
             ConfigError: A certificate is unusable, or a value cannot be sent in a header.
@@ -123,8 +123,8 @@ class Subscriptions:
     def configure(self, prepared: "Prepared") -> None:
         """Apply a new configuration in the background.
 
-        Only subscriptions that are removed, or whose settings change, are closed. In the second
-        case, they are restarted and keep their counters.
+        Subscriptions that ``prepared`` no longer contains are closed. Subscriptions whose settings
+        change are restarted, and keep their counters. All others continue.
         """
         self._prepared = prepared
         self._changed.set()
@@ -233,7 +233,7 @@ class Subscriptions:
 
     def _update_name_states(self) -> None:
         for endpoint, addresses in self._addresses.items():
-            # If a subscription has the same name, the subscription sets ``up``.
+            # A subscription that has the same name as the endpoint sets ``up`` itself.
             if endpoint.name not in self._running:
                 names = {endpoint.at(address).name for address in addresses}
                 ups = (
@@ -266,7 +266,7 @@ class Subscriptions:
                         f" using the first {MAX_ADDRESSES}",
                         cause="addresses",
                     )
-                    # Sort the addresses, because each response can have another order.
+                    # Sort the addresses, because their order can differ between responses.
                     addresses = sorted(addresses)[:MAX_ADDRESSES]
                 if set(addresses) != set(self._addresses.get(endpoint, [])):
                     self._addresses[endpoint] = addresses
@@ -328,7 +328,7 @@ def _digests(tls: TLS) -> tuple[bytes, ...]:
 
 
 def _check_headers(config: Config) -> None:
-    """Reject invalid header values, which can be secrets: errors of websockets would quote them."""
+    """Reject invalid header values. An error of websockets would quote them, even secret ones."""
     values = {
         "host_id": config.host_id,
         "pipeline.subscriber.capture_id": config.subscriber.capture_id,

@@ -30,7 +30,7 @@ def client_context(tls: TLS) -> ssl.SSLContext:
     except (OSError, ValueError) as exc:
         problem = f"does not contain PEM certificates{failure(exc)}"
         raise ConfigError(f"tls.ca_cert: {tls.ca_cert!r} {problem}") from None
-    # Like Go's TLS client: certificates in ca_cert are trusted even if they are not self-signed.
+    # As in Go's TLS client, certificates in ca_cert are trusted even if they are not self-signed.
     # Authorities may lack extensions that Python 3.13 requires.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT

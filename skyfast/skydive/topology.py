@@ -112,6 +112,6 @@ class TopologyPoller:
 
 
 def _only_interfaces(response: NodesResponse) -> NodesResponse:
-    """Return the nodes of a `NAMED_INTERFACES` response that `INTERFACES` would have returned."""
+    """Reduce a `NAMED_INTERFACES` response to the nodes that `INTERFACES` would have returned."""
     ether = [node for node in response.nodes if node.metadata.encap_type == "ether"]
     return NodesResponse(ether, response.invalid, response.too_long, response.excess)

@@ -45,18 +45,19 @@ MAX_RESPONSE_BYTES: Final = 128 * 1024 * 1024
 This is a security limit: a response may be a gzip bomb."""
 
 REQUEST_TIMEOUT_S: Final = 10.0
-"""Maximum time until the headers of a response arrive, including a login after HTTP 401.
+"""Maximum time from the start of a query until the response headers arrive, including a login after
+HTTP 401.
 
 After this time, the next analyzer is queried."""
 
 BODY_TIMEOUT_S: Final = 30.0
-"""Timeout of the body of a response, including its decoding."""
+"""Timeout of receiving and decoding the body of a response."""
 
 BATCH_BYTES: Final = 256 * 1024
 """Minimum number of received bytes in a batch. A worker thread decodes one batch at a time."""
 
 PIECE_BYTES: Final = 1024 * 1024
-"""Maximum size of the decompressed text that is split at once."""
+"""Maximum size of the decompressed text that is split in one call."""
 
 
 class Reader(Protocol):
@@ -212,7 +213,8 @@ class TopologyClient:
             if isinstance(error, aiohttp.ServerDisconnectedError) and not analyzer.endpoint.secure:
                 text += USE_TLS
             elif isinstance(error.__cause__, ssl.SSLError):
-                # Use the message of the cause: aiohttp's message contains the address of an object.
+                # Use the message of the cause: aiohttp's message contains the memory address of an
+                # object.
                 not_tls = error.__cause__.reason in NOT_TLS
                 text = f"{error.__cause__}{USE_PLAIN if not_tls else ''}"
             raise QueryError("unreachable", text) from None
@@ -251,7 +253,7 @@ class TopologyClient:
         elements: "_Elements",
         deadline: asyncio.Timeout,
     ) -> int:
-        """Return the HTTP status. After status 200, the response has been read."""
+        """Return the HTTP status. If the status is 200, the response has been read."""
         if self._session is None:
             raise RuntimeError("the client is closed")
         async with analyzer.post(

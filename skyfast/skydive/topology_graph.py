@@ -1,4 +1,4 @@
-"""Decodes the fields of nodes and edges that skyfast uses to resolve names.
+"""Decodes nodes and edges: only the fields that skyfast uses to resolve names.
 
 Skydive's probes define these fields: see the folders ``k8s``, ``docker``, ``runc``, ``libvirt``,
 ``neutron`` and ``ovsdb`` of ``topology/probes`` in Skydive's sources.
@@ -20,7 +20,7 @@ import msgspec
 from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.topology_nodes import MalformedResponseError, readable
 
-# Reasons why nodes, edges and values are unusable; keys of `Skipped`.
+# Reasons why nodes, edges and field values are unusable. These are keys of `Skipped`.
 MALFORMED: Final = "malformed"
 """Counts elements that are not nodes or edges."""
 
@@ -30,7 +30,7 @@ DELETED: Final = "deleted"
 """Counts nodes and edges with ``DeletedAt``."""
 
 Skipped: TypeAlias = Counter[str]
-"""The number of unusable nodes, edges and values, by reason."""
+"""The number of unusable nodes, edges and field values, by reason."""
 
 
 class _Struct(msgspec.Struct, gc=False, rename="pascal", kw_only=True):
@@ -266,7 +266,7 @@ def decode_edge(element: bytes, skipped: Skipped | None = None) -> Edge | None:
 
 
 def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
-    """Decode an element, and omit its fields of wrong types. Slow, but rarely called."""
+    """Decode an element, and omit fields that have wrong types. Slow, but rarely called."""
     try:
         data = msgspec.json.decode(readable(bytes(element)))
     except (msgspec.MsgspecError, MalformedResponseError):
@@ -276,7 +276,7 @@ def _repaired(element: bytes, struct: Any, skipped: Skipped) -> Any:
 
 @cache
 def _reader(kind: Any) -> Callable[[object, Skipped], Any]:
-    """Return a function that converts decoded JSON to ``kind``, and omits parts of wrong types.
+    """Return a function that converts decoded JSON to ``kind``, and omits parts with wrong types.
 
     If the decoded JSON itself has a wrong type, the returned function returns None.
     """

@@ -1,6 +1,6 @@
 """Decodes the nodes in responses of the topology API, for the interface metrics.
 
-No response raises an exception other than :class:`MalformedResponseError`.
+The only exception that a response can raise is :class:`MalformedResponseError`.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MAX_ELEMENT_BYTES: Final = 1024 * 1024
 Nodes of Kubernetes objects fit, because Kubernetes stores no larger objects."""
 
 MAX_ELEMENTS: Final = 100_000
-"""Maximum number of nodes, or of edges, that are kept from a response; further ones are skipped."""
+"""At most this many nodes or edges of a response are kept. Further ones are skipped."""
 
 
 class MalformedResponseError(ValueError):

@@ -9,7 +9,7 @@ Skydive's sources show which queries work: ``graffiti/graph/traversal`` parses a
 * All conditions of one ``Has`` must hold. Skydive evaluates them in order, and stops at the first
   one that does not hold. Therefore the queries begin with cheap and selective conditions.
 * If ``Has`` directly follows ``V()`` or ``E()``, Skydive evaluates ``Has`` while it iterates over
-  the graph. In this case, Skydive does not create a list of all nodes or edges.
+  the graph, and does not create a list of all nodes or edges.
 * ``Within`` compares a field with all listed values, one after the other.
 * If a field of a node is a list, a condition holds if any element of the list meets the condition.
   ``Ne('')`` is different: this condition holds if the key exists and no element is ``''``.
@@ -28,7 +28,7 @@ MAX_VALUES: Final = 500
 
 The analyzer locks its graph while it compares each value with each pod. For 500 addresses and 5,000
 pods, this takes 0.4 s of CPU time. A ``Regex`` of the same addresses would take 0.07 s. However,
-the analyzer would cache 0.35 MB for each query, for 5 minutes or more."""
+for each query, the analyzer would cache 0.35 MB for 5 minutes or more."""
 
 Element = dict[str, Any]
 """A node or edge as decoded JSON."""
@@ -45,7 +45,7 @@ class Query:
     _matches: _Matches = field(repr=False, compare=False)
 
     def matches(self, element: Element) -> bool:
-        """Return whether Skydive's response would contain ``element``, an edge or a node.
+        """Return whether ``element`` (a node or an edge) would be in Skydive's response.
 
         The values of ``element`` may have unexpected types.
         """
@@ -166,11 +166,12 @@ _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 
 
 def changes(query: Query, since_ms: int) -> Query:
-    """Return the query for the elements of ``query`` that were updated after ``since_ms``.
+    """Return a query for those elements of ``query`` that were updated after ``since_ms``.
 
     Queries for interfaces are not accepted, because agents update the counters of all interfaces
-    every 30 s. Deleted elements are not in the response. Before Skydive 0.28, the key of the time
-    was ``UpdatedAt`` instead of ``@UpdatedAt``, so older analyzers return nothing.
+    every 30 s, so a query for changes would not be cheaper. Deleted elements are not in the
+    response. Before Skydive 0.28, the key of the time was ``UpdatedAt`` instead of ``@UpdatedAt``,
+    so older analyzers return nothing.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")
@@ -190,7 +191,7 @@ _SAFE: Final = re.compile(r"[0-9A-Za-z_.:-]{1,256}")
 
 
 def by_pod_address(addresses: Iterable[str]) -> Query | None:
-    """Return the query for the pods with one of ``addresses`` as ``K8s.IP``.
+    """Return the query for the pods whose ``K8s.IP`` is one of ``addresses``.
 
     Returns None if there are no addresses. Values that are unsafe in a query are left out.
 

@@ -1,4 +1,4 @@
-"""Stores the nodes and edges of the topology that skyfast uses to resolve names.
+"""Stores the nodes and edges that skyfast uses to resolve names.
 
 Nodes and edges (*elements*) are stored separately for each query. A complete response replaces the
 elements of its query. A response with only changed elements is merged into the elements of its
@@ -6,8 +6,8 @@ query. `GraphReader` reuses the objects of unchanged elements. Therefore the sto
 by the identities of objects.
 
 A garbage collection that visits 100,000 elements would stop the process for 0.1 s. Therefore the
-garbage collector does not track elements. Before CPython 3.14, it does not track the dicts of
-elements either, because their keys and values are untracked.
+garbage collector does not track elements. Before CPython 3.14, it does not track the dicts that
+contain the elements either, because the keys and values of these dicts are untracked.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from skyfast.skydive.topology_graph import Edge, Graph, Node, Skipped, decode_ed
 from skyfast.skydive.topology_nodes import MAX_ELEMENTS, NodesReader, NodesResponse
 from skyfast.skydive.topology_queries import KUBERNETES, KUBERNETES_EDGES, NAMESPACES, Query
 
-# Reasons why nodes and edges are unusable; keys of `Skipped`.
+# Reasons why nodes and edges are unusable. These are keys of `Skipped`.
 TOO_MANY: Final = "too_many"
 """The response has more than `MAX_ELEMENTS` elements."""
 
@@ -101,7 +101,7 @@ class GraphReader:
             # ``UpdatedAt``, even if skyfast does not read the changed field.
             known.updated_at = node.updated_at
         if known == node:
-            # Use the string of the known node's ID as the key. The equal string of the new node
+            # Use the ID string of the known node as the key. The equal ID string of the new node
             # would take additional memory.
             self.elements[known.id or key] = known
         else:
@@ -146,8 +146,8 @@ def _updated_ms(node: Node) -> int:
 class TopologyStore:
     """Only one thread at a time may change the elements.
 
-    The reader that is passed to `replace`, `merge` or `differing` must come from `reader`, for the
-    same query.
+    The reader that is passed to `replace`, `merge` or `differing` must have been returned by
+    `reader` for the same query.
     """
 
     def __init__(self) -> None:

@@ -2,10 +2,10 @@
 
 A message with 100 flows has about 80 KB. The websockets package would copy the message several
 times. These copies would take more CPU time than the table takes to apply the message. To avoid the
-copies, this module receives all bytes first. Nearly all messages are in a single frame: this module
-passes them on as slices of the receive buffer. All other bytes go to websockets unchanged: the
-opening handshake, pings and pongs, fragments, close frames, and invalid frames. Only websockets
-sends responses, closes the connection and reports errors.
+copies, this module receives all bytes before websockets does. Nearly all messages are in a single
+frame. This module passes such messages on as slices of the receive buffer. All other bytes go to
+websockets unchanged: the opening handshake, pings and pongs, fragments, close frames, and invalid
+frames. Only websockets sends responses, closes the connection and reports errors.
 
 RFC 6455, section 5.2, specifies the frames.
 """
@@ -44,7 +44,7 @@ _FORWARDED: Final = (
     0x80 | Opcode.PING,
     0x80 | Opcode.PONG,
 )
-"""The first byte of a fragment, ping or pong, which is forwarded to websockets.
+"""Frames with these first bytes (fragments, pings and pongs) are forwarded to websockets.
 
 Close frames are not in this list. No message follows a close frame, so this frame and all later
 bytes are forwarded without parsing."""
@@ -73,7 +73,7 @@ class WebSocketConnection(ClientConnection):
     """A client connection that passes its messages on immediately, without a queue.
 
     This class uses only methods that subclasses of websockets' class may override or call. These
-    are the callbacks of `asyncio.Protocol`, `process_event`, `state`, `recv` and `close`.
+    are `process_event`, `state`, `recv`, `close`, and the callbacks of `asyncio.Protocol`.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -84,8 +84,8 @@ class WebSocketConnection(ClientConnection):
     async def receive(self, on_message: OnMessage, *, max_message_bytes: int) -> Never:
         """Pass all messages to ``on_message``, starting with the first received message.
 
-        ``max_message_bytes`` is the ``max_size`` of the connection in websockets. An exception of
-        ``on_message`` ends the connection.
+        ``max_message_bytes`` must equal the ``max_size`` that websockets uses for the connection.
+        An exception of ``on_message`` ends the connection.
 
         Raises:
             ConnectionClosed: The connection has ended for any reason.
@@ -105,7 +105,7 @@ class WebSocketConnection(ClientConnection):
         return int.from_bytes(waiting, sys.byteorder) + self._receiver.unprocessed_bytes
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close the connection; messages received in the meantime are discarded."""
+        """Close the connection; discard messages that arrive before it is closed."""
         # Start the receiver even if `receive` was never called: messages before the analyzer's
         # close frame must be read first.
         self._receiver.start(_ignore, 0)
@@ -152,7 +152,7 @@ class _Receiver(asyncio.BufferedProtocol):
         self._opening = True
         self._fragmented = False
         self._forwarding = 0
-        """Number of bytes, from ``_start`` on, to forward to websockets without parsing."""
+        """From ``_start`` on, this many bytes are forwarded to websockets without parsing."""
         self._paused = False
 
     @property

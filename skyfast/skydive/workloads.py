@@ -3,7 +3,7 @@
 As in Kubernetes, owners with ``Controller: true`` determine the workload of a pod. For example, a
 deployment is the workload of a pod if the deployment owns the pod's replica set.
 
-The edges of Skydive's Kubernetes probe show only which label selectors match: see
+The edges of Skydive's Kubernetes probe show only which label selectors match a pod: see
 ``matchLabelSelector`` in ``topology/probes/k8s/cache.go``. Therefore a workload that does not own a
 pod can have an edge to the pod.
 """
@@ -27,7 +27,7 @@ from skyfast.skydive.multimap import MultiMap
 from skyfast.skydive.topology_graph import K8s, Node, OwnerReference
 
 RUNNING: Final = frozenset(("Running", "Pending"))
-"""The values of ``K8s.Status`` for pods that use their addresses.
+"""Pods with these values of ``K8s.Status`` use their addresses.
 
 Ended pods still have a ``K8s.IP``, but another pod may already use this address."""
 
@@ -41,7 +41,7 @@ MAX_OF_NAME: Final = 64
 """Maximum number of pods with the same namespace and name. If there are more, none of them is found
 by name.
 
-If the cluster of the host is known, only the pods in this cluster count."""
+If a pod is looked up for a host whose cluster is known, only the pods in this cluster count."""
 
 _NO_K8S: Final = K8s()
 
@@ -150,7 +150,8 @@ class Workloads:
         return tuple(self._service_of_node.values())
 
     def cluster_of_host(self, host: str) -> str:
-        """Return the cluster in which a host is a node; "" if there is none or several."""
+        """Return the cluster in which a host is a node; "" if there is no such cluster, or
+        several."""
         nodes = self._clusters.get(host)
         if not nodes:
             return ""
@@ -158,9 +159,10 @@ class Workloads:
         return clusters.pop() if len(clusters) == 1 else ""
 
     def named(self, namespace: str, name: str, host: str) -> Pod | None:
-        """Return the latest pod called ``name`` in ``namespace`` that may be on ``host``, or None.
+        """Return the pod with this namespace and name that may be on ``host``, or None.
 
-        If the cluster of the host is unknown, and several clusters have such a pod, return None.
+        If there are several such pods, `latest` chooses. If the cluster of the host is unknown, and
+        the pods are in several clusters, return None.
         """
         cluster = self.cluster_of_host(host)
         key = namespace, name, cluster
@@ -179,11 +181,11 @@ class Workloads:
         return PodNames(namespace, name, _UNKNOWN, "", ("",) * len(self._k8s_labels))
 
     def of_container(self, container: Node) -> tuple[list[Pod], set[tuple[str, str]]]:
-        """Return a runtime container's pods, and the names of its pods that were not found.
+        """Return the pods of a runtime container, and the names of its pods that were not found.
 
-        Each name is a pair of namespace and name. In a consistent topology, there is at most one
-        pod or one name. The Kubernetes container of the runtime container is found by an edge, or
-        else by the container's ID.
+        Each name is a pair (namespace, name). In a consistent topology, the two results together
+        have at most one element. The Kubernetes container of the runtime container is found by an
+        edge, or else by the ID of the runtime container.
 
         Raises:
             ContradictionError: There are more than `MAX_OF_CONTAINER` Kubernetes containers or
@@ -218,8 +220,8 @@ class Workloads:
     def _pod_containers(self) -> tuple[MultiMap[int, Node], MultiMap[int, Node]]:
         """Return the Kubernetes containers of each pod, and the pods of each container.
 
-        If a container has no edge to a pod, its field ``K8s.Pod`` is used: the name of the pod,
-        which must be unique. The keys are the ``id()`` of nodes.
+        If a container has no edge to a pod, its field ``K8s.Pod`` names the pod. This name must be
+        unique. The keys of both results are the ``id()`` of nodes.
         """
         index = self._index
         by_name = MultiMap(
@@ -283,7 +285,7 @@ class Workloads:
         kubernetes_node = index.name(k8s.node) or index.name(spec.node_name if spec else None)
         hosts = self._hosts.get((cluster, kubernetes_node), set())
         # If two clusters have a node of the same name, the host of one node has edges to both
-        # nodes. In this case, it is unclear to which cluster the host belongs.
+        # nodes, so it is unclear to which cluster the host belongs.
         agents = [host for host in hosts if len(self._clusters[host]) == 1]
         agent = agents[0] if len(hosts) == len(agents) == 1 else ""
         contradictory = bool(hosts) or kubernetes_node in self._clusters
@@ -372,7 +374,7 @@ class Workloads:
         return self._itself(replica_set, "ReplicaSet")
 
     def _selecting(self, relation: str, node: Node) -> Sequence[Node]:
-        """Return the nodes whose label selectors match ``node``, except nodes of other clusters."""
+        """Return the nodes whose label selectors match ``node``, except nodes in other clusters."""
         cluster = self._cluster(node)
         return [
             parent
@@ -384,7 +386,7 @@ class Workloads:
         """Return the workload of a replica set that is not in the topology.
 
         Example: if the pods of the replica set ``web-5d9c7b`` have the label ``pod-template-hash``
-        with this hash, the workload is the deployment ``web``.
+        with the value ``5d9c7b``, the workload is the deployment ``web``.
         """
         template_hash = _label(pod, "pod-template-hash")
         name = owner.name.removesuffix(f"-{template_hash}") if template_hash else owner.name
@@ -409,7 +411,7 @@ class Workloads:
         key = owner.kind, self._cluster(pod), _k8s(pod).namespace or "", owner.name
         if key not in self._above_owners:
             nodes = self._owners.get(key)
-            # Use only the newest node. If several nodes were created at this time, use all of them.
+            # Use only the newest node, or all nodes that were created at the newest time.
             created_at = max((node.created_at or 0 for node in nodes), default=0)
             above = {
                 self._replica_set(node) if owner.kind == "ReplicaSet" else self._job(node)
@@ -422,7 +424,7 @@ class Workloads:
 
 
 def latest(pods: Sequence[Pod]) -> Pod | None:
-    """Return the pod to use if several pods have the same name, or None if the choice is unclear.
+    """Choose one of several pods with the same name; return None if the choice is unclear.
 
     Example: a stateful set creates a pod with the name of an ended pod that is still in the
     topology.
@@ -451,7 +453,7 @@ def _label(k8s: K8s, key: str) -> str | None:
 
     Skydive splits the keys of labels at dots into nested objects. Therefore, if a pod has the
     labels ``app`` and ``app.kubernetes.io/name``, only one of them is left. A node has two copies
-    of its labels, and each copy may have kept another label.
+    of its labels, and each copy may have kept a different one of these labels.
     """
     meta = k8s.extra.object_meta if k8s.extra else None
     for labels in (k8s.labels, meta.labels if meta else None):
