@@ -5,7 +5,7 @@ A response of the topology API can be a hundred megabytes long. Decoding the who
 would need memory for the text and for all objects. It would also hold the GIL for a large part of a
 second.
 
-To find the commas between the elements, the splitter counts brackets and skips strings, which takes
+To find the commas between the elements, the splitter counts brackets and skips strings. This takes
 about 1 ns per byte. The syntax inside the elements is checked later, when msgspec decodes each
 element.
 """
@@ -162,7 +162,7 @@ cdef class ArraySplitter:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """End an element with ``size`` bytes of ``text``; add it to ``elements``, or skip it."""
+        """Complete an element with ``size`` bytes of ``text``; add or skip the element."""
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:

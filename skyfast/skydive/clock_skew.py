@@ -100,7 +100,7 @@ class ClockSkewCheck:
         now_ms: float,
     ) -> None:
         if not misdated:
-            # The table has seen an impossible time, but ``misdated`` is empty in two cases:
+            # The table has seen an impossible time, but ``misdated`` can be empty for two reasons:
             # * Only closing reports are older than ``earliest_ms``. Such reports may be this old.
             # * The table has not applied the flow with the impossible time, because it needs more
             #   fields of this flow. The caller decodes the flow again, and calls `check` after the

@@ -137,9 +137,9 @@ _NOTHING: Final = _Page(b"", (), (), {}, 0.0)
 class Interfaces:
     """The interfaces in the latest response of the topology API, as metric families.
 
-    Interfaces that are missing from a new response are removed at once. If no new response arrives,
-    the interfaces stay for three polling intervals or ``connection_timeout_s`` after the latest
-    response, whichever is longer.
+    Interfaces that are missing from a new response are removed at once. Without a new response, the
+    interfaces expire after three polling intervals or ``connection_timeout_s``, whichever is
+    longer.
 
     If several nodes have identical labels, their common series has the values of the node with the
     newest ``UpdatedAt``. If a device resets its counters, the exported values are reset too.

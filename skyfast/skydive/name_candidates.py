@@ -106,8 +106,8 @@ def _only_names(candidates: Iterable[Candidate]) -> tuple[str, ...] | None:
 def in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Return the distinct candidates, sorted.
 
-    An address can have thousands of candidates. Example: ``127.0.0.1`` has one in each namespace.
-    Sorting all of them in one call would hold the GIL for too long.
+    An address can have thousands of candidates. Example: ``127.0.0.1`` has one candidate in each
+    namespace. Sorting all of them in one call would hold the GIL for too long.
     """
     rest = iter(set(candidates))
     chunks = []

@@ -133,8 +133,7 @@ class IndexChanges:
 
 
 class NodeNames(dict[str, tuple[str, ...]]):
-    """Maps the ``NodeTID`` of a capture point to the point's names, in the order of
-    `NODE_NAMES`."""
+    """Maps the ``NodeTID`` of a capture point to names in the order of `NODE_NAMES`."""
 
     __slots__ = ()
 

@@ -335,7 +335,7 @@ class NamePoller:
             self._count()
 
     async def _ask_unknown(self, client: TopologyClient) -> None:
-        """Query either the pods of unknown addresses, or the changed pods, in turns.
+        """Alternate between two queries: for pods of unknown addresses, and for changed pods.
 
         A query for changed pods finds pods that got an address only after this address was queried.
         It also finds pods that have taken over a known address.

@@ -1,11 +1,11 @@
 """Checks a random sample of messages for lost reports.
 
 By default, agents send reports to analyzers in UDP datagrams, which can get lost. Reports also get
-lost when a subscriber disconnects, because the analyzer then stops sending for a while. The next
-report of the same flow reveals the loss. Its ``LastUpdateMetric`` has only the increases since the
-lost report, but the totals have increased by more since the last received report. A report that
-reveals a loss has a *gap*. Gaps are counted so that operators notice lost reports. The counters of
-the table stay correct, because the table adds the whole increase.
+lost when a subscriber disconnects, because the analyzer then stops sending for a while. If a report
+is lost, the next report of the flow reveals the loss. Its ``LastUpdateMetric`` has only the
+increases since the lost report, but the totals have increased by more since the last received
+report. A report that reveals a loss has a *gap*. Gaps are counted so that operators notice lost
+reports. The counters of the table stay correct, because the table adds the whole increase.
 
 The sample also shows the agents' ``flow.update``, the time between two reports of a busy flow.
 """
@@ -286,8 +286,7 @@ class ReportChecker:
             self._settle(self._running())
 
     def _own_losses(self) -> tuple[float, int]:
-        """Return how long the table's clock was held, and how many reports and messages were
-        skipped.
+        """Return how long the clock was held, and how many reports and messages were skipped.
 
         Both values are totals since the start.
         """

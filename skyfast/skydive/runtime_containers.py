@@ -47,7 +47,7 @@ def shown_name(container: Node) -> str | None:
 
 
 def labelled_pod(container: Node) -> tuple[str, str] | None:
-    """Read the namespace and name of a pod from a container's labels; return None without them."""
+    """Read the namespace and name of a pod from a container's labels, or return None."""
     labels, kubernetes = _labels(container)
     pod, cri = kubernetes.pod, kubernetes.cri
     candidates = (
@@ -62,7 +62,7 @@ def labelled_pod(container: Node) -> tuple[str, str] | None:
 
 
 def kubelet_pod(container: Node) -> tuple[str, str] | None:
-    """Read the namespace and name of a pod from a container's name; return None without them."""
+    """Read the namespace and name of a pod from a container's name, or return None."""
     parts = _kubelet_name(container)
     return (parts[2], parts[1]) if parts else None
 

@@ -168,10 +168,10 @@ _CHANGING: Final = (NAMESPACES, KUBERNETES, PODS, EDGES, KUBERNETES_EDGES)
 def changes(query: Query, since_ms: int) -> Query:
     """Return a query for those elements of ``query`` that were updated after ``since_ms``.
 
-    Queries for interfaces are not accepted, because agents update the counters of all interfaces
-    every 30 s, so a query for changes would not be cheaper. Deleted elements are not in the
-    response. Before Skydive 0.28, the key of the time was ``UpdatedAt`` instead of ``@UpdatedAt``,
-    so older analyzers return nothing.
+    Queries for interfaces are not accepted, because a query for changed interfaces would not be
+    cheaper: agents update the counters of all interfaces every 30 s. Deleted elements are not in
+    the response. Before Skydive 0.28, the key of the time was ``UpdatedAt`` instead of
+    ``@UpdatedAt``, so older analyzers return nothing.
     """
     if query not in _CHANGING:
         raise ValueError(f"no changes of {query.gremlin}")
@@ -211,7 +211,7 @@ def by_pod_address(addresses: Iterable[str]) -> Query | None:
 
 
 def by_child(ids: Iterable[str]) -> Query | None:
-    """Return the query for the edges from owners, services and nodes to the pods with ``ids``.
+    """Return the query for the edges to the pods with ``ids`` from owners, services and nodes.
 
     Returns None if there are no IDs. The edges are part of `KUBERNETES_EDGES`.
 

@@ -150,8 +150,7 @@ class Workloads:
         return tuple(self._service_of_node.values())
 
     def cluster_of_host(self, host: str) -> str:
-        """Return the cluster in which a host is a node; "" if there is no such cluster, or
-        several."""
+        """Return the only cluster in which a host is a node; "" if there are none or several."""
         nodes = self._clusters.get(host)
         if not nodes:
             return ""
