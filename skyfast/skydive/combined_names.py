@@ -20,7 +20,7 @@ _UNKNOWN: Final[NameTuple] = ("unknown",)
 """Stands for the names of an address that is not in the topology."""
 
 MAX_SHARED: Final = 10_000
-"""Maximum number of cached name tuples of ambiguous addresses. A full cache is emptied."""
+"""Maximum number of name tuples in the cache for ambiguous addresses. A full cache is emptied."""
 
 
 class TopologyNames(Protocol):

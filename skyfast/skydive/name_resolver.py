@@ -28,8 +28,8 @@ MAX_ADDRESSES: Final = 200_000
 """Maximum number of addresses with names; each address may have any number of candidates."""
 
 MAX_COMPARISONS: Final = 10_000
-"""Maximum number of comparisons for one address: each of its pods is compared with each `_Place`
-where the address is used. Above the limit, no pod is assigned to a place."""
+"""Maximum number of comparisons for one address: each pod that has the address is compared with
+each `_Place` where the address is used. Above the limit, no pod is assigned to a place."""
 
 # Reasons why nodes, edges and field values are unusable. These are keys of ``Resolution.skipped``.
 ADDRESS_LIMIT: Final = "address_limit"

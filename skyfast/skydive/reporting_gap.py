@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 SLACK_S: Final = 15.0
-"""Time added to a reporting interval: analyzers batch reports for up to 5 s, and the times at which
-agents report drift."""
+"""Time added to a reporting interval: analyzers batch reports for up to 5 s, and the reporting
+times of agents drift."""
 
 MISSING_UPDATES: Final = 2
 """A subscription is ignored if it does not deliver for this many reporting intervals, while another

@@ -27,12 +27,12 @@ from skyfast.flows.fields import UNDECODABLE
 from skyfast.skydive.reporting_gap import MAX_FLOW_UPDATE_S, SLACK_S
 
 SUSPECT_CHANCE: Final = 1e-3
-"""If the probability of a silence is less than this, the subscription is suspect.
+"""If the probability of a silence is less than this value, the subscription is suspect.
 
 A false suspicion only delays the expiry of connections."""
 
 SILENT_CHANCE: Final = 1e-6
-"""If the probability of a silence is less than this, skyfast reconnects.
+"""If the probability of a silence is less than this value, skyfast reconnects.
 
 A reconnection interrupts all subscribers of the analyzer."""
 

@@ -83,7 +83,7 @@ class Timing:
     """The times and intervals of a subscription. Only tests change the defaults."""
 
     open_timeout_s: float = 10.0
-    """Timeout of connecting and of the opening handshake together."""
+    """Timeout for connecting and the opening handshake together."""
     close_timeout_s: float = 1.0
     """Timeout of the closing handshake. When it expires, the socket is closed."""
     ping_interval_s: float = 10.0
