@@ -103,8 +103,8 @@ class App:
         """Build the parts without opening sockets.
 
         * ``load`` reads the configuration again, for a reload.
-        * ``recorder`` gets a copy of each message. If ``records_topology`` is true, it also gets a
-          copy of each response of the topology API.
+        * ``recorder`` gets a copy of each message. If ``records_topology`` is true, ``recorder``
+          also gets a copy of each response of the topology API.
         * ``replay`` describes the recordings that replace the analyzers.
         """
         self._load = load
@@ -356,9 +356,9 @@ class App:
                     await self._relabel_own(*self._renamed_own.popleft())
 
     async def _move_flows(self, names: Names, keys: Set[str]) -> None:
-        """Move the flows with one of ``keys`` to connections with the new names.
+        """Move the flows that contain one of ``keys`` to connections with the new names.
 
-        The flows move in slices, so that other tasks can run in between.
+        Each step moves a limited number of flows, so that other tasks can run between two steps.
         """
         table, are_left = self._parts.table, True
         relabeling = table.relabel(names, keys)
@@ -388,13 +388,16 @@ class App:
                     self._rename_own(old.own.own, own.own)
 
     def _rename_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Schedule the relabeling of flows whose own names have changed."""
+        """Schedule the relabeling of flows, because own names (given by users) have changed."""
         if new is not old:
             self._renamed_own.append((old, new))
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Check the table's addresses in slices, and relabel flows whose own names have changed."""
+        """Relabel the flows with addresses whose names in ``old`` and ``new`` differ.
+
+        Each step checks a limited number of strings of the table.
+        """
         table, names = self._parts.table, self._parts.names.combined
         first = 1
         while first:
@@ -446,7 +449,7 @@ class App:
         return ", ".join(texts) + (f" and {more} more" if more > 0 else "")
 
     async def _expire(self) -> None:
-        """Expire flows and connections in slices, so that other tasks can run in between."""
+        """Expire flows and connections in short steps. Other tasks can run between two steps."""
         paused_s = 0.0
         while True:
             self._look_for_gaps()
@@ -506,8 +509,8 @@ class App:
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
         """If a search is due, search the table. Return the duration of the search in seconds.
 
-        This is a separate function, because its local variables would otherwise keep a replaced
-        table in memory between two searches.
+        The search is not a part of `_check_labels`: local variables of that loop would keep a
+        replaced table in memory until the next search.
         """
         parts, names = self._parts, self.stats.topology.names
         if names is None or not check.is_due(parts.ranking, is_read=names.is_read):
@@ -525,9 +528,9 @@ class App:
         return time.monotonic() - began_s
 
     async def _warn_when_full(self) -> None:
-        """Log how many reports a full table has skipped since the last such log message.
+        """Log how many reports a full table has skipped since this function last logged a message.
 
-        At most one message is logged per `FULL_INTERVAL_S`.
+        It logs at most one message per `FULL_INTERVAL_S`.
         """
         table, known, known_connections = self._parts.table, 0, 0
         while True:

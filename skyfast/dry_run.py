@@ -44,7 +44,7 @@ class Result:
 
     forecast: Forecast
     empty: list[EmptyLabels]
-    """For each set of labels, the share of bytes for which these labels are empty.
+    """For each set of labels, the share of bytes for which all labels of the set are empty.
 
     The list has no elements if neither labels nor info series need names from the topology."""
     names: NameStats | None
@@ -59,7 +59,7 @@ def run(config: Config, playback: Playback) -> Result:
 
 
 class _DryRun:
-    """A replay whose first view counts bytes for the forecast, even if no metric shows them."""
+    """A replay in which the first view always counts bytes, because the forecast needs them."""
 
     def __init__(self, config: Config) -> None:
         first_view = config.export.first_view

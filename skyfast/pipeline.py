@@ -83,7 +83,7 @@ class Parts:
     status_source: StatusSource
 
     def take_over(self, old: "Parts", shared: Shared) -> None:
-        """Configure the objects that are reused from ``old``, and carry over its counts."""
+        """Configure the objects reused from ``old``, and carry over the counts of ``old``."""
         stats, config = shared.stats, self.config
         self.table.set_flow_types(self.types)
         self.table.set_limits(**_table_limits(config.limits))
@@ -116,7 +116,7 @@ class Parts:
         stats.topology.names = self.names.stats if needs_names else None
 
     async def wait_for_names(self) -> None:
-        """If names are needed, wait up to `NAMES_WAIT_S` for the first topology response.
+        """Wait up to `NAMES_WAIT_S` for the first topology response, if names are needed.
 
         Without the wait, the first flows would be exported without names. When the names arrive,
         the flows would move to other series.
@@ -128,7 +128,7 @@ class Parts:
 
 
 class _CaptureReports:
-    """Forwards the agents' capture statistics to `Activity`, and to `Captures` if it is given.
+    """Forwards the agents' capture statistics to `Activity`, and to `Captures` if not None.
 
     Only the first shard passes `Captures`, so that each capture is exported once.
     """

@@ -39,16 +39,16 @@ NEW_FLOWS_BYTES: Final = 8
 """Bytes per row for the counter of new flows."""
 
 VALUE_BYTES: Final = 8
-"""Bytes for each counter of a row, and for the latest total of this counter in each flow."""
+"""Bytes per row for each counter. The counter's latest total in a flow takes as many bytes."""
 
 BUCKET_BYTES: Final = 8
-"""Bytes per row for each bucket of a histogram, and for the sum of the histogram."""
+"""Bytes per row for each bucket of a histogram. The sum of the histogram takes as many bytes."""
 
 OBSERVED_BYTES: Final = 4
-"""If there are histograms: bytes per flow for the flags that show which values were observed."""
+"""Bytes per flow for the flags that show which of its values histograms have observed."""
 
 CELL_BYTES: Final = 4
-"""Bytes for each label value of a row, and for each field of a flow that lookups use."""
+"""Bytes for each label value of a row, and for each flow field by which names are looked up."""
 
 KUBERNETES_NOTE: Final = (
     "Names of pods, workloads and services need Skydive's Kubernetes probe (k8s) on an analyzer."
@@ -57,12 +57,12 @@ KUBERNETES_NOTE: Final = (
 STRING_BYTES: Final = 72
 """Bytes for each distinct string of up to 48 bytes, including an index entry.
 
-The strings are label values, and the addresses and capture points that lookups use."""
+The strings are label values, and the addresses and capture points whose names are looked up."""
 
 NAMES_BYTES: Final = 36
-"""Bytes for each address or capture point whose names are stored for lookups by new flows.
+"""Bytes for each address or capture point whose names are stored for new flows.
 
-This includes the index entry. Each label that shows one of the names takes another `CELL_BYTES`.
+An index entry is included. Each label that shows one of the names takes another `CELL_BYTES`.
 """
 
 
@@ -109,7 +109,7 @@ class _NoNameSource:
 def row_bytes(config: Config) -> int:
     """Return the memory of a connection with one flow, in bytes.
 
-    Strings, and rows of other views than the first, are not included.
+    Strings are not included, and neither are rows of views other than the first.
     """
     plan = make_plan(config.export, names=_NoNameSource(), shard=config.shard)
     table = Table(
@@ -142,10 +142,10 @@ def double_counted(config: Config) -> list[str]:
 
 
 def hides_traffic(config: Config) -> bool:
-    """Return whether bounds can hide traffic that no other view shows.
+    """Return whether ``min_bytes`` and ``min_packets`` can hide traffic from all views.
 
-    The result is False if a view without bounds counts bytes or packets: that view shows all
-    traffic.
+    If a view without these bounds counts bytes or packets, that view shows all traffic, so the
+    result is False.
     """
     views, bounds = config.export.views, config.limits.bounds
     return any(bound.are_set for bound in bounds) and not any(

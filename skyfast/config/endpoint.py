@@ -100,7 +100,7 @@ class Endpoint:
 
     @property
     def follows_dns(self) -> bool:
-        """Whether skyfast looks up the host in DNS, and subscribes to each of its addresses."""
+        """Whether skyfast looks up the host in DNS, and subscribes to each address of the host."""
         return self.scheme.startswith(FOLLOW_DNS)
 
     @property

@@ -90,7 +90,7 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def on_line(self, line: int | None) -> "Origin":
-        """Return the origin of a nested value on ``line``."""
+        """Return this origin with the number ``line``, for an item of a list or mapping."""
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(

@@ -22,9 +22,9 @@ LOW_CUTOFF: Final = 0.6
 All unknown names in these sections are mistakes, so less similarity is enough for a suggestion."""
 
 MIN_SUFFIX: Final = 8
-"""Minimum length of the part of an unknown variable after ``SKYDIVE_``.
+"""Minimum length of the part after ``SKYDIVE_`` in the name of an unknown variable.
 
-If this part is shorter, `similar_variables` does not search for variables with the same end."""
+If this part is shorter, `similar_variables` does not search for variables that end with it."""
 
 
 class KnownKeys:
@@ -56,8 +56,8 @@ class KnownKeys:
 
         The function tries these rules in order, and returns what the first matching rule finds:
 
-        1. a key or section with a similar name in the section of ``path``; the similarity is at
-           least ``cutoff``, and names that accept ``value`` are preferred
+        1. in the section of ``path``, a key or section with a similar name, preferably one that
+           accepts ``value`` (``cutoff`` is the minimum similarity)
         2. keys and sections with the same name in other sections
         3. if ``value`` is a mapping, the section that contains the keys of the mapping
         4. keys and sections with a similar name in other sections
@@ -155,13 +155,13 @@ def similar_variables(
 ) -> list[str]:
     """Return the known variables that the user may have meant by ``name``.
 
-    All variables start with ``prefix``. ``sections`` are longer prefixes, such as
-    ``SKYDIVE_PIPELINE_``. The result is:
+    All known variables start with ``prefix``. ``sections`` are longer prefixes, such as
+    ``SKYDIVE_PIPELINE_``. The function uses the first of these rules that applies:
 
-    * If ``name`` starts with one of ``sections``: the most similar variable of this section
-    * Otherwise, if known variables have the same end: all of these variables. Example: for
-      ``SKYDIVE_MAX_CONNECTIONS``, both variables that end with ``_MAX_CONNECTIONS``
-    * Otherwise: the most similar variable
+    1. If ``name`` starts with one of ``sections``: the most similar variable of this section
+    2. If known variables end with the part of ``name`` after ``prefix``: all of these variables.
+       Example: for ``SKYDIVE_MAX_CONNECTIONS``, both variables that end with ``_MAX_CONNECTIONS``
+    3. The most similar variable
 
     If no variable is similar enough, the list is empty.
     """

@@ -200,7 +200,7 @@ _SYNONYMS = {
 _CUTOFF = 0.75
 """The ``cutoff`` of `difflib.get_close_matches` when skyfast suggests a label.
 
-Only the parts after the prefix are compared."""
+The words after the prefix are compared, such as ``pod``."""
 
 _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_")[0] not in _PARTS)
 _ALL_LABELS = "; ".join(
@@ -239,7 +239,7 @@ def _part_advice(prefix: str, rest: str) -> str:
 
 
 def _similar_part(text: str, parts: Collection[str]) -> str:
-    """Return the part that the user probably meant, or "". Example: ``pod`` for ``pod_name``."""
+    """Return the known word that the user meant by ``text``, or "": ``pod`` for ``pod_name``."""
     short = text.lower().removesuffix("_name")
     return short if short in parts else nearest(text, parts, cutoff=_CUTOFF)
 

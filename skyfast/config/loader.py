@@ -141,7 +141,7 @@ def uses_default_analyzer(config: Config) -> bool:
 
 
 def changed(old: Config, new: Config) -> tuple[str, ...]:
-    """Return the paths of the keys, including secret keys, whose values have changed."""
+    """Return the paths of all keys whose values have changed. Secret keys are included."""
     return tuple(path for path, key in SCHEMA.items() if _compared(key, old) != _compared(key, new))
 
 
@@ -391,8 +391,7 @@ def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
     """Return a ConfigError about the first of ``error.key_paths`` that the configuration sets.
 
     If the configuration does not set the key (``labels``, ``metrics`` or ``views``), the error is
-    about a default value. In this case, return a ConfigError about ``error.other``, unless
-    ``error.other`` is None.
+    about a default value. Then return a ConfigError about ``error.other``, if there is one.
     """
     candidates = [_key_and_path(key_path, error.view) for key_path in error.key_paths]
     key, key_path = next(
@@ -405,7 +404,7 @@ def _view_error(get: Settings, error: views.ViewError) -> ConfigError:
 
 
 def _key_and_path(key_path: views.KeyPath, view: int) -> tuple[Key[Any], views.KeyPath]:
-    """Return the configuration key that contains an entry of a view, and the path below this key.
+    """Return the configuration key that contains an entry of a view, and the entry's path below it.
 
     Examples for ``("labels", 0)``, the first label of a view:
 

@@ -71,7 +71,7 @@ class LoadedNames:
 
     @property
     def missing_keys(self) -> tuple[str, ...]:
-        """The keys that labels need but no entry has; empty if there are no sources."""
+        """The keys that labels need, but that no entry has. Empty if no sources are configured."""
         keys = self.own.keys if self.sources.are_set else ()
         return tuple(key for key in keys if key not in self.keys)
 

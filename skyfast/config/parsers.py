@@ -32,7 +32,8 @@ MAX_SECONDS = 31_536_000
 """The longest duration: a year."""
 
 MAX_ENTRIES = 4096
-"""Maximum number of values of a filter condition, of ports to keep, and of entries in ``names``."""
+"""Maximum number of values of a filter condition, of ports in a ``keep`` list, and of entries in
+``names``."""
 
 
 LEVELS = {
@@ -260,9 +261,10 @@ def unique_list_of(
 
 
 def entry_error(problem: str, value: YamlValue, i: int) -> InvalidValue:
-    """Return an error about entry ``i`` of ``value``, a list or a string that `list_of` splits.
+    """Return an error about entry ``i`` of ``value``.
 
-    If ``value`` is a string, the error shows the whole string.
+    ``value`` is a list, or a string that `list_of` splits into a list. For a string, the error
+    shows the whole string.
     """
     if not isinstance(value, list):
         return InvalidValue(problem, value)

@@ -12,7 +12,7 @@ from skyfast.flows.selection import LabelSpec, MetricSpec, ViewSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Default values of four keys, which have the names of the attributes."""
+    """Default values of four configuration keys. Each attribute has the name of its key."""
 
     labels: tuple[LabelSpec, ...]
     metrics: tuple[MetricSpec, ...]

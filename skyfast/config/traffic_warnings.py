@@ -9,7 +9,7 @@ log = logging.getLogger("skyfast.config")
 
 
 def write(config: Config, *, old: Config | None = None) -> None:
-    """Log the warnings about ``config``. If ``old`` has the same warning, do not log it again."""
+    """Log the warnings about ``config``, except those that also apply to ``old``."""
     known = cost.double_counted(old) if old else []
     for where in cost.double_counted(config):
         if where not in known:

@@ -140,10 +140,10 @@ class ViewError(Exception):
         self.view = view
         """The index of the view in the list of all views; 0 for the connections."""
         self.key_paths = key_paths
-        """Paths below the view. Messages name the first of these paths that the configuration
-        sets."""
+        """Possible paths of the entry, starting at the view. Messages name the first one that
+        the configuration sets."""
         self.other = other
-        """If two entries conflict: an error about the other entry; otherwise None."""
+        """The error about the other entry if two entries conflict, otherwise None."""
 
 
 def resolve_views(

@@ -37,9 +37,10 @@ class ConfigError(Exception):
             problems = (*problems[:MAX_PROBLEMS], "further errors are not shown")
         super().__init__("; ".join(problems))
         self.problems = problems
-        """The first `MAX_PROBLEMS` errors, one line each. A further line says if there are more."""
+        """The first `MAX_PROBLEMS` errors, one line each. If there are more, one further line says
+        so."""
         self.warnings: tuple[str, ...] = ()
-        """Warnings about the same configuration, one line each."""
+        """Warnings about the configuration, one line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,8 @@ def compose(text: str, *, file: str) -> dict[str, YamlNode]:
 class _Composer:
     """Builds nodes from the events of one document.
 
-    An alias is the same object as its anchor's node. Aliases can refer only to complete nodes, so
-    nodes do not form cycles.
+    An alias and the node with its anchor become the same object. Aliases can refer only to complete
+    nodes, so nodes do not form cycles.
     """
 
     def __init__(self, text: str, *, file: str) -> None:
@@ -257,8 +258,8 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
     """Return the probable cause of a syntax error, or "" if it is unknown.
 
-    The text needs no knowledge of YAML's grammar. It quotes at most one character of the file,
-    because the file may contain passwords.
+    Users can understand the text without knowing YAML's grammar. It quotes at most one character of
+    the file, because the file may contain passwords.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]

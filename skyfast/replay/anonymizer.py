@@ -9,7 +9,7 @@ raw packets and unknown fields are removed, because they could contain addresses
   pseudonyms. The algorithm is Crypto-PAn (Xu, Fan, Ammar, Moon: "Prefix-Preserving IP Address
   Anonymization", 2002) with BLAKE2 as the hash function. There is one exception: if an address has
   no special type, but its pseudonym would have one, skyfast computes a pseudonym of this pseudonym.
-  Short common prefixes of such addresses can be lost.
+  Then a short common prefix with another address can be lost.
 * UUIDs, tracking IDs (hashes of addresses), nodes, captures and analyzers get pseudonyms.
 * In the topology, hosts, network namespaces, containers, pods, Kubernetes namespaces, workloads,
   services, clusters, virtual machines and label values get pseudonyms. In names, each word gets a
@@ -59,7 +59,7 @@ MAX_CACHED_CHARS: Final = 64
 _STATISTICS: Final = (
     *("FlowCount", "FlowDropped", "KernelFlowDropped", "PacketsDropped", "PacketsReceived"),
 )
-"""The names of the numbers in a capture report, as in Skydive's ``flow.proto``."""
+"""The numeric fields of a capture report, named as in Skydive's ``flow.proto``."""
 
 _KINDS: Final = (
     # Address ranges, and the number of leading bits that stay unchanged in each range.

@@ -32,7 +32,7 @@ STOP_TIMEOUT_S: Final = 1.0
 """Timeout of the closing handshake, in seconds."""
 
 START_WAIT_S: Final = 5.0
-"""Maximum time to wait for all subscribers, after the first analyzer has a subscriber."""
+"""Maximum time from the first subscription to the start of the replay."""
 
 PROBE_TIMEOUT_S: Final = 2.0
 """Timeout for connecting to a loopback address, in seconds."""

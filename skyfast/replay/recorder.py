@@ -44,12 +44,12 @@ STOP_TIMEOUT_S: Final = 2.0
 log = logging.getLogger("skyfast.recorder")
 
 MessageFilter = Callable[[bytes, str], tuple[bytes, str] | None]
-"""Returns what to record for a message and an analyzer's name, or None to omit the message."""
+"""Takes a message and its analyzer's name. Returns what to record, or None to omit the message."""
 
 TopologyFilter = Callable[[Update], Update]
 
 _Entry = tuple[bytes, int, str] | tuple[ObservedResponse | Update, int]
-"""A queued message with its time and analyzer, or queued topology data with its time."""
+"""An entry of the queue: a message with its time and analyzer, or topology data with its time."""
 
 
 class Recorder:

@@ -443,7 +443,7 @@ class ScheduledMessage:
     due_s: float
     """Seconds from the start of the replay to the time at which the message is sent."""
     origin_ms: int
-    """The recorded time that corresponds to the start of the loop, in Unix milliseconds."""
+    """The recorded time, in Unix milliseconds, that corresponds to the start of the loop."""
     begins_ms: int
     """Milliseconds from the start of the replay to the start of the loop."""
     speed: float

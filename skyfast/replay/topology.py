@@ -34,9 +34,9 @@ _COMPLETE: Final = (
     queries.EDGES,
     queries.KUBERNETES_EDGES,
 )
-"""The queries for all elements of a kind.
+"""Queries for all elements of certain types, without further conditions.
 
-If an element is missing from a new response to such a query, it was removed from the topology."""
+If a query no longer returns an element, the element was removed from the topology."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]
@@ -78,7 +78,7 @@ def _merged(one: Shape, other: Shape) -> Shape:
 
 
 NODE: Final = _merged(_shape(topology_graph.Node), _shape(topology_nodes.InterfaceNode))
-"""The fields of nodes that skyfast reads for names and interface metrics, or uses in queries."""
+"""The node fields that skyfast reads for names and interface metrics, or uses in queries."""
 
 COUNTERS: Final = tuple(
     field.encode_name for field in msgspec.structs.fields(topology_nodes.Counters)
@@ -94,11 +94,11 @@ EDGE: Final[Shape] = {
     "UpdatedAt": int,
     "DeletedAt": object,
 }
-"""The fields of edges that skyfast reads."""
+"""The edge fields that skyfast reads."""
 
 
 def empty_like(value: object) -> object:
-    """Return an empty value of the same type, so that a wrong type remains visible in the copy."""
+    """Return an empty value with the type of ``value``, so that a copy still shows a wrong type."""
     match value:
         case None | bool():
             return value
@@ -114,8 +114,8 @@ def rewriter(
     """Return a function that copies the fields of ``shape`` from a decoded object.
 
     ``rewrite_field`` is called once for each field, and returns a function that rewrites the values
-    of this field. This function must accept values of any type. If a value should be an object, but
-    has another type, the copy contains an empty value of that type.
+    of this field. The returned function must accept values of any type. If a value should be an
+    object, but has another type, the copy contains an empty value of that type.
     """
     fields: dict[str, Rewrite] = {}
     for key, kind in shape.items():
@@ -274,7 +274,7 @@ class ResponseChanges:
         return [gone for gone in before - ids if self._known.pop(gone, None) is not None]
 
     def _add_to_complete(self, query: Query, element_id: str, text: bytes) -> None:
-        """Add the element's ID to the known IDs of each query in `_COMPLETE` that matches it."""
+        """Add the ID to the known IDs of all queries in `_COMPLETE` that match the element."""
         element = msgspec.json.decode(text)
         for complete, ids in self._ids_by_query.items():
             if complete.edges == query.edges and complete.matches(element):

@@ -48,7 +48,7 @@ class Clock:
         return source_s - self._paused_s
 
     def hold(self, held: bool) -> None:
-        """Stop the clock if ``held`` is true. Otherwise, restart it at the time it shows."""
+        """Stop the clock if ``held`` is true. If ``held`` is false, let a stopped clock run on."""
         if held and self._held_at is None:
             self._held_at = self.now()
         elif not held and self._held_at is not None:

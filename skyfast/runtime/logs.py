@@ -157,7 +157,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _truncate(traceback: str) -> list[str]:
-    """Return the lines of a traceback: limited in number and length, control characters escaped."""
+    """Return a limited number of truncated traceback lines, with escaped control characters."""
     lines = traceback.split("\n")
     if len(lines) > MAX_TRACEBACK_LINES:
         half = MAX_TRACEBACK_LINES // 2
@@ -232,7 +232,9 @@ def printable(text: object) -> str:
 
 
 class LogLimit:
-    """Logs at most one line per cause and interval. The next line shows how many were suppressed.
+    """Logs at most one line per cause and interval.
+
+    The next line shows how many lines were suppressed.
 
     The ``cause`` of a line is any hashable value. If an argument of the ``%`` format is a function,
     the function is called only if the line is logged.

@@ -295,7 +295,7 @@ class WebSecurity:
         return await self._passwords.authenticate(config.users, authorization, address)
 
     def allows_certificate(self, certificate: Mapping[str, Any] | None) -> bool:
-        """Return whether a client certificate has an allowed SAN, or all SANs are allowed.
+        """Return whether a client certificate has an allowed SAN. True if all SANs are allowed.
 
         ``certificate`` is the result of `ssl.SSLSocket.getpeercert`.
         """

@@ -16,10 +16,10 @@ from skyfast.web.forecast import Forecast, listed, percent
 from skyfast.wording import noun
 
 MIN_SHARE: Final = 0.005
-"""The minimum share of the connections that a value must have to be shown.
+"""A value is shown only if at least this fraction of the connections has it.
 
-This minimum applies only if a label has more values than the report lists. Such a report contains
-only an arbitrary selection of rarer values."""
+The limit applies only if a label has more values than the report lists. Of the rarer values, the
+report then contains an arbitrary selection."""
 
 SUMMARIZED: Final = 2
 """The number of values that are visible before the user opens a list."""

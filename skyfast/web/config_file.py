@@ -50,7 +50,7 @@ with the same credentials uses the result of the check.
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _OLD_VERSIONS = ("TLS10", "TLS11")
 
-# TLS 1.3 suites are always offered. Prometheus does the same, because Go cannot configure them.
+# TLS 1.3 suites are always offered, as in Prometheus: Go cannot configure TLS 1.3 suites.
 _CIPHERS_13 = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 _CIPHERS = {
     "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
@@ -156,7 +156,7 @@ def read(path: str, *, files: Files | None = None) -> WebConfig:
     Adds the paths of all these files to ``files``, even if a file is invalid. Logs warnings.
 
     Raises:
-        ConfigError: A file is invalid. The text contains file, line and key, and no secrets.
+        ConfigError: A file is invalid. The message contains file, line and key, but no secrets.
 
     """
     if path == "-":
@@ -503,7 +503,7 @@ def _cost(hashed: bytes) -> int:
 
 
 def _to_duration_s(value: YamlValue) -> float:
-    """Return the seconds of a duration in the format of Go's ``time.ParseDuration``."""
+    """Parse a duration in the format of Go's ``time.ParseDuration``, and return its seconds."""
     text = parse_str(value)
     if text == "0":
         return 0.0

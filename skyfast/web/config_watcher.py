@@ -24,7 +24,8 @@ class WebConfigFile:
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:
         """Read the file at ``path`` (blocking).
 
-        ``on_change`` is called with the configuration, and with the new one after each reload.
+        ``on_change`` is called with the configuration at once, and with the new configuration after
+        each reload.
 
         Raises:
             ConfigError: The file is invalid.

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 HEAD_TIMEOUT_S = 5.0
 """Maximum time from the first to the last byte of a request's head (request line and headers).
 
-On a new connection, this is also the maximum time until the first byte of a request arrives,
-including the TLS handshake."""
+This is also the maximum time from the acceptance of a connection, including the TLS handshake, to
+the first byte of a request."""
 
 IDLE_TIMEOUT_S = 330.0
 """Timeout of an idle connection.
@@ -59,7 +59,7 @@ would close the connection while the next request is in transit. If ``web.max_co
 reached, idle connections are closed first."""
 
 BODY_TIMEOUT_S = 1.0
-"""How long the rest of a request's body is received and discarded.
+"""How long the rest of a request's body is received and discarded after the response.
 
 After this time, the connection is closed."""
 
@@ -79,13 +79,13 @@ MAX_HEADERS = 128
 """Maximum number of headers of a request. A request with more headers gets status 431."""
 
 DISCARD_TIMEOUT_S = 1.0
-"""How long the rest of an invalid request is received and discarded.
+"""How long data is received and discarded after the response to an invalid request.
 
 Closing a socket with unread data would reset the connection, and the client would not receive the
 response."""
 
 MAX_DISCARDED_BYTES = 1024 * 1024
-"""Maximum size of the discarded rest of an invalid request."""
+"""Maximum size of the data that is discarded after an invalid request."""
 
 WRITE_BUFFER_BYTES = 64 * 1024
 """Writing a page pauses when the write buffer exceeds this size."""

@@ -33,13 +33,13 @@ class HtmlColumn:
     attributes: str = ""
     """Additional attributes of the header cell, as HTML."""
     name: str = ""
-    """The label in this column if its values can have names, otherwise "".
+    """The label in this column if the label's values can have names, otherwise "".
 
     The page shows the name of a value instead of the value, unless ``is_beside`` is true."""
     is_beside: bool = False
     """Whether the page shows the name beside the value."""
     bar: str = ""
-    """The path of the length (0 to 1) of a bar in the background, or "" for no bar."""
+    """The path of a number from 0 to 1: the length of a bar behind the value. "" for no bar."""
     filters: bool = False
     """Whether the value is a link that filters the table by the value."""
     configured: int = 0

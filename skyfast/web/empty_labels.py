@@ -52,10 +52,11 @@ class GroupedTable(Protocol):
 def find(
     table: GroupedTable, views: Iterable[RankedView], *, min_share: float = 0.0
 ) -> list[EmptyLabels]:
-    """Return the fraction of bytes for which each set of labels is empty. Slow and thread-safe.
+    """Return, for each set of labels, the fraction of bytes for which all its labels are empty.
 
-    The result omits sets with a fraction below ``min_share``. If ``min_share`` is above 0.5, the
-    search is faster, because it needs only the group of rows that has the most bytes.
+    Slow and thread-safe. The result omits sets with a fraction below ``min_share``. If
+    ``min_share`` is above 0.5, the search is faster, because it needs only the group of rows that
+    has the most bytes.
     """
     count = 1 if min_share > 0.5 else MAX_RANKED
     found = {}
@@ -78,7 +79,7 @@ def _sets(view: RankedView) -> Iterator[tuple[str, ...]]:
 def _share(
     table: GroupedTable, family: int, labels: tuple[str, ...], *, count: int
 ) -> float | None:
-    """Return the byte share of rows whose ``labels`` are all empty; None if no row has bytes."""
+    """Return the share of bytes in rows whose ``labels`` are all empty; None without bytes."""
     groups, (_, others, _), _, _ = table.top_groups(family, count, labels, max_groups=MAX_RANKED)
     empty = sum(rank for rank, values, *_ in groups if not any(values))
     total = sum(rank for rank, *_ in groups) + (others or 0)
@@ -90,7 +91,7 @@ def is_suspicious(empty: EmptyLabels) -> bool:
 
     There is a warning if the labels are empty for at least `MIN_SHARE` of the bytes. There is one
     exception: if only the label of one end (initiator or target) is exported, the label must be
-    empty for all bytes. A lower share is normal, because hosts on the Internet have no name.
+    empty for all bytes. A share below 100 % is normal, because hosts on the Internet have no names.
     """
     is_one_end = len(empty.labels) == 1 and not empty.labels[0].startswith("node_")
     return empty.bytes_share >= (1 if is_one_end else MIN_SHARE)

@@ -29,7 +29,7 @@ CHUNK_BYTES = 512 * 1024
 """The size of all further chunks. Each chunk is rendered and compressed without the GIL."""
 
 COMPRESSED_BYTES = 128 * 1024
-"""The minimum size of a compressed chunk, except the first and the last.
+"""The minimum size of compressed chunks other than the first and the last.
 
 Smaller chunks would wake the event loop too often."""
 
@@ -49,7 +49,7 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
 
 DIRECT_CONNECTIONS = 1_000
-"""If a page has fewer connections, isal compresses it instead of `TablePage.deflate`.
+"""Pages with fewer connections are compressed by isal, others by `TablePage.deflate`.
 
 `TablePage.deflate` needs about 2 MiB of memory even for a small page."""
 
@@ -82,7 +82,7 @@ class TablePage(Protocol):
         """
 
     def distinct_values(self, label: str, /) -> list[str]:
-        """Return all values of a label that the page may show. Call this before `read`."""
+        """Return all values that the page may show for a label. Call this before `read`."""
 
 
 class ExpositionTable(TableCounts, Protocol):

@@ -43,18 +43,18 @@ class BoundForecast:
 
     min_bytes: int
     connections: int
-    """Number of connections that would have series."""
+    """Number of connections that would remain."""
     series: int
-    """Number of series of the connections that would have series."""
+    """Number of series that would remain."""
     bytes: int
-    """Total bytes of the connections that would have series."""
+    """Total bytes of the connections that would remain."""
     bytes_share: float
     """``bytes`` as a fraction of the bytes of all connections, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """How much of the first view would remain with different bounds."""
+    """How much of the first view would remain with different ``min_bytes`` and ``min_packets``."""
 
     min_packets: int
     """The configured ``min_packets``. It applies to all forecasts except ``unbounded``."""
@@ -67,7 +67,7 @@ class Forecast:
 
     The forecasts are sorted by ``min_bytes``."""
     other_series: int
-    """Number of series of all other views."""
+    """Number of series of all views except the first view."""
     max_series: int | None
     """The desired maximum number of series of all views together, or None for no maximum."""
     proposed: BoundForecast | None

@@ -86,7 +86,7 @@ def _group(name: str, views: Mapping[str, RankedView]) -> tuple[str, ...]:
 
 
 def pairs(labels: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield each pair of labels ``initiator_x``, ``target_x``, then each single label."""
+    """Yield each pair of labels (``initiator_x``, ``target_x``), then each single label."""
     for label in labels:
         target = label.replace("initiator_", "target_", 1)
         if target != label and target in labels:

@@ -194,7 +194,7 @@ class Churn:
             self._counts.append((now_s, created_total, expired_total))
 
     def counts(self, created_total: int, expired_total: int, *, now_s: float) -> ChurnCounts:
-        """Return how much the totals have grown since the oldest totals in the last `CHURN_S`."""
+        """Return the growth since the oldest stored totals that are at most `CHURN_S` old."""
         for since_s, created, expired in self._counts:
             if now_s - since_s <= CHURN_S:
                 return ChurnCounts(

@@ -77,7 +77,7 @@ def header(current: str, details: str, *, root: str = "", updates: bool = True) 
     * ``details`` is HTML that follows the heading.
     * ``root`` is the relative path of the status page.
     * If ``updates`` is true, a script updates the page. The header then has a button that pauses
-      the updates. After the header, an element shows when the page is stale.
+      the updates. After the header, an element warns if the page is stale.
     """
     links = " ".join(
         f'<a href="{escape(root + path.removeprefix("./")) or "./"}"'

@@ -39,9 +39,9 @@ class Listen:
     """How the command line changes where skyfast listens."""
 
     addresses: tuple[Endpoint, ...] = ()
-    """The addresses that replace the address in the configuration, if there are any."""
+    """If there are any, these addresses replace the address in the configuration."""
     sockets: tuple[socket.socket, ...] = ()
-    """Listening sockets that are used instead of any address, if there are any."""
+    """Passed sockets, if there are any. skyfast then ignores all addresses."""
     any_port: bool = False
     """Whether to listen on a free port if the port of an address is in use."""
 
@@ -58,7 +58,7 @@ AS_CONFIGURED: Final = Listen()
 class ListenError(OSError):
     def __init__(self, error: OSError, address: Endpoint, ip_address: str = "") -> None:
         self.where = describe(address)
-        """The listening address, and which IP address failed if the host is a name."""
+        """The listening address. If its host is a name, the IP address that failed follows."""
         if ip_address not in ("", address.host):
             self.where += f" ({ip_address})"
         self.is_name = isinstance(error, socket.gaierror)

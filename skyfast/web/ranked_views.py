@@ -79,7 +79,7 @@ class RankedView:
     If the ranking shows no names, the set is empty."""
 
     def addresses_without_names(self, labels: Collection[str]) -> frozenset[str]:
-        """Return the labels with an address whose name is not the value of one of ``labels``."""
+        """Return the address labels whose name label (see `addresses`) is not in ``labels``."""
         return frozenset(label for label, name in self.addresses.items() if name not in labels)
 
     @property

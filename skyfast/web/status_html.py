@@ -191,7 +191,7 @@ def _replay_note(report: StatusReport) -> str:
 
 
 def _page_shape(report: StatusReport, ranking: Ranking) -> str:
-    """Return the structure of the page as JSON: the script reloads the page if it changes."""
+    """Return the structure of the page as JSON. If it changes, the script reloads the page."""
     # Use the labels and metrics of `ranking`, as the page does. During a reload, `report` may
     # belong to another configuration.
     parts = (

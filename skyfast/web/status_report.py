@@ -42,11 +42,11 @@ class Analyzer:
     share: float | None
     """The fraction of the ``flows_per_second`` of all analyzers; None if this sum is 0."""
     lag_seconds: float | None
-    """The mean time from when an agent updates a flow's counters until the flow's report arrives.
+    """The mean time from an agent's update of a flow's counters to the arrival of the report.
 
     The mean is over ten minutes. None if no report was observed."""
     data_age_seconds: float | None
-    """The mean time from a flow's latest packet until the flow's report arrives.
+    """The mean time from a flow's latest packet to the arrival of the report.
 
     The mean is over ten minutes. None if no report was observed."""
     reports_checked_total: int

@@ -3,8 +3,8 @@
 Scans of the table run in a thread, one at a time. Requests for the same ranking within a second
 share one scan.
 
-Rates compare the table with a snapshot of the table. The first request for rates takes the
-snapshot. Some minutes after the last request for rates, the snapshot is released. Rates are
+For rates, skyfast compares the table with an earlier snapshot. The first request for rates takes
+the snapshot. Some minutes after the last request for rates, the snapshot is released. Rates are
 available when the snapshot is as old as the agents' ``flow.update``: by then, agents have reported
 all flows again.
 """
@@ -63,7 +63,9 @@ SNAPSHOT_IDLE_S: Final = 300.0
 Programs that poll ``/api/top`` usually send a request more often than every five minutes."""
 
 SNAPSHOT_INTERVAL_S: Final = 60.0
-"""The minimum time between two snapshots. If ``flow.update`` is longer, it is the minimum."""
+"""The minimum time between two snapshots.
+
+If ``flow.update`` is longer, ``flow.update`` is the minimum."""
 
 Row = tuple[int, tuple[str, ...], Values, bool]
 Group = tuple[int, tuple[str, ...], Values, int]
@@ -163,7 +165,9 @@ class Top:
     unit: Unit
     """The unit of the criterion's metric. If ``by`` is a rate, the values are per second."""
     view: str
-    """The prefix of the view, or "". If not empty, "connections" are the rows of this view."""
+    """The prefix of the view, or "" for the first view.
+
+    In the texts of this class, "connections" are the rows of the view."""
     filter: str
     matches: bool
     """Whether any connection matches ``filter``; true if ``filter`` is empty."""
@@ -171,7 +175,7 @@ class Top:
     groups: int | None
     """Number of groups, or None if ``group`` is empty."""
     approximate: bool
-    """Whether the scan has found more than `MAX_GROUPS` groups, or fewer with long label values.
+    """Whether the groups exceeded a limit: `MAX_GROUPS`, or the memory for label values.
 
     If true, values of groups can lack the values of connections that were added to ``other``."""
     window_seconds: float | None
@@ -501,7 +505,7 @@ class Ranking:
 def _note(
     query: RankingQuery, *, update_s: float, wait_s: float | None, matches: bool
 ) -> str | None:
-    """Return a sentence that explains why there are no entries. None if there can be entries."""
+    """Return a sentence that explains why there are no entries, or None if there can be entries."""
     if not matches:
         return f"No {'row' if query.view else 'connection'} matches “{query.filter}”."
     if wait_s is None:
