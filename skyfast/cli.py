@@ -479,7 +479,7 @@ def _check_replay(arguments: argparse.Namespace, configuration: model.Config) ->
 
 
 def _check_names(configuration: model.Config) -> str:
-    """Return a summary of own names as a YAML comment, or "" if there are no own names.
+    """Return a summary of own names (given by users) as a YAML comment, or "" without names.
 
     Log warnings about labels that stay empty because names are missing.
     """

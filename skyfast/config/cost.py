@@ -67,7 +67,7 @@ An index entry is included. Each label that shows one of the names takes another
 
 
 def series(view: ViewSpec, *, naming: Literal["compatible", "standard"]) -> int:
-    """Return the maximum number of series that one row of the view has."""
+    """Return the maximum number of series of one row of the view."""
     return sum(family.series for family in families(view, naming=naming))
 
 
@@ -100,7 +100,7 @@ class _NoNames:
 
 
 class _NoNameSource:
-    """The names of a table without flows."""
+    """A source without names, for a table without flows."""
 
     combined: Final[Names] = _NoNames()
     nodes: Final[Names] = combined

@@ -69,7 +69,7 @@ def hide_nothing(_: YamlValue) -> bool:
 
 
 def hide_scalars(value: YamlValue) -> bool:
-    """Return whether the value is a scalar. Messages never show the content of other values."""
+    """Return whether the value is a scalar. Messages never show lists and mappings."""
     return isinstance(value, str | bool)
 
 

@@ -104,7 +104,7 @@ class Recorder:
             self._queue.put((bytes(data), _unix_ms(), analyzer))
 
     def observe(self, query: Query) -> ObservedResponse:
-        """Return an observer that records the topology changes in a response to ``query``."""
+        """Return an observer of one response to ``query``, which records the topology changes."""
         return ObservedResponse(query, self._store_response)
 
     def update(self, update: Update) -> None:

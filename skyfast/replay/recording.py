@@ -120,7 +120,7 @@ def topology_line(update: Update, *, at_ms: int) -> bytes:
 
 
 def _is_plain(data: bytes) -> bool:
-    """Return whether ``data`` is a JSON object on one line that any tool can parse."""
+    """Return whether ``data`` is a JSON object in valid UTF-8, on one line."""
     if not data.startswith(b"{") or b"\n" in data or b"\r" in data:
         return False
     try:

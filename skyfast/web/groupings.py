@@ -26,7 +26,7 @@ TITLES: Final[Mapping[str, str]] = {
 The labels are given without prefix: ``ip`` stands for ``initiator_ip`` and ``target_ip``."""
 
 SINGLE_LABELS: Final[Mapping[str, str]] = {"port": "target_port"}
-"""The groupings that use only the label of one end: maps a key of `TITLES` to this label.
+"""Maps a key of `TITLES` to a label, for groupings by only one end (initiator or target).
 
 Groups by the initiator's port would be too small, because most clients use a new port for each
 connection."""

@@ -23,5 +23,5 @@ class Topic:
 
 @functools.cache
 def topics() -> dict[str, Topic]:
-    """Return the explanations by their anchors on ``/help``, in the order of that page."""
+    """Return the explanations by anchor, in the order of the page ``/help``."""
     return msgspec.yaml.decode(html.read("help.yml"), type=dict[str, Topic])

@@ -172,7 +172,7 @@ def _rates(before: _Sample, after: _Sample) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChurnCounts:
-    """The connections that were created and expired in the last ``seconds``."""
+    """How many connections were created, and how many expired, in the last ``seconds``."""
 
     created: int
     expired: int

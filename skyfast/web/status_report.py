@@ -51,9 +51,9 @@ class Analyzer:
     The mean is over ten minutes. None if no report was observed."""
     reports_checked_total: int
     reports_lost_total: int
-    """Number of checked reports whose previous report was lost."""
+    """Number of checks that found that the flow's previous report was lost."""
     lost_ratio: float | None
-    """The fraction of checked reports whose previous report was lost; None without checks."""
+    """The fraction of checks that found a lost report; None without checks."""
     flows_total: int
     messages_total: int
     reconnects_total: int
@@ -98,9 +98,9 @@ class TableStatus:
     """Number of reports dropped by filter rules."""
     reports_checked_total: int
     reports_lost_total: int
-    """Number of checked reports whose previous report was lost."""
+    """Number of checks that found that the flow's previous report was lost."""
     lost_ratio: float | None
-    """The fraction of checked reports whose previous report was lost; None without checks."""
+    """The fraction of checks that found a lost report; None without checks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +110,9 @@ class PrometheusCost:
     series_at_most: int
     """The same as `TableStatus.series_at_most`."""
     created_series_at_most: int
-    """Upper bound on the number of series of connections created in the last ``window_seconds``."""
+    """Upper bound on the series of all connections created in the last ``window_seconds``."""
     expired_series_at_most: int
-    """Upper bound on the number of series of connections expired in the last ``window_seconds``."""
+    """Upper bound on the series of all connections expired in the last ``window_seconds``."""
     window_seconds: float
     """The time over which created and expired connections are counted: at most three hours."""
     memory_bytes_low: int

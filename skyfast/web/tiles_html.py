@@ -1,4 +1,7 @@
-"""The tiles of the status page: a current value, and its last ten minutes as a line or as bars."""
+"""The tiles of the status page.
+
+A tile shows a current value, and the values of the last ten minutes as a line or as bars.
+"""
 
 import math
 from collections.abc import Sequence
