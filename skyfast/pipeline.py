@@ -118,7 +118,7 @@ class Parts:
     async def wait_for_names(self) -> None:
         """Wait up to `NAMES_WAIT_S` for the first topology response, if names are needed.
 
-        Without the wait, the first flows would be exported without names. When the names arrive,
+        Without the wait, the first flows would be exported without names. When the names arrived,
         the flows would move to other series.
         """
         if name_poller.needed(self.config):

@@ -110,7 +110,7 @@ class Endpoint:
 
     @property
     def redacted(self) -> str:
-        """The URL with its user, and with ``<hidden>`` in place of its password."""
+        """The URL with the user, and with ``<hidden>`` in place of the password."""
         user, _, password = self.userinfo.partition(":")
         return self._written(userinfo=self.userinfo and f"{user}:{password and HIDDEN}@")
 
@@ -152,7 +152,7 @@ def parse_host(text: str) -> str:
         if not re.fullmatch(r"[\w.-]+", text) or re.fullmatch(r"[0-9.]+", text):
             raise
     else:
-        # `ipaddress` accepts these characters in an IPv6 zone, but they would end a URL's host.
+        # `ipaddress` accepts these characters in an IPv6 zone, but a URL's host ends before them.
         if re.search(r"[\s:/?#@%\[\]\\]", address.partition("%")[2]):
             raise ValueError(f"{text!r} has an invalid zone")
         return address

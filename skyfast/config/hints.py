@@ -86,7 +86,7 @@ class KnownKeys:
     def _elsewhere(self, name: str, value: YamlValue) -> tuple[str, ...]:
         """Return the known paths that end with ``name`` and accept ``value``.
 
-        If there are more than `MAX_SUGGESTIONS` such paths, return none of them.
+        If more than `MAX_SUGGESTIONS` paths match, return none of them.
         """
         paths = tuple(path for path in self._by_name.get(name, ()) if self._fits(path, value))
         return paths if len(paths) <= MAX_SUGGESTIONS else ()

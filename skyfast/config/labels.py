@@ -200,7 +200,7 @@ _SYNONYMS = {
 _CUTOFF = 0.75
 """The ``cutoff`` of `difflib.get_close_matches` when skyfast suggests a label.
 
-The words after the prefix are compared, such as ``pod``."""
+Only the words after the prefix, such as ``pod``, are compared."""
 
 _OTHER_LABELS = tuple(label.name for label in LABELS if label.name.partition("_")[0] not in _PARTS)
 _ALL_LABELS = "; ".join(

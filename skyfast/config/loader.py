@@ -200,7 +200,7 @@ def _check_unknown(
     no_analyzers: bool,
     problems: SortedProblems,
 ) -> list[Note]:
-    """Add errors about unknown keys in skyfast's sections; return notes about other unknown keys.
+    """Add errors about unknown keys in skyfast's sections; return notes about all others.
 
     ``none_known`` is true if the file has no known key. ``no_analyzers`` is true if skyfast
     subscribes to the default analyzer.

@@ -137,8 +137,8 @@ def load(
     ``known``. Reading 100,000 entries takes about 0.5 s; meanwhile, other threads can run.
 
     Raises:
-        ConfigError: The file cannot be read, is too long, or is invalid. If it is invalid, the
-            message contains the line number of each error.
+        ConfigError: The file cannot be read, is too long, or is invalid. If the file is invalid,
+            the message contains the line number of each error.
 
     """
     state = file_state(sources.file) if sources.file else None

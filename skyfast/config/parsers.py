@@ -100,7 +100,7 @@ def parse_str(value: YamlValue) -> str:
 
 
 def to_number(value: YamlValue) -> float:
-    """Return ``value`` as a number. For other values, return NaN, which is outside every range."""
+    """Return ``value`` as a number; NaN, which is outside every range, if it is not a number."""
     if not isinstance(value, str) or not value.isascii():
         return math.nan
     try:
@@ -201,7 +201,7 @@ def one_of(*names: S) -> Callable[[YamlValue], S]:
 
 
 def _parse_choice(value: YamlValue, choices: Iterable[str]) -> str:
-    if isinstance(value, bool):  # `parse_str` would suggest quotes, but they would not help
+    if isinstance(value, bool):  # `parse_str` would suggest quotes, but quotes would not help
         raise InvalidValue(f"is not one of {', '.join(choices)}", value)
     return parse_str(value)
 

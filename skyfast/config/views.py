@@ -315,7 +315,7 @@ def _check_sizes(views: Sequence[ViewSpec], *, naming: str) -> None:
             raise ViewError(problem, number, ("labels",))
         values |= own_values
         # Fields that only histograms need also count towards `MAX_VALUES`: the table reads these
-        # fields, although the table does not store them.
+        # fields without storing them.
         values |= {
             gauge if value.observes == "first" else ("closing", gauge)
             for value in all_values

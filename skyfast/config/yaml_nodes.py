@@ -258,8 +258,8 @@ _ENDS_FLOW = re.compile(r"expected ',' or '([\]}])'")
 def _explanation(problem: str, mark: Any, context: Any, lines: list[str]) -> str:
     """Return the probable cause of a syntax error, or "" if it is unknown.
 
-    Users can understand the text without knowing YAML's grammar. It quotes at most one character of
-    the file, because the file may contain passwords.
+    Users can understand the text without knowing YAML's grammar. The text quotes at most one
+    character of the file, because the file may contain passwords.
     """
     line = lines[mark.line] if mark.line < len(lines) else ""
     before, behind = line[: mark.column], line[mark.column :]

@@ -5,7 +5,7 @@ import gc
 import resource
 from collections.abc import Mapping
 
-# Parameters of mallopt(3) in glibc. Other C libraries do not have this function.
+# Parameters of mallopt(3) in glibc. Other C libraries do not have mallopt.
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3

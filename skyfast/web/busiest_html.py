@@ -80,7 +80,7 @@ def row_options(chosen: int) -> str:
 def group_options(ranking: Ranking, query: RankingQuery) -> str:
     """Return the options for grouping: pairs (``initiator_x``, ``target_x``) and single labels.
 
-    If connections are ranked, labels that exist only in other views come last.
+    If connections are ranked, labels that the first view does not have come last.
     """
     labels = ranking.views[query.view].labels
     groups = [(), *pairs(labels)]

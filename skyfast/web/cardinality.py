@@ -126,7 +126,7 @@ class Cardinality:
         others: Mapping[str, View] | None = None,
         forecaster: Forecaster | None = None,
     ) -> None:
-        """``view`` is the first view. ``others`` are the other views by prefix, in table order."""
+        """``others`` maps prefixes to all views except the first ``view``, in the table's order."""
         self._table = table
         self._forecaster = forecaster
         self.labels = tuple(column.name for column in view.columns)

@@ -503,7 +503,7 @@ def _cost(hashed: bytes) -> int:
 
 
 def _to_duration_s(value: YamlValue) -> float:
-    """Parse a duration in the format of Go's ``time.ParseDuration``, and return its seconds."""
+    """Parse a duration in the format of Go's ``time.ParseDuration``, and return the seconds."""
     text = parse_str(value)
     if text == "0":
         return 0.0

@@ -75,7 +75,7 @@ class TablePage(Protocol):
         """Return about ``size`` bytes, or b"" at the end. Releases the GIL."""
 
     def deflate(self, size: int, /) -> tuple[memoryview, bytes]:
-        """Return about ``size`` bytes of text, and the same text as blocks of a deflate stream.
+        """Return about ``size`` bytes of text, and this text as blocks of a deflate stream.
 
         The next call overwrites the text. At the end of the page, the text is empty. The last
         blocks end at a byte boundary, so that other blocks can follow. Releases the GIL.
@@ -106,7 +106,7 @@ class DeflatedText:
     text: memoryview
     """The uncompressed text."""
     blocks: bytes
-    """The same text as blocks of a deflate stream."""
+    """The text compressed to blocks of a deflate stream."""
 
     def __len__(self) -> int:
         return len(self.text)

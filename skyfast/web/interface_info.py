@@ -25,8 +25,8 @@ _NAMES: Final = {
 }
 """Maps each label except ``node_tid`` to the item of `NODE_NAMES` that the label shows.
 
-Prometheus adds the labels of the scrape target to each series, such as ``namespace`` and ``pod`` in
-Kubernetes. If skyfast exports a label of the same name, Prometheus renames skyfast's label, for
+Prometheus adds labels of the scrape target, such as ``namespace`` and ``pod`` in Kubernetes, to
+each series. If skyfast exports a label of the same name, Prometheus renames skyfast's label, for
 example to ``exported_pod``. Therefore most of the labels here have the prefix ``node_``."""
 
 LABELS: Final = (NODE_TID_LABEL, *_NAMES)

@@ -147,7 +147,7 @@ def _settings(key: Key[int] | Key[str]) -> str:
 async def listening_sockets(address: Endpoint) -> list[socket.socket]:
     """Return sockets bound to ``address``. An empty host means all addresses, IPv4 and IPv6.
 
-    All sockets have the same port: that of ``address``, or a free port if it is 0.
+    All sockets have the same port: the port of ``address``, or a free port if that port is 0.
 
     Raises:
         ListenError: An address or the port is unavailable.

@@ -69,7 +69,7 @@ class RankedView:
     keys: Mapping[str, RankingKey]
     """The criteria by name: all metrics in the order of ``metrics``, then the rates."""
     addresses: Mapping[str, str]
-    """Maps each label with an address to the label with the name of this address.
+    """Maps each label that shows an address to the label that shows the name of this address.
 
     If there is no such label, the value is "". If the ranking shows no names, the mapping is
     empty."""

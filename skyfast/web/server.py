@@ -127,7 +127,7 @@ class WebServer:
         """Create a server that does not listen yet: see `start`.
 
         * ``ready`` returns whether skyfast is subscribed to an analyzer.
-        * ``reload`` is called for requests to ``/-/reload``. If ``reload`` is None, such requests
+        * ``reload`` is called for requests to ``/-/reload``. If ``reload`` is None, these requests
           are refused.
         * ``security`` is closed by `stop`. If ``security`` is None, the server uses plain HTTP
           without authentication.

@@ -152,7 +152,7 @@ class Other:
 
     connections: int
     rank: float | None
-    """The ranking criterion's value for all these connections together; None without a value."""
+    """The value of the ranking criterion for these connections together; None without a value."""
     values: dict[str, list[float | None]]
     """The values of all these connections together: see `RankedEntry.values`."""
 
