@@ -394,7 +394,7 @@ class App:
             self._has_renamed.set()
 
     async def _relabel_own(self, old: OwnNames, new: OwnNames) -> None:
-        """Relabel the flows with addresses whose names in ``old`` and ``new`` differ.
+        """Relabel flows after own names have changed from ``old`` to ``new``.
 
         Each step checks a limited number of strings of the table.
         """
@@ -509,7 +509,7 @@ class App:
     async def _find_empty_labels(self, check: EmptyLabelCheck) -> float:
         """If a search is due, search the table. Return the duration of the search in seconds.
 
-        The search is not a part of `_check_labels`: local variables of that loop would keep a
+        The search is not in the loop of `_check_labels`: there, local variables would keep a
         replaced table in memory until the next search.
         """
         parts, names = self._parts, self.stats.topology.names

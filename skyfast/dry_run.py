@@ -1,6 +1,6 @@
 """Replays recordings without sockets and without waiting, for ``skyfast --check --replay``.
 
-Messages, expiry and names from the topology have the same effect as with ``skyfast --replay``. Time
+Names from the topology, messages and expiry have the same effect as with ``skyfast --replay``. Time
 is simulated: between two recorded messages, the clock advances without waiting.
 """
 

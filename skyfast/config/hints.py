@@ -78,7 +78,7 @@ class KnownKeys:
         return next((one for one in near if one != section and self._fits(one, value)), "")
 
     def _siblings(self, path: str, *, cutoff: float) -> list[str]:
-        """Return known paths in the section of ``path`` with similar names, most similar first."""
+        """In the section of ``path``, return the known paths with similar names, best first."""
         parent, _, name = path.rpartition(".")
         near = difflib.get_close_matches(name, self.children(parent), MAX_SIBLINGS, cutoff)
         return [join(parent, one) for one in near]

@@ -239,7 +239,7 @@ def _part_advice(prefix: str, rest: str) -> str:
 
 
 def _similar_part(text: str, parts: Collection[str]) -> str:
-    """Return the known word that the user meant by ``text``, or "": ``pod`` for ``pod_name``."""
+    """Return the known word that the user probably meant by ``text``, or ""."""
     short = text.lower().removesuffix("_name")
     return short if short in parts else nearest(text, parts, cutoff=_CUTOFF)
 

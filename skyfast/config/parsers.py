@@ -100,7 +100,7 @@ def parse_str(value: YamlValue) -> str:
 
 
 def to_number(value: YamlValue) -> float:
-    """Return ``value`` as a number; NaN, which is outside every range, if it is not a number."""
+    """Return ``value`` as a number, or NaN if it is not a number. NaN is outside every range."""
     if not isinstance(value, str) or not value.isascii():
         return math.nan
     try:

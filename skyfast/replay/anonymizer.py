@@ -132,7 +132,7 @@ _ADDRESSES: Final = frozenset(
 )
 """The fields with IP addresses.
 
-All other string fields are names, except `_KIND` and the fields in `_IDS` and `_WORDS`."""
+String fields that are not in `_ADDRESSES`, `_IDS` or `_WORDS` are names, except `_KIND`."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_/-]{0,200}")
 

@@ -22,7 +22,7 @@ The limit applies only if a label has more values than the report lists. Of the 
 report then contains an arbitrary selection."""
 
 SUMMARIZED: Final = 2
-"""The number of values that are visible before the user opens a list."""
+"""The number of values that are visible before the user opens the list of a label."""
 
 _HEADS: Final = (
     ("text", "label"),

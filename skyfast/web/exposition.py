@@ -49,7 +49,7 @@ _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"
 """The header of a gzip member without name and time (RFC 1952)."""
 
 DIRECT_CONNECTIONS = 1_000
-"""Pages with fewer connections are compressed by isal, others by `TablePage.deflate`.
+"""Pages with fewer connections are compressed by isal, larger pages by `TablePage.deflate`.
 
 `TablePage.deflate` needs about 2 MiB of memory even for a small page."""
 
@@ -75,7 +75,7 @@ class TablePage(Protocol):
         """Return about ``size`` bytes, or b"" at the end. Releases the GIL."""
 
     def deflate(self, size: int, /) -> tuple[memoryview, bytes]:
-        """Return about ``size`` bytes of text, and this text as blocks of a deflate stream.
+        """Return about ``size`` bytes of text, and the text compressed to deflate blocks.
 
         The next call overwrites the text. At the end of the page, the text is empty. The last
         blocks end at a byte boundary, so that other blocks can follow. Releases the GIL.
@@ -106,7 +106,7 @@ class DeflatedText:
     text: memoryview
     """The uncompressed text."""
     blocks: bytes
-    """The text compressed to blocks of a deflate stream."""
+    """The text compressed to deflate blocks."""
 
     def __len__(self) -> int:
         return len(self.text)

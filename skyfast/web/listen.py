@@ -39,7 +39,7 @@ class Listen:
     """How the command line changes where skyfast listens."""
 
     addresses: tuple[Endpoint, ...] = ()
-    """If there are any, these addresses replace the address in the configuration."""
+    """Addresses that replace the address in the configuration; can be empty."""
     sockets: tuple[socket.socket, ...] = ()
     """Passed sockets, if there are any. skyfast then ignores all addresses."""
     any_port: bool = False

@@ -1,7 +1,4 @@
-"""The tiles of the status page.
-
-A tile shows a current value, and the values of the last ten minutes as a line or as bars.
-"""
+"""The tiles of the status page: current values, and charts of the last ten minutes."""
 
 import math
 from collections.abc import Sequence
