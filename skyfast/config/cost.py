@@ -45,7 +45,9 @@ BUCKET_BYTES: Final = 8
 """Bytes per row for each bucket of a histogram. The sum of the histogram takes as many bytes."""
 
 OBSERVED_BYTES: Final = 4
-"""Bytes per flow for the flags that show which of its values histograms have observed."""
+"""Bytes per flow for the flags that show which of its events histograms have observed.
+
+Without histograms, flows have no such flags."""
 
 CELL_BYTES: Final = 4
 """Bytes for each label value of a row, and for each flow field by which names are looked up."""

@@ -69,7 +69,7 @@ def hide_nothing(_: YamlValue) -> bool:
 
 
 def hide_scalars(value: YamlValue) -> bool:
-    """Return whether the value is a scalar. Messages never show lists and mappings."""
+    """Return whether the value is a scalar. Messages never show what lists and mappings contain."""
     return isinstance(value, str | bool)
 
 
@@ -90,7 +90,10 @@ class Origin:
         return self.source if self.line is None else f"{self.source}: line {self.line}"
 
     def on_line(self, line: int | None) -> "Origin":
-        """Return this origin with the number ``line``, for an item of a list or mapping."""
+        """Return the origin of an item of a list or mapping, which is on ``line``.
+
+        If ``line`` or the line of this origin is None, return this origin.
+        """
         return self if self.line is None or line is None else Origin(self.source, line)
 
     def problems(

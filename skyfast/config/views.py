@@ -140,8 +140,8 @@ class ViewError(Exception):
         self.view = view
         """The index of the view in the list of all views; 0 for the connections."""
         self.key_paths = key_paths
-        """Possible paths of the entry, starting at the view. Messages name the first one that
-        the configuration sets."""
+        """Paths below the view, to entries that can be the cause. Messages name the first of these
+        paths that the configuration sets."""
         self.other = other
         """The error about the other entry if two entries conflict, otherwise None."""
 

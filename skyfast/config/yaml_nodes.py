@@ -119,8 +119,8 @@ def compose(text: str, *, file: str) -> dict[str, YamlNode]:
 class _Composer:
     """Builds nodes from the events of one document.
 
-    An alias and the node with its anchor become the same object. Aliases can refer only to complete
-    nodes, so nodes do not form cycles.
+    An alias and the node with its anchor have the same value object. Aliases can refer only to
+    complete nodes, so nodes do not form cycles.
     """
 
     def __init__(self, text: str, *, file: str) -> None:

@@ -36,7 +36,7 @@ _COMPLETE: Final = (
 )
 """Queries for all elements of certain types, without further conditions.
 
-If a query no longer returns an element, the element was removed from the topology."""
+If one of them no longer returns an element, the element was removed from the topology."""
 
 Path: TypeAlias = tuple[str, ...]
 Shape: TypeAlias = dict[str, Any]

@@ -54,7 +54,7 @@ class BoundForecast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """How much of the first view would remain with different ``min_bytes`` and ``min_packets``."""
+    """How much of the first view would remain with different values of ``min_bytes``."""
 
     min_packets: int
     """The configured ``min_packets``. It applies to all forecasts except ``unbounded``."""

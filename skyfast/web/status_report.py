@@ -209,7 +209,7 @@ class CaptureStatus:
 
     capture_id: str
     points: list[CapturePointStatus]
-    """The interfaces on which the capture runs, found by searching a sample of its flows."""
+    """The interfaces on which the capture runs, as far as a sample of its flows shows them."""
     packets_received: float
     packets_dropped: float
     kernel_flows_dropped: int
