@@ -24,8 +24,8 @@ Flows:
 * A flow has *ended* if its closing report (``FinishType`` 1) has arrived. Any other report with a
   higher ``Last`` reopens the flow. If the flow is dormant, an older report that is not late also
   reopens it.
-* An unknown flow is *new* if the report is the first report of the flow, or if the flow began after
-  the horizon.
+* An unknown flow is *new* if the report that arrives is the first report of the flow, or if the
+  flow began after the horizon.
 
 Reports:
 
@@ -233,11 +233,11 @@ class Rewrite(Protocol):
 
 
 class Names(dict[str, tuple[str, ...] | None]):
-    """Names that can change: ``count`` names for each key. Unknown keys have empty names.
+    """Maps addresses or capture points to tuples of ``count`` names. The mapping can change.
 
-    If the value of a key is None, the key is ambiguous: several nodes have this address.
-    ``contexts`` has the names of ambiguous keys, by key, other address and capture point of the
-    flow.
+    An unknown key has empty names. If the value of a key is None, the key is ambiguous: several
+    nodes have this address. ``contexts`` has the names of ambiguous keys in flows. It maps three
+    values of a flow to names: the key, the flow's other address, and the capture point.
     """
 
     def __init__(

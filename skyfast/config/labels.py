@@ -292,7 +292,7 @@ def _to_keyed_label(value: YamlValue, kind: str, kinds: str) -> str:
             raise InvalidValue(problem, text)
     for label in expand_label(LabelSpec(name=text, k8s_label=text)):
         if label.name in LABELS_BY_NAME:
-            problem = "is" if label.name == text else f"adds {label.name}, which is"
+            problem = "is" if label.name == text else f"stands for {label.name}, which is"
             raise InvalidValue(f"{problem} a known label: choose another name", text)
     return text
 

@@ -93,13 +93,13 @@ class Message:
     """A recorded message, or an update of the topology."""
 
     data: bytes
-    """The bytes of the message or update. If the line is a flow: a message with only this flow."""
+    """The bytes of the message or update. For a recorded flow: a message with only this flow."""
     at_ms: int | None
     """The time of receipt in Unix milliseconds, or None if no time was recorded."""
     analyzer: str
     """The name of the analyzer; empty in updates, and in messages without a recorded time."""
     kind: Literal["message", "flow", "other", "topology"] = "message"
-    """What the line contains; "other" if no analyzer sends such a line."""
+    """What the line contains; "other" for an object that is not of a known form."""
 
     def update(self) -> Update:
         """Decode the update of the topology; ``kind`` must be "topology"."""

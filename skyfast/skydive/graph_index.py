@@ -88,8 +88,8 @@ _NO_INTERFACES: Final = _KUBERNETES_TYPES | {"host", "netns", "container", "libv
 
 _OWNED_BY_NAMESPACES: Final = _KUBERNETES_TYPES - {KUBERNETES_CONTAINER}
 
-# Maps each relation to the types that the parent and the child of its edges must have. For
-# ``ownership`` and ``layer2``, `_add_edges` has separate rules.
+# For each relation: the types that the parent and the child of an edge must have. For ``ownership``
+# and ``layer2``, `_add_edges` has separate rules.
 _ENDS: Final = {
     CONTAINER: (KUBERNETES_CONTAINER, "container"),
     SERVICE: ("service", "pod"),

@@ -159,7 +159,10 @@ class Subscriptions:
         return targets
 
     async def _stop_obsolete(self, targets: Mapping[str, "_Target"]) -> dict[str, Subscription]:
-        """Stop subscriptions that have changed or are not in ``targets``; return them by name."""
+        """Stop subscriptions whose target has changed or is not in ``targets``.
+
+        Returns the stopped subscriptions. The keys are their names.
+        """
         endpoints = self._prepared.config.subscriber.endpoints
         removed = self._resolvers.keys() - set(endpoints)
         stopped = {

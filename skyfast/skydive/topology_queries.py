@@ -174,7 +174,7 @@ def changes(query: Query, since_ms: int) -> Query:
     ``@UpdatedAt``, so older analyzers return nothing.
     """
     if query not in _CHANGING:
-        raise ValueError(f"no changes of {query.gremlin}")
+        raise ValueError(f"changes cannot be queried: {query.gremlin}")
 
     def matches(element: Element) -> bool:
         updated_ms = element.get("UpdatedAt")
@@ -211,9 +211,10 @@ def by_pod_address(addresses: Iterable[str]) -> Query | None:
 
 
 def by_child(ids: Iterable[str]) -> Query | None:
-    """Return the query for the edges to the pods with ``ids`` from owners, services and nodes.
+    """Return the query for the edges that lead from owners, services and nodes to pods.
 
-    Returns None if there are no IDs. The edges are part of `KUBERNETES_EDGES`.
+    ``ids`` are the IDs of the pods. Returns None if there are no IDs. The edges are part of
+    `KUBERNETES_EDGES`.
 
     Raises:
         ValueError: There are more than `MAX_VALUES` IDs.

@@ -18,7 +18,7 @@ class WebConfigFile:
     """The web configuration in use.
 
     While the process runs, TLS cannot be switched on or off, and authentication cannot be switched
-    off. If they could be, an editor that empties the file before writing would disable security.
+    off. Otherwise, an editor that empties the file before it writes would disable security.
     """
 
     def __init__(self, path: str, *, on_change: Callable[[WebConfig], None]) -> None:

@@ -112,7 +112,10 @@ def reason(empty: EmptyLabels, names: NameStats) -> str:
         return "the topology is empty"
     if empty.labels[0].startswith("node_"):
         return "the topology has no such names for the capture points of this traffic"
-    return "the topology has no such names for the addresses of this traffic, or they are ambiguous"
+    return (
+        "the topology has no such names for the addresses of this traffic, or the addresses are"
+        " ambiguous"
+    )
 
 
 class EmptyLabelCheck:

@@ -94,7 +94,7 @@ BACKLOG = 256
 
 CHALLENGE = 'Basic realm="skyfast", charset="UTF-8"'
 
-FORBIDDEN = "no name in the client certificate is allowed"
+FORBIDDEN = "the client certificate has none of the names in client_allowed_sans"
 """The reason in the response to a client whose certificate has none of the allowed SANs."""
 
 SCRAPE_TIMEOUT_HEADER = "X-Prometheus-Scrape-Timeout-Seconds"
@@ -470,7 +470,8 @@ class WebServer:
             where, key = " to this address", "web.max_scrapes_per_address"
         else:
             return ""
-        text = f"{counted(limit, 'page is', 'pages are')} being served{where}, the maximum ({key})"
+        pages = counted(limit, "page is", "pages are")
+        text = f"{pages} being served{where}, which is the maximum ({key})"
         if parts > limit:
             text += f"; to scrape {parts} parts at the same time, set {key} to at least {parts}"
         return text

@@ -216,7 +216,7 @@ class FakeAnalyzer:
         self.graph: dict[str, list[dict[str, Any]]] | None = None
         """The lists ``Nodes`` and ``Edges``. A response has the elements that match the query."""
         self.unique_host_ids = False
-        """If true, respond with 409, like Skydive, if another subscriber has the same X-Host-ID."""
+        """Whether a subscriber gets 409, as from Skydive, if its X-Host-ID is in use."""
         self.host_id_linger_s = 0.0
         """How long the X-Host-ID stays in use after its subscriber has disconnected."""
         self.checks_pongs = False

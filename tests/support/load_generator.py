@@ -228,11 +228,11 @@ class LoadGeneratorProcess:
     def steps(
         self, new_conversations: Sequence[int], *, change_interval: int
     ) -> Iterator[Iterator[memoryview]]:
-        """Run a step for each number of ``new_conversations``, and yield its messages.
+        """Run one step per element of ``new_conversations``, and yield the messages of the step.
 
         Read all messages of a step before the next step. Each message is valid until the next one
-        is read. After every ``change_interval`` steps, starting with the first, an agent restarts
-        and the topology changes.
+        is read. After the first step, and then after every ``change_interval`` steps, an agent
+        restarts and the topology changes.
         """
         self._pipe.send(("steps", (new_conversations, change_interval)))
         for _ in new_conversations:

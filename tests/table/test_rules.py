@@ -686,7 +686,8 @@ def test_each_view_adds_the_total_or_the_last_update_of_an_unknown_flow(make):
             )
         )
     )
-    # The labels of the view "node" do not identify a connection, so this view adds the last update.
+    # The labels of the view "node" do not identify a connection. Therefore this view adds only the
+    # last update of an unknown flow, not its total.
     table.report(make_flow("a1", (100, 200, 1, 2), **LATER), 0)
     assert sums(table) == [100, 200, 1, 2]
     assert samples(table, "node_bytes_total") == {"node-1": "11"}

@@ -1,4 +1,4 @@
-"""`skyfast.web.connections` lists the internals of aiohttp that it uses, in its docstring."""
+"""The docstring of `skyfast.web.connections` lists the internals of aiohttp that it uses."""
 
 import ast
 import inspect

@@ -445,7 +445,7 @@ async def test_client_certificate_needs_trusted_issuer_and_allowed_name(tmp_path
         async with await Secure.open(site.port, context) as client:
             response = await client.ask("/metrics")
             assert (response.status, response.headers["connection"]) == (403, "close")
-            assert response.text == "Forbidden: no name in the client certificate is allowed.\n"
+            assert response.text == f"Forbidden: {server.FORBIDDEN}.\n"
         assert site.scrape.handshakes_failed["client_certificate"] == 3
         assert not site.table.asked_at
         for name in ("prometheus.example", "2001:db8::1"):

@@ -655,14 +655,14 @@ async def test_each_part_ends_with_eof_and_counts_towards_max_scrapes_per_addres
             response = await third.read_response()
             assert response.status == 503
             assert response.text == (
-                "Try again: 2 pages are being served to this address, the maximum"
+                "Try again: 2 pages are being served to this address, which is the maximum"
                 " (web.max_scrapes_per_address); to scrape 3 parts at the same time, set"
                 " web.max_scrapes_per_address to at least 3.\n"
             )
             async with await site.ask(request("/metrics/flows?part=0/2"), local="127.0.0.2") as a:
                 response = await a.read_response()
                 assert response.text == (
-                    "Try again: 2 pages are being served to this address, the maximum"
+                    "Try again: 2 pages are being served to this address, which is the maximum"
                     " (web.max_scrapes_per_address).\n"
                 )
         assert site.scrape.rejected == 2
@@ -1227,7 +1227,7 @@ async def test_concurrent_pages_are_limited():
             assert int(response.headers["retry-after"]) > 0
             assert (
                 response.text
-                == "Try again: 2 pages are being served, the maximum (web.max_scrapes).\n"
+                == "Try again: 2 pages are being served, which is the maximum (web.max_scrapes).\n"
             )
             for path in ("/metrics/self", "/", "/-/healthy"):
                 assert (await site.get(path)).status == 200
@@ -1250,7 +1250,7 @@ async def test_concurrent_pages_per_address_are_limited():
             response = await client.read_response()
             assert response.status == 503
             assert response.text == (
-                "Try again: 1 page is being served to this address, the maximum"
+                "Try again: 1 page is being served to this address, which is the maximum"
                 " (web.max_scrapes_per_address).\n"
             )
             assert site.scrape.rejected == 1
