@@ -297,8 +297,8 @@ cdef extern from *:
     const int64_t MAX_INTEGER       # the same as MAX_NUMBER
     const uint64_t EACH_BYTE        # the number 1 in each byte
     # Maximum delay of a report, in addition to the agent's update interval. An analyzer sends
-    # reports in batches, and may keep a report for 5 s. The remaining 10 s are for the network, and
-    # for waiting in a socket.
+    # reports in batches, and may keep a report for up to 5 s. The remaining 10 s are for the
+    # network, and for waiting in a socket.
     const double MAX_REPORT_DELAY_S
 
 cdef enum:

@@ -369,8 +369,8 @@ class Stats:
 
     analyzers: dict[str, AnalyzerStats] = field(default_factory=dict)
     flows_skipped: dict[str, int] = field(default_factory=_zeros(SKIP_REASONS))
-    """Number of skipped flows by reason. The current table itself counts the flows that it
-    skips."""
+    """Number of skipped flows by reason. Flows that the current table skips are not included: the
+    table itself counts these flows."""
     flows_filtered: dict[str, int] = field(default_factory=dict)
     """Number of dropped flows by filter rule."""
     values_skipped: dict[str, int] = field(default_factory=dict)

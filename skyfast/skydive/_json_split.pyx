@@ -162,7 +162,7 @@ cdef class ArraySplitter:
             raise ValueError(f"not a JSON list: the text ends after {self._offset} bytes")
 
     cdef int _add(self, list elements, const unsigned char *text, Py_ssize_t size) except -1:
-        """Complete an element with ``size`` bytes of ``text``; add or skip the element."""
+        """Complete an element with the first ``size`` bytes of ``text``; add it or skip it."""
         if self._skipping or len(self._partial) + size > self._max_element_bytes:
             self.skipped += 1
         elif self._partial:

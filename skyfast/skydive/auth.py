@@ -204,7 +204,7 @@ class Authentication:
         headers: Iterable[tuple[str, str]] = (),
         **options: Any,
     ) -> "contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]":
-        """Send a POST request to ``path``, relative to the analyzer's URL.
+        """Send a POST request to the analyzer's URL with ``path`` appended.
 
         ``session`` should have an `aiohttp.DummyCookieJar`, because other cookie jars add cookies
         to the request. Redirects are not followed, because another server would receive the

@@ -194,8 +194,8 @@ class Captures:
 
         * ``now``: the time of the clock by which captures expire. This clock stops while reports
           may be missing.
-        * ``running``: the time of the clock by which values of gauges expire. This clock never
-          stops. The default is ``now``.
+        * ``running``: the time of the clock by which values of gauges expire. This clock does
+          not stop while reports may be missing. The default is ``now``.
         """
         try:
             report = _decode(raw)

@@ -308,7 +308,7 @@ class NameIndex:
         return any(now - since >= self._keep_s for since in oldest)
 
     def compare(self, resolution: Resolution, now: float) -> IndexChanges:
-        """Return the changes caused by ``resolution``, which covers the whole topology.
+        """Return the changes at ``now`` caused by ``resolution``, which covers the whole topology.
 
         Any thread may call this method, except while a thread is in :meth:`apply`.
         """

@@ -58,7 +58,7 @@ host, and this clock can be behind. In addition, a change takes a few seconds to
 analyzer."""
 
 PODS_OVERLAP_MS: Final = 10_000
-"""Like `OVERLAP_MS`, but for queries that return only pods.
+"""Like `OVERLAP_MS`, but for queries that return only changed pods.
 
 A shorter overlap is enough, because analyzers themselves set the ``UpdatedAt`` of pods."""
 

@@ -18,8 +18,9 @@ from skyfast.flows.plan import FieldPath
 class PartialDecoder:
     """Decodes flows, and replaces undecodable optional values with None.
 
-    If the value of an optional nested object is not a JSON object, all fields of the nested object
-    are None. The table counts None as an unusable field, and uses the rest of the flow.
+    If the value of an optional nested object is neither a JSON object nor null, all fields of the
+    nested object are None. The table counts None as an unusable field, and uses the rest of the
+    flow.
     """
 
     def __init__(self, types: FlowTypes) -> None:

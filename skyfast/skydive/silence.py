@@ -103,10 +103,9 @@ class Activity:
 
     ``PacketsReceived`` is the sum of 9, 10 or 11 readings of a capture point's packet counter. If
     the capture point is idle, all readings are equal. Example: if the counter is 100, the sum is
-    900, 1,000 or 1,100.
-    Two sums match if both are possible with the same counter. If a sum matches none of the
-    capture's remembered sums, the capture receives packets. Captures that do not count packets
-    (eBPF, sFlow, NetFlow) always report 0.
+    900, 1,000 or 1,100. Two sums match if both are possible with the same counter. If a sum matches
+    none of the capture's remembered sums, the capture receives packets. Captures that do not count
+    packets (eBPF, sFlow, NetFlow) always report 0.
     """
 
     def __init__(self) -> None:

@@ -91,8 +91,8 @@ cdef inline bint oldest_claim_is_over(const TableState *table, uint32_t now_s) n
 
 
 cdef inline void prefetch_after(const TableState *table, uint32_t number) noexcept nogil:
-    # Prefetches the index bucket of the row that follows row `number` in a list, and the row that
-    # comes next. The rows of a list are scattered in memory, so they are usually not in the CPU's
+    # Prefetches the index bucket of the row that follows row `number` in a list, and the row after
+    # that one. The rows of a list are scattered in memory, so they are usually not in the CPU's
     # cache.
     cdef uint32_t next = flow_at(table, number).wheel_next
     if next:
