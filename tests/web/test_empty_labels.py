@@ -113,8 +113,8 @@ def test_warnings_are_logged_once_with_their_reason(caplog: pytest.LogCaptureFix
     ends = "an empty initiator_name and an empty target_name"
     assert [record.getMessage() for record in caplog.records] == [
         (
-            f"95.0 % of the bytes have {ends}: {why} addresses of this traffic, or the addresses are"
-            " ambiguous"
+            f"95.0 % of the bytes have {ends}: {why} addresses of this traffic, or the addresses"
+            " are ambiguous"
         ),
         f"100.0 % of the bytes have an empty node_name: {why} capture points of this traffic",
     ]
