@@ -221,7 +221,7 @@ def _bounds(view: ViewSpec, bounds: Bounds) -> Iterator[str]:
         bytes_ = VALUE_BYTES * len(counters)
         yield (
             f"Counting {' and '.join(view.amounts)} for these bounds takes"
-            f" {bytes_} bytes per {_row(view)}, and another {bytes_} bytes per flow."
+            f" {bytes_} bytes of memory per {_row(view)}, and another {bytes_} bytes per flow."
         )
 
 

@@ -64,7 +64,7 @@ def to_label(value: YamlValue) -> LabelSpec:
         what=f"a label with 'name' and {_ANY_SOURCE}",
     )
     if len(found) > 1:
-        raise InvalidValue(f"has both {' and '.join(found)}", value)
+        raise InvalidValue(f"has both {' and '.join(found)}; use only one of them", value)
     entries = Entries(nodes)
     if "path" in found:
         name = entries.of("name", _to_own_label)
@@ -266,7 +266,7 @@ def _known_metric(text: str) -> str:
 def _to_own_label(value: YamlValue) -> str:
     text = _to_label_name(value)
     if text in LABELS_BY_NAME:
-        raise InvalidValue("is a known label: write only its name", text)
+        raise InvalidValue("is a predefined label: to select it, write only its name", text)
     return text
 
 
@@ -293,7 +293,7 @@ def _to_keyed_label(value: YamlValue, kind: str, kinds: str) -> str:
     for label in expand_label(LabelSpec(name=text, k8s_label=text)):
         if label.name in LABELS_BY_NAME:
             problem = "is" if label.name == text else f"stands for {label.name}, which is"
-            raise InvalidValue(f"{problem} a known label: choose another name", text)
+            raise InvalidValue(f"{problem} a predefined label: choose another name", text)
     return text
 
 
@@ -338,7 +338,7 @@ def _to_own_metric(value: YamlValue) -> str:
     if text == "_total":
         raise InvalidValue("is the suffix of counter names, not a name", text)
     if text in METRICS_BY_NAME:
-        raise InvalidValue("is a known metric: write only its name", text)
+        raise InvalidValue("is a predefined metric: to select it, write only its name", text)
     return text
 
 

@@ -60,7 +60,7 @@ def _overlaps(config: Config) -> Iterator[str]:
     if views:
         yield (
             f"shards overlap in {', '.join(views)}: several shards export the same series, each"
-            " with a part of the traffic; sum over the shards"
+            " with a part of the traffic; in queries, sum over the shards"
         )
     hidden = [
         view.prefix or "connections"
@@ -69,9 +69,9 @@ def _overlaps(config: Config) -> Iterator[str]:
     ]
     if hidden:
         yield (
-            f"shards overlap in {', '.join(hidden)}: each shard compares only its own part of a"
-            " connection with min_bytes and min_packets, so one shard can hide a connection that"
-            " another shard exports"
+            f"shards overlap in {', '.join(hidden)}: each shard compares min_bytes and"
+            " min_packets only with its own part of the traffic, so one shard can hide a connection"
+            " that another shard exports"
         )
 
 

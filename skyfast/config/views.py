@@ -194,7 +194,7 @@ def _resolve_view(
             )
             raise ViewError(problem, number, ("metrics", i, "type"))
         if metric.is_histogram and "le" in names:
-            problem = "cannot be a label of a view with histograms: they use le for their buckets"
+            problem = "cannot be a label of a view with histograms: histograms use le for buckets"
             raise ViewError(problem, number, ("labels", names.index("le"), "name"))
         own = bool(metric.paths)
         if own and metric.type == "gauge" and len(metric.paths) > 1 and not split:
@@ -230,7 +230,7 @@ def _labels(view: ViewSpec, number: int) -> list[LabelSpec]:
             if label.name in labels:
                 problem = "is already the name of another label"
                 if label != entry:
-                    problem = f"adds the label {label.name}, which already exists"
+                    problem = f"stands for {label.name}, which is the name of another label"
                 raise ViewError(problem, number, ("labels", i, "name"))
             labels[label.name] = label
     return list(labels.values())

@@ -166,7 +166,8 @@ class _Composer:
         root = None
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent) and root is not None:
-                raise self._error(event, "", "a second document begins here")
+                problem = "a second YAML document begins here; only one is allowed"
+                raise self._error(event, "", problem)
             if isinstance(event, yaml.NodeEvent):
                 root = self._node(event, events, "", 1)
         return root

@@ -195,7 +195,8 @@ def read_csv(text: str) -> dict[Prefix, OwnNameEntry]:
         try:
             first, comma, rest = line.partition(",")
             if not comma:
-                raise InvalidEntryError(f"{_shown(line)} is not prefix,name[,key=value…]")
+                problem = "is not in the form prefix,name[,key=value…]"
+                raise InvalidEntryError(f"{_shown(line)} {problem}")
             first = first.rstrip()
             prefix = read_prefix(_unquoted(first) if first.startswith('"') else first)
             entry = read_entry(rest)
@@ -236,7 +237,7 @@ class _Values(dict[str, tuple[str, str]]):
     def __missing__(self, field: str) -> tuple[str, str]:
         key, equals, value = field.strip().partition("=")
         if not equals:
-            raise InvalidEntryError(f"{_shown(field.strip())} is not key=value")
+            raise InvalidEntryError(f"{_shown(field.strip())} is not in the form key=value")
         _check_text(value)
         if key not in self._keys:
             _check_key(key)

@@ -507,7 +507,7 @@ class Subscription:
         elif reason == "unauthorized":
             if await self._authentication.reauthenticate(self._sent_headers):
                 level = logging.INFO
-                text += ", logged in"
+                text += ", but a new login succeeded"
             else:
                 text += f", {self._authentication.problem}"
         self.stats.last_failure = Failure(reason, text)

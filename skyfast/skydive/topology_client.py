@@ -178,7 +178,7 @@ class TopologyClient:
             else:
                 if analyzer is not self._preferred:
                     log.info(
-                        "analyzer %s: the topology is read from this analyzer",
+                        "analyzer %s: the topology is now read from this analyzer",
                         analyzer.endpoint.name,
                     )
                 self._preferred = analyzer

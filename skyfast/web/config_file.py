@@ -331,7 +331,8 @@ class _Reader:
             )
         if (path or text) and mode is ssl.CERT_NONE:
             allowed = " or ".join(name for name, used in _CLIENT_AUTH.items() if used)
-            raise section.error(key, f"set client_auth_type to {allowed}", shown=False)
+            problem = f"client certificates are not verified: set client_auth_type to {allowed}"
+            raise section.error(key, problem, shown=False)
         if mode is not ssl.CERT_NONE:
             try:
                 if path or text:

@@ -146,7 +146,7 @@ class HttpConnections:
                 log,
                 "full",
                 f"HTTP connection from {victim.address} closed:"
-                f" {self.limit} connections are open (web.max_connections)",
+                f" {self.limit} connections are open, which is the maximum (web.max_connections)",
             )
             self.remove(victim)
             victim.close_or_reset()
@@ -167,8 +167,8 @@ class HttpConnections:
             self._log_limit.warn(
                 log,
                 "descriptors",
-                f"at most {max(free, 0)} file descriptors are free (LimitNOFILE);"
-                " when none is left, connections are closed without a response",
+                f"file descriptors are running out: at most {max(free, 0)} of {limit} (LimitNOFILE)"
+                " are free; when none is left, connections are closed without a response",
             )
 
     def handshake_failed(self, connection: "HttpConnection", reason: str, text: str) -> None:

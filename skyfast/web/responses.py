@@ -85,7 +85,7 @@ def json_response(body: bytes) -> web.Response:
 
 
 def busy_response(reason: str) -> web.Response:
-    response = text_response(f"Try again: {reason}.", HTTPStatus.SERVICE_UNAVAILABLE)
+    response = text_response(f"Busy: {reason}. Try again.", HTTPStatus.SERVICE_UNAVAILABLE)
     response.headers[hdrs.RETRY_AFTER] = str(RETRY_AFTER_S)
     return response
 

@@ -430,7 +430,8 @@ class WebServer:
         coding = encoding(header_value(request, hdrs.ACCEPT_ENCODING))
         if coding is None:
             response = text_response(
-                "Supported encodings: identity, gzip.", HTTPStatus.NOT_ACCEPTABLE
+                "Accept-Encoding allows none of the supported encodings: identity, gzip.",
+                HTTPStatus.NOT_ACCEPTABLE,
             )
             response.headers[hdrs.VARY] = vary
             return response

@@ -156,7 +156,7 @@ async def test_names_are_kept_while_the_file_is_invalid(
             await analyzer.send(message(flow("2", **between("10.0.0.1", "10.1.0.2"))))
             await until_rows(app, {row("berlin", "ber"): "600"})
             report = await app.status.report()
-            problem = f"{file}: line 2: '10.1.0.0/16' is not prefix,name[,key=value…]"
+            problem = f"{file}: line 2: '10.1.0.0/16' is not in the form prefix,name[,key=value…]"
             assert report.own_names is not None
             assert report.own_names.last_error is not None
             assert report.own_names.last_error.text == problem
@@ -229,7 +229,7 @@ async def test_topology_names_can_change_while_own_names_are_used(
 def test_invalid_names_file_prevents_the_start(file: Path) -> None:
     file.write_text("10.0.0.0/8,company\nx\n")
     config = configured(labels=LABELS, names_file=str(file))
-    with pytest.raises(ConfigError, match=f"{file}: line 2: 'x' is not prefix,name"):
+    with pytest.raises(ConfigError, match=f"{file}: line 2: 'x' is not in the form prefix,name"):
         App(config, load=lambda: config)
 
 
@@ -262,7 +262,8 @@ async def test_reload_changes_the_names(file: Path, caplog: pytest.LogCaptureFix
             await until_rows(app, {'target_name="host",target_network="paris"': "0"})
             replace(file, "x\n")
             configs.append(config_of(names_file=str(file)))
-            assert await app.reload() == f"{file}: line 1: 'x' is not prefix,name[,key=value…]"
+            problem = "'x' is not in the form prefix,name[,key=value…]"
+            assert await app.reload() == f"{file}: line 1: {problem}"
             assert await rows(app) == {'target_name="host",target_network="paris"': "0"}
 
             configs.append(config_of())
@@ -405,7 +406,7 @@ def test_check_reads_the_names(file: Path) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert [line.partition("line ")[2] for line in result.stderr.splitlines()] == [
         "2: 'x' is not an address or network",
-        "3: '10.0.0.2' is not prefix,name[,key=value…]",
+        "3: '10.0.0.2' is not in the form prefix,name[,key=value…]",
     ]
 
 

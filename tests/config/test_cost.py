@@ -80,8 +80,8 @@ HIDDEN = "min_bytes or min_packets hides small connections"
             [
                 "A connection has no series until it has 7 packets.",
                 (
-                    "Counting bytes and packets for these bounds takes 32 bytes per connection,"
-                    " and another 32 bytes per flow."
+                    "Counting bytes and packets for these bounds takes 32 bytes of memory per"
+                    " connection, and another 32 bytes per flow."
                 ),
             ],
         ),
@@ -95,8 +95,8 @@ HIDDEN = "min_bytes or min_packets hides small connections"
                 "A connection has no series until it has 8 bytes or 7 packets.",
                 "A row of view a has no series until it has 9 bytes.",
                 (
-                    "Counting bytes for these bounds takes 8 bytes per row of view a, and another"
-                    " 8 bytes per flow."
+                    "Counting bytes for these bounds takes 8 bytes of memory per row of view"
+                    " a, and another 8 bytes per flow."
                 ),
             ],
         ),

@@ -126,7 +126,7 @@ def test_errors_in_the_names_file_contain_the_line_numbers(file: Path) -> None:
     file.write_text("# names\n10.0.0.1,a\n10.0.0.x,b\n\n10.0.0.2\n")
     assert problems(file) == (
         f"{file}: line 3: '10.0.0.x' is not an address or network",
-        f"{file}: line 5: '10.0.0.2' is not prefix,name[,key=value…]",
+        f"{file}: line 5: '10.0.0.2' is not in the form prefix,name[,key=value…]",
     )
     file.write_bytes(b"10.0.0.1,a\n10.0.0.2,\xff\n")
     assert problems(file) == (f"{file}: line 2: not UTF-8",)

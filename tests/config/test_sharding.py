@@ -134,7 +134,7 @@ def test_views_that_several_shards_export_cause_a_warning():
     ]
 
 
-BOUNDS = "each shard compares only its own part of a connection with min_bytes and min_packets"
+BOUNDS = "each shard compares min_bytes and min_packets only with its own part of the traffic"
 
 
 @pytest.mark.parametrize(

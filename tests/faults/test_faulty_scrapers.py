@@ -110,6 +110,6 @@ async def test_client_opens_a_thousand_connections(directory: Path) -> None:
             writer.close()
         counts = await trial.counted()
         await trial.has_recovered(
-            counted=counts, logged=[f"closed: {LIMIT} connections are open (web.max_connections)"]
+            counted=counts, logged=[f"closed: {LIMIT} connections are open, which is the maximum"]
         )
         assert not [line for line in trial.skyfast.log if re.search(r" ERROR |Traceback", line)]

@@ -111,15 +111,15 @@ def test_comments_quotes_and_spaces_are_parsed() -> None:
 
 
 INVALID_LINES = {
-    "10.0.0.1": "'10.0.0.1' is not prefix,name[,key=value…]",
+    "10.0.0.1": "'10.0.0.1' is not in the form prefix,name[,key=value…]",
     "10.0.0.x,name": "'10.0.0.x' is not an address or network",
     "10.0.0.1/8,name": (
         "'10.0.0.1/8' does not begin with the first address of its network; write 10.0.0.0/8"
     ),
     "10.0.0.1,": "an entry needs a name or a value",
     ",name": "'' is not an address or network",
-    "10.0.0.1,name,site": "'site' is not key=value",
-    "10.0.0.1,name,": "'' is not key=value",
+    "10.0.0.1,name,site": "'site' is not in the form key=value",
+    "10.0.0.1,name,": "'' is not in the form key=value",
     "10.0.0.1,name,=x": "'' is not a key: use letters, digits and _, not starting with a digit",
     "10.0.0.1,name,1a=x": "'1a' is not a key: use letters, digits and _, not starting with a digit",
     "10.0.0.1,name,a-b=x": "'a-b' is not a key: use letters, digits and _, not starting with a"

@@ -422,7 +422,7 @@ async def test_one_cardinality_scan_runs_at_a_time():
                 response = await site.get(path)
                 assert response.status == 503
                 assert response.headers["retry-after"] == "1"
-                assert response.text == "Try again: another report is in progress.\n"
+                assert response.text == "Busy: another report is in progress. Try again.\n"
             for path in ("/metrics/flows", "/-/healthy"):
                 assert (await site.get(path)).status == 200
         assert (await site.get("/cardinality")).status == 503
@@ -655,15 +655,15 @@ async def test_each_part_ends_with_eof_and_counts_towards_max_scrapes_per_addres
             response = await third.read_response()
             assert response.status == 503
             assert response.text == (
-                "Try again: 2 pages are being served to this address, which is the maximum"
+                "Busy: 2 pages are being served to this address, which is the maximum"
                 " (web.max_scrapes_per_address); to scrape 3 parts at the same time, set"
-                " web.max_scrapes_per_address to at least 3.\n"
+                " web.max_scrapes_per_address to at least 3. Try again.\n"
             )
             async with await site.ask(request("/metrics/flows?part=0/2"), local="127.0.0.2") as a:
                 response = await a.read_response()
                 assert response.text == (
-                    "Try again: 2 pages are being served to this address, which is the maximum"
-                    " (web.max_scrapes_per_address).\n"
+                    "Busy: 2 pages are being served to this address, which is the maximum"
+                    " (web.max_scrapes_per_address). Try again.\n"
                 )
         assert site.scrape.rejected == 2
 
@@ -1227,7 +1227,8 @@ async def test_concurrent_pages_are_limited():
             assert int(response.headers["retry-after"]) > 0
             assert (
                 response.text
-                == "Try again: 2 pages are being served, which is the maximum (web.max_scrapes).\n"
+                == "Busy: 2 pages are being served, which is the maximum (web.max_scrapes)."
+                " Try again.\n"
             )
             for path in ("/metrics/self", "/", "/-/healthy"):
                 assert (await site.get(path)).status == 200
@@ -1250,8 +1251,8 @@ async def test_concurrent_pages_per_address_are_limited():
             response = await client.read_response()
             assert response.status == 503
             assert response.text == (
-                "Try again: 1 page is being served to this address, which is the maximum"
-                " (web.max_scrapes_per_address).\n"
+                "Busy: 1 page is being served to this address, which is the maximum"
+                " (web.max_scrapes_per_address). Try again.\n"
             )
             assert site.scrape.rejected == 1
             await client.send(request("/metrics/self"))
@@ -1285,7 +1286,8 @@ async def test_flood_of_connections_does_not_block_other_clients(caplog):
         assert site.scrape.connections_rejected >= 900
         (record,) = caplog.records
         assert record.getMessage() == (
-            "HTTP connection from 127.0.0.1 closed: 100 connections are open (web.max_connections)"
+            "HTTP connection from 127.0.0.1 closed: 100 connections are open, which is the"
+            " maximum (web.max_connections)"
         )
 
 

@@ -959,7 +959,7 @@ async def test_request_is_rejected_while_too_many_rankings_are_in_progress(monke
     async with three_connections() as site:
         assert await site.get("/api/top") == (
             503,
-            "Try again: too many rankings are in progress.\n",
+            "Busy: too many rankings are in progress. Try again.\n",
         )
         code, page = await site.get("/")
         assert code == 200
@@ -983,7 +983,7 @@ async def test_request_is_rejected_while_too_many_status_pages_are_rendered(monk
         requests = [asyncio.create_task(site.get("/")) for _ in range(3)]
         await until(lambda: writing and site.app.web._status_pages == 3)
         refused = await site.get("/")
-        assert refused == (503, "Try again: too many status pages are being rendered.\n")
+        assert refused == (503, "Busy: too many status pages are being rendered. Try again.\n")
         assert (await site.get("/metrics/self"))[0] == 200
         go_on.set()
         assert await asyncio.gather(*requests) == [(200, "a page")] * 3
