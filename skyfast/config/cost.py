@@ -247,8 +247,8 @@ def _names(export: ExportSelection) -> Iterator[str]:
         sources += ", 'names' and 'names_file'"
     yield (
         f"Labels with names from {sources} take {', '.join(bytes_[:-1])}, and {bytes_[-1]}."
-        " In addition, the names of each address and each capture point are stored for lookups by"
-        f" new flows: about {most} bytes for each address and each capture point."
+        " In addition, the names of each address and each capture point are stored for new flows:"
+        f" about {most} bytes for each address and each capture point."
     )
     if not of_topology:
         return

@@ -312,7 +312,8 @@ class _Elements:
             case "gzip":
                 self._unpacker = zlib.decompressobj(wbits=31)  # 31: gzip format
             case _:
-                raise QueryError("malformed", f"Content-Encoding {encoding!r} was not requested")
+                text = f"the response has Content-Encoding {encoding!r}, which was not requested"
+                raise QueryError("malformed", text)
 
     def feed(self, data: bytes) -> None:
         """Decode the next part of the body, in a worker thread.

@@ -162,8 +162,8 @@ def test_check_prints_the_cost_of_a_connection() -> None:
         (
             "Labels with names from the topology take 4 bytes per row of view lab, 4 bytes per"
             " flow, and about 72 bytes for each distinct name, address and capture point. In"
-            " addition, the names of each address and each capture point are stored for lookups by"
-            " new flows: about 40 bytes for each address and each capture point."
+            " addition, the names of each address and each capture point are stored for new flows:"
+            " about 40 bytes for each address and each capture point."
         ),
         "These labels need topology queries for interfaces.",
         "No analyzers are configured: skyfast subscribes to 127.0.0.1:8082.",

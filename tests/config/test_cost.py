@@ -235,7 +235,7 @@ def test_cost_of_topology_labels_is_reported(
     )
     rest = (
         "and about 72 bytes for each distinct name, address and capture point. In addition, the"
-        " names of each address and each capture point are stored for lookups by new flows:"
+        " names of each address and each capture point are stored for new flows:"
         f" about {names} bytes for each address and each capture point."
     )
     assert shown == (
