@@ -225,7 +225,10 @@ class Topology:
 
 
 def _samples() -> dict[str, str]:
-    """Return the JSON of recorded nodes, with ``@KEY@`` for values that differ between copies."""
+    """Return templates for nodes as JSON, made from recorded nodes.
+
+    Values that differ between generated nodes are placeholders, such as ``@ID@``.
+    """
     recorded = json.loads(RECORDING.read_text())
     graph = recorded[0] if isinstance(recorded, list) else recorded
     return dict(_templates(graph["Nodes"]))

@@ -222,7 +222,7 @@ cdef struct Report:
     uint32_t flow               # row number of the flow, or 0 if the flow is unknown
     bint dormant                # whether the flow was dormant when the batch was read
     int skip                    # SKIP_NONE, or a reason to skip the report
-    int finish                  # FinishType, or 4 if FinishType is higher
+    int finish                  # FinishType; higher values are stored as 4
     # Values of the counters, then the gauges, then the closing gauges. Closing gauges are only set
     # in closing reports. The batch owns the array.
     int64_t *values

@@ -1244,7 +1244,7 @@ cdef class Page:
         return lines
 
     def deflate(self, Py_ssize_t size):
-        """Return the next lines like `read`, and the same lines compressed with deflate.
+        """Like `read`, return the next lines. In addition, return them compressed with deflate.
 
         The compressed bytes of all calls together form a stream (RFC 1951) that lacks only its last
         block. A call after the last line of the page returns no lines. The compressed bytes of that
@@ -1254,9 +1254,9 @@ cdef class Page:
         :returns: a pair: the lines, which the next call overwrites, and the compressed bytes.
         :raises MemoryError: an allocation failed.
 
-        A page must be read either with this method or with `read`, not with both. Rendering and
-        compressing a page takes 60 % of the time that the library isal takes at level 1 for
-        compression alone. Compression uses about 2 MiB per page.
+        A page must be read either with this method or with `read`, not with both. To render and
+        compress a page takes 60 % of the time that the library isal needs to only compress it, at
+        level 1. Compression uses about 2 MiB per page.
         """
         cdef Table table = self.table
         cdef size_t length

@@ -18,7 +18,7 @@ MetricType = Literal["counter", "gauge", "histogram", "info"]
 """The type ``info`` exists only in OpenMetrics. The text format 0.0.4 has ``gauge`` instead."""
 
 _SUFFIXES: Final[dict[MetricType, str]] = {"counter": "_total", "info": "_info"}
-"""The suffixes that sample names have, but family names in OpenMetrics 1.0 lack."""
+"""In OpenMetrics 1.0, sample names have these suffixes, and family names do not."""
 
 _RESERVED_SUFFIXES: Final[dict[MetricType, tuple[str, ...]]] = {
     "counter": ("", "_total", "_created"),

@@ -153,7 +153,10 @@ class Recorder:
         if self._unreadable_count:
             text += f"; {counted(self._unreadable_count, 'unreadable message')} omitted"
         if self._dropped:
-            text += f"; {self._dropped} messages or topology updates dropped: writing was too slow"
+            dropped = counted(
+                self._dropped, "message or topology update", "messages or topology updates"
+            )
+            text += f"; {dropped} dropped: writing was too slow"
         if self._response_changes.left_out:
             text += f"; {self._response_changes.left_out} unusable nodes and edges omitted"
         return text

@@ -260,9 +260,13 @@ class Recording:
         seconds = (self.last_ms - self.first_ms) / 1000
         messages = counted(self.messages, "message")
         analyzers = counted(len(self.analyzers), "analyzer")
-        flows = f"; {counted(self.flows, 'line')} with a flow but no message" if self.flows else ""
-        neither = "with neither a message nor a flow"
-        others = f"; {counted(self.others, 'line')} {neither}" if self.others else ""
+        flows = others = ""
+        if self.flows:
+            single = "is a single flow" if self.flows == 1 else "are single flows"
+            flows = f"; {self.flows} of the messages {single}"
+        if self.others:
+            verb = "has" if self.others == 1 else "have"
+            others = f"; {self.others} of the messages {verb} an unknown form"
         updates = f"; {counted(self.updates, 'topology update')}" if self.updates else ""
         truncated = "; the file is truncated" if self.truncated else ""
         return f"{messages} from {analyzers} in {seconds:.0f} s{updates}{flows}{others}{truncated}"

@@ -160,11 +160,14 @@ class ReportChecker:
         return True
 
     def refund(self) -> None:
-        """Allow one more check, because the message that was chosen last has no flows."""
+        """Allow one more check. Must be called if the message that was chosen last has no flows."""
         self._tokens += 1.0
 
     def sample(self, flows: Sequence[Flow]) -> Sample:
-        """Return each flow of a chosen message, with its state before the table is updated."""
+        """Return each flow of a chosen message with the known totals of the flow.
+
+        Must be called before the table is updated.
+        """
         known = self._table.known_totals
         return [(flow, known(flow.UUID)) for flow in flows]
 

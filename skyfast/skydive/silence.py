@@ -305,8 +305,7 @@ class _MissingFlows:
         self.seconds = 0.0
         self._reports, self._changes = activity.reports, activity.changes
         self._shown = 0.0
-        """Number of reports that show received packets, minus the number that is normal for idle
-        captures."""
+        """How many more reports show received packets than is normal for idle captures."""
         self._suspect_after_s = self._silent_after_s = math.inf
         """The value of ``seconds`` when flows became due; infinity if they are not due yet."""
 

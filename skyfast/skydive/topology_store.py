@@ -160,9 +160,10 @@ class TopologyStore:
     def reader(
         self, kept: Query, *, changes: Query | None = None, also_interfaces: bool = False
     ) -> GraphReader:
-        """Return a reader for the response to ``changes``, or to ``kept`` if ``changes`` is None.
+        """Return a reader for the response to a query.
 
-        ``changes`` is a query that returns only some elements of ``kept``.
+        ``kept`` is the query whose elements are stored. ``changes`` is the query that is sent: it
+        returns only some of these elements. If ``changes`` is None, ``kept`` is sent.
         """
         return GraphReader(
             changes or kept,

@@ -53,8 +53,8 @@ cdef enum:
     LENGTH_SYMBOLS = 19         # number of different symbols in a list of code lengths
     MAX_HEADER = 256            # maximum size of the header of a block, in bytes
     STRING_SLOTS = 2048
-    # The *sample* of the current codes is the slice that they were learnt from. New codes are
-    # learnt after a slice takes more than this percentage of the sample's bits per byte.
+    # The *sample* of the current codes is the slice that they were learnt from. If a later slice
+    # takes more than 120 % of the sample's bits per byte, new codes are learnt.
     RELEARN_PERCENT = 120
     LARGER_SAMPLE = 4           # new codes if a slice is this many times as large as the sample
 
@@ -122,7 +122,7 @@ cdef inline uint64_t load_word(const char *text) noexcept nogil:
 
 
 cdef inline uint64_t differences(const char *a, const char *b) noexcept nogil:
-    # Returns 0 if the first 16 bytes of both texts are equal, otherwise another number.
+    # Returns 0 if the first 16 bytes of both texts are equal, otherwise a nonzero number.
     return (load_word(a) ^ load_word(b)) | (load_word(a + 8) ^ load_word(b + 8))
 
 
@@ -213,8 +213,8 @@ cdef const Sequence *find_matches(Deflater *deflater, const Piece *last,
                 text += size
                 position += size
                 continue
-        # `candidate` must be below `position`, because the byte before the earlier text is also
-        # compared.
+        # `candidate` is a distance. It must be below `position`, because the byte before the
+        # earlier text is also compared.
         if (0 < candidate <= HISTORY and candidate < position and size >= MIN_MATCH
                 and same_bytes(text, text - candidate, size)):
             if candidate == distance:

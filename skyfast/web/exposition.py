@@ -394,7 +394,7 @@ class Stream:
         return True
 
     def _resolve(self, future: "asyncio.Future[None]") -> None:
-        """Set the result of ``future`` from the rendering thread."""
+        """Set the result of ``future``. Called by the rendering thread."""
         try:
             self._loop.call_soon_threadsafe(_set, future)
         except RuntimeError:

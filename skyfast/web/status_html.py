@@ -91,7 +91,7 @@ _LIMITS = (
 )
 
 _FIGURES = (
-    ("prometheus", "expired", "series of expired connections (upper bound)", "prometheus"),
+    ("prometheus", "expired", "expired series in Prometheus (upper bound)", "prometheus"),
     ("prometheus", "memory-range", "estimated memory in Prometheus", "prometheus"),
     ("table.bytes", "bytes", "table memory", "memory"),
     ("table.created_total", "count", "connections created", "churn"),

@@ -448,6 +448,7 @@ async def test_new_limits_apply_to_new_connections(tmp_path: Path, analyzer: Fak
         assert (metrics["skyfast_flows"], metrics[full]) == (7, 4)
         limits = metrics["skyfast_connections_limit"], metrics["skyfast_flows_limit"]
         assert limits == (10, 7)
+    assert all("table full" in line for line in problems(skyfast.log))
 
 
 @pytest.mark.xdist_group("timing")

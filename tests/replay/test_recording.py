@@ -162,8 +162,8 @@ def test_summary_counts_kinds_of_lines(tmp_path: Path) -> None:
     loaded = Recording.load(path)
     assert (loaded.messages, loaded.flows, loaded.others) == (4, 2, 1)
     assert loaded.summary() == (
-        "4 messages from 1 analyzer in 0 s; 2 lines with a flow but no message; 1 line with neither"
-        " a message nor a flow"
+        "4 messages from 1 analyzer in 0 s; 2 of the messages are single flows;"
+        " 1 of the messages has an unknown form"
     )
 
 

@@ -113,7 +113,7 @@ async def test_bare_flows_are_replayed() -> None:
     path = DATA / "flows/bare-flows.jsonl"
     done = run("--check", "--replay", path)
     assert done.returncode == 0
-    assert "3 messages from 1 analyzer in 0 s; 3 lines with a flow but no message" in done.stdout
+    assert "3 messages from 1 analyzer in 0 s; 3 of the messages are single flows" in done.stdout
     async with replay(path) as skyfast:
         metrics = await skyfast.until(all_received(3))
         assert metrics["skyfast_connections"] == 3

@@ -243,7 +243,7 @@ def test_an_address_of_another_service_can_belong_to_the_host(topology):
     assert len(topology.candidates("10.96.0.2")) == 3
 
 
-def test_a_capture_point_has_the_namespaces_of_its_veth_peers(topology):
+def test_peers_are_the_namespaces_that_contain_the_veth_peers(topology):
     host = topology.host()
     netns = topology.netns(host)
     inside = topology.interface(netns, node_type="veth")

@@ -19,8 +19,9 @@ from skyfast.web.exposition import ExpositionSource
 from skyfast.web.status import Status, StatusSource
 from skyfast.web.top import Ranking
 from tests.support.configs import make_config
+from tests.support.waiting import WAIT_S
 
-TEST_TIMEOUT_S = 15.0
+TEST_TIMEOUT_S = 2 * WAIT_S
 
 FLOWS = b"""\
 # HELP skydive_network_connection_total_bytes Bytes.

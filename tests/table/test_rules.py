@@ -2111,7 +2111,7 @@ def test_first_reports_are_counted_as_new_flows(make):
     assert [new_flows(table, prefix, 4) for prefix in ("main", "node", "port")] == [2, 2, 2]
 
 
-def test_view_can_show_only_new_flows(make):
+def test_new_flows_can_be_the_only_metric_of_a_view(make):
     table = make(Spec(views=(view("a", (PORT_B,), "new_flows"),)))
     for number in range(3):
         table.report(make_flow(f"a{number}", ports=(number, 443)), 0)

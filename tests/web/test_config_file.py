@@ -27,6 +27,8 @@ from tests.support.waiting import until
 from tests.support.web_configs import CHEAP, DEAR, PASSWORD, basic, users
 from tests.support.web_fixtures import BIG, FakeTable, on_both_loops
 
+FORBIDDEN = "Forbidden: the client certificate has none of the names in client_allowed_sans.\n"
+
 
 def trusting(authority, **settings):
     """Return a client's TLS context that trusts the certificate authority."""
@@ -445,7 +447,7 @@ async def test_client_certificate_needs_trusted_issuer_and_allowed_name(tmp_path
         async with await Secure.open(site.port, context) as client:
             response = await client.ask("/metrics")
             assert (response.status, response.headers["connection"]) == (403, "close")
-            assert response.text == f"Forbidden: {server.FORBIDDEN}.\n"
+            assert response.text == FORBIDDEN
         assert site.scrape.handshakes_failed["client_certificate"] == 3
         assert not site.table.asked_at
         for name in ("prometheus.example", "2001:db8::1"):
@@ -624,7 +626,8 @@ async def test_stalled_handshake_is_counted(file, authority, monkeypatch, caplog
 
 
 @on_both_loops
-async def test_stop_does_not_wait_for_clients(file, authority):
+async def test_stop_does_not_wait_for_clients(file, authority, monkeypatch):
+    monkeypatch.setattr(server, "STOP_TIMEOUT_S", 60.0)
     async with contextlib.AsyncExitStack() as stack:
         site = await stack.enter_async_context(Site(security=WebSecurity(file())))
         idle = await Secure.open(site.port, trusting(authority))
@@ -632,9 +635,7 @@ async def test_stop_does_not_wait_for_clients(file, authority):
         await idle.ask("/-/healthy")
         handshaking = await stack.enter_async_context(await Client.open(site.port))
         await until(lambda: len(site.server._connections._open) == 2)
-        begin_s = time.monotonic()
-        await site.server.stop()
-        assert time.monotonic() - begin_s < server.STOP_TIMEOUT_S
+        await site.server.stop()  # does not take STOP_TIMEOUT_S: the test would time out
         assert await handshaking.end() in ("closed", "reset")
         assert await idle.reader.read() == b""
 

@@ -1309,7 +1309,8 @@ async def test_pages_complete_during_a_flood():
 
 
 @on_both_loops
-async def test_stop_aborts_pages_and_closes_idle_connections():
+async def test_stop_aborts_pages_and_closes_idle_connections(monkeypatch):
+    monkeypatch.setattr(server, "STOP_TIMEOUT_S", 60.0)
     async with Site(FakeTable(BIG)) as site, contextlib.AsyncExitStack() as stack:
         silent = await stack.enter_async_context(await site.ask(b""))
         idle = await stack.enter_async_context(await site.ask(request("/-/healthy")))
