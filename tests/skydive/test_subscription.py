@@ -49,12 +49,9 @@ from tests.support.analyzer import FakeAnalyzer, FakeResponse, Fault, frame
 from tests.support.certificates import Authority
 from tests.support.configs import make_config
 from tests.support.subscribing import FAST, FakeResolver, lines, subscribed, two_addresses
-from tests.support.waiting import WAIT_S, until
+from tests.support.waiting import PROMPT_S, WAIT_S, until
 
 pytestmark = pytest.mark.xdist_group("timing")
-
-PROMPT_S = 4.0
-"""Longer than the pauses of a busy machine, and shorter than the timeouts that must not matter."""
 
 MESSAGE = b'{"Namespace":"flow","Type":"store","Obj":[]}'
 

@@ -48,14 +48,11 @@ from tests.support.analyzer import (
 from tests.support.certificates import Authority
 from tests.support.messages import DEEP, flow, message
 from tests.support.sink import Sink
-from tests.support.waiting import WAIT_S, until
+from tests.support.waiting import PROMPT_S, WAIT_S, until
 
 pytestmark = pytest.mark.xdist_group("timing")
 
 MAX_MESSAGE_BYTES = 70_000
-PROMPT_S = 4.0
-"""Longer than the pauses of a busy machine, and shorter than the close timeout of websockets."""
-
 
 # Comparison with websockets, without sockets -------------------------------------------------
 

@@ -8,6 +8,9 @@ from typing import Final
 WAIT_S: Final = 20.0
 """Maximum time to wait for an event. Usually it takes milliseconds; on a busy machine, seconds."""
 
+PROMPT_S: Final = 4.0
+"""Longer than the pauses of a busy machine, and shorter than the timeouts that must not matter."""
+
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait until ``condition`` returns a true value."""

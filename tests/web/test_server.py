@@ -28,7 +28,7 @@ from skyfast.web import connections, server
 from skyfast.web.exposition import FIRST_CHUNK_BYTES
 from tests.support import openmetrics_2
 from tests.support.http_client import OWN, PAGES, PATHS, SMALL_RECEIVE_BUFFER, Client, Site, request
-from tests.support.waiting import until
+from tests.support.waiting import PROMPT_S, until
 from tests.support.web_fixtures import (
     BIG,
     CAPTURES,
@@ -43,9 +43,6 @@ from tests.support.web_fixtures import (
 )
 
 pytestmark = pytest.mark.xdist_group("timing")
-
-PROMPT_S = 5.0
-"""Longer than the pauses of a busy machine, and shorter than the timeouts that must not matter."""
 
 PROMTOOL = shutil.which("promtool")
 
