@@ -221,7 +221,7 @@ async def test_http_clients_use_all_file_descriptors(directory: Path) -> None:
         clients = [await asyncio.open_connection("127.0.0.1", trial.port) for _ in range(10 * FEW)]
         subscriber = trial.subscriber
         await trial.report()  # the subscription still works
-        await trial.wait_for_log("file descriptors are running out")
+        await trial.wait_for_log("(LimitNOFILE) are free; when none is left")
         # Wait until all clients are disconnected, including those for which no descriptor was free.
         async with asyncio.timeout(5):
             for _, writer in clients:

@@ -110,6 +110,9 @@ async def test_client_opens_a_thousand_connections(directory: Path) -> None:
             writer.close()
         counts = await trial.counted()
         await trial.has_recovered(
-            counted=counts, logged=[f"closed: {LIMIT} connections are open, which is the maximum"]
+            counted=counts,
+            logged=[
+                f"closed: {LIMIT} connections are open, which is the maximum (web.max_connections)"
+            ],
         )
         assert not [line for line in trial.skyfast.log if re.search(r" ERROR |Traceback", line)]

@@ -135,7 +135,10 @@ INVALID_FILES = {
     ),
     "authority without type": (
         f"tls_server_config: {{{TLS}, client_ca_file: ca.crt}}",
-        "client_ca_file: client certificates are not verified: set client_auth_type to Verify",
+        (
+            "client_ca_file: client certificates are not verified: set client_auth_type to"
+            " VerifyClientCertIfGiven or RequireAndVerify"
+        ),
     ),
     "empty authority": (
         f"tls_server_config: {{{TLS}, {OPTIONAL}, client_ca_file: /dev/null}}",
